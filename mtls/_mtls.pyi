@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Rust core as Python sees it: coarse calls only, none of them runs per connection or per request.
+
+Every call that can wait releases the GIL. Times are Unix seconds. Certificates are DER, keys PKCS#8 DER.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+class MtlsError(Exception):
+    """Base of all. `code` is stable, `str()` is a sentence for the person who must act."""
+
+    code: str
+
+class VerifyError(MtlsError):
+    """A SPIFFE ID, SVID or chain breaks a rule; `code` names it, the same as in tests/vectors."""
+
+class TableError(MtlsError):
+    """A decision table cannot be used."""
+
+class MaterialError(MtlsError):
+    """Material was refused at publish; the last good one stays."""
+
+class ListenError(MtlsError):
+    """A listener, front or connector cannot be opened."""
+
+class CallerUnknown(MtlsError):
+    """No live connection of this front has that name."""
+
+@final
+class ClientRule:
+    """What the local client of an outbound listener must be. All that is set must hold; nothing set matches nobody."""
+
+    def __new__(
+        cls,
+        *,
+        uid: int | None = None,
+        gid: int | None = None,
+        supplementary_gids: Sequence[int] = (),
+        path: str | None = None,
+        sha256: str | None = None,
+    ) -> ClientRule: ...
+
+@final
+class Svid:
+    """An identity of ours with its key. `clients`: any one rule that matches lets a local client use it."""
+
+    def __new__(
+        cls,
+        *,
+        id: str,
+        chain: Sequence[bytes],
+        key: bytes,
+        federates_with: Sequence[str] = (),
+        clients: Sequence[ClientRule] = (),
+    ) -> Svid: ...
+
+@final
+class Revocation:
+    """Exactly one of `serial`, `authority_id` (both lower-case hex), or `pattern` with `issued_before`."""
+
+    def __new__(
+        cls,
+        *,
+        serial: str | None = None,
+        authority_id: str | None = None,
+        pattern: str | None = None,
+        issued_before: int | None = None,
+        reason: str = "",
+    ) -> Revocation: ...
+
+@final
+class Material:
+    """What the data path runs on, as one value. `table` is a serialised firedoor.policy.v1.Table; empty denies everything."""
+
+    def __new__(
+        cls,
+        *,
+        trust_domain: str,
+        bundles: Mapping[str, Sequence[bytes]],
+        svids: Sequence[Svid] = (),
+        revocations: Sequence[Revocation] = (),
+        table: bytes = b"",
+        generation: tuple[int, int] = (0, 0),
+    ) -> Material: ...
+
+@final
+class Caller:
+    """Who is at the other end of one connection to a front. Frozen."""
+
+    transport: Literal["tls", "unix"]
+    connection_id: int
+    # TLS. `spiffe_id` is None for a peer that presented no certificate.
+    spiffe_id: str | None
+    serial: str | None
+    not_before: int | None
+    not_after: int | None
+    chain_hash: bytes | None
+    remote: str
+    # Unix.
+    pid: int | None
+    uid: int | None
+    gid: int | None
+
+    def alive(self) -> bool:
+        """Say whether the connection, and for Unix the very process that opened it, still lives (about 1 µs)."""
+
+@final
+class Front:
+    """A listener of ours that splices to a private grpcio server."""
+
+    # "host:port" as bound, or the socket's path.
+    address: str
+
+    def caller(self, peer: str) -> Caller:
+        """Answer who speaks, from grpcio's `context.peer()`; raise CallerUnknown when the name is not live."""
+
+    def close_callers(self, spiffe_id: str) -> int:
+        """Close all connections of an identity at once and return how many there were."""
+
+    def stop(self) -> None: ...
+
+@final
+class Connector:
+    """A private Unix socket behind which a verified mTLS connection is made."""
+
+    path: str
+
+    def last_error(self) -> str:
+        """Say why the last connection failed; empty when it did not."""
+
+    def stop(self) -> None: ...
+
+@final
+class ControlServer:
+    """The broker's end of the control streams: fans encoded FromBroker messages out to sidecars."""
+
+    def publish(self, views: Sequence[tuple[Sequence[str], bytes]]) -> None:
+        """Set the latest message of each agent ID in each group; live streams get it at once, later ones on connect.
+
+        An older message that has not left yet is replaced, never queued behind.
+        """
+
+    def drain(self, limit: int) -> list[tuple[Literal["hello", "ack", "nack", "closed"], str, int, bytes]]:
+        """Return waiting events as (kind, agent ID, stream number, encoded FromSidecar)."""
+
+    def forget(self, agent_id: str) -> int:
+        """Drop an agent's view and reset its streams (ban, evict); return how many streams there were."""
+
+    def streams(self) -> int: ...
+
+@final
+class ControlClient:
+    """The sidecar's end: keeps one stream open, reconnecting with back-off and jitter."""
+
+    def send(self, message: bytes) -> None:
+        """Send an encoded FromSidecar on the present stream; dropped when there is none."""
+
+    def drain(self, limit: int) -> list[tuple[Literal["connected", "message", "disconnected", "unsupported"], bytes]]:
+        """Return waiting events; a message carries an encoded FromBroker, the others an UTF-8 reason.
+
+        "unsupported": the server speaks no `firedoor-control/1`.
+        """
+
+    def stop(self) -> None: ...
+
+@final
+class Listener:
+    """A data-path listener."""
+
+    name: str
+    address: str
+
+    def stop(self) -> None:
+        """Stop accepting; connections that run go on."""
+
+@final
+class Core:
+    """All threads and sockets of one process."""
+
+    def __new__(cls, *, data_threads: int = 0, record_capacity: int = 65536) -> Core: ...
+    def publish(self, material: Material) -> int:
+        """Check the material, make it the present one and return its revision. Raise MaterialError and change nothing."""
+
+    def tls_front(
+        self,
+        *,
+        listen: str,
+        as_id: str,
+        backend: str,
+        control: ControlServer | None = None,
+        client: Literal["optional", "required"] = "optional",
+    ) -> Front:
+        """Open a TLS 1.3 front as identity `as_id`; `backend` is the path of a Unix socket in a 0700 folder (ALPN h2)."""
+
+    def unix_front(
+        self,
+        *,
+        path: str,
+        backend: str,
+        mode: int = 0o666,
+        http1_backend: str | None = None,
+        workload: Literal["process", "pod"] = "process",
+    ) -> Front: ...
+    def connector(
+        self,
+        *,
+        path: str,
+        addresses: Sequence[str],
+        expect: str,
+        as_id: str | None = None,
+        alpn: str = "h2",
+    ) -> Connector:
+        """Open a private socket at `path`; each connection to it is one mTLS connection to the first address that proves `expect`."""
+
+    def control_server(self) -> ControlServer: ...
+    def control_client(self, *, addresses: Sequence[str], as_id: str, expect: str) -> ControlClient: ...
+    def listen(self, spec: str) -> Listener:
+        """Open an inbound or outbound data-path listener from its JSON form (see `firedoor.sidecar.config`)."""
+
+    def drain_records(self, limit: int) -> bytes:
+        """Return up to `limit` decision records as JSON lines."""
+
+    def event_fd(self) -> int:
+        """Return an eventfd that is readable while records or control events wait. Owned by the core."""
+
+    def stats(self) -> dict[str, int]: ...
+    def connections(self) -> str:
+        """Return the live registry as a JSON array."""
+
+    def drain(self, seconds: float) -> bool:
+        """Stop accepting, wait so long for connections to end; say whether all did."""
+
+    def stop(self) -> None: ...
+
+@final
+class Decision:
+    """The engine's answer. `flow` is None unless a flow allows it; `reason` is a stable code."""
+
+    allowed: bool
+    flow: str | None
+    reason: str
+    source_segment: str | None
+    destination_segment: str | None
+    # Flows that fit both ends and port but not the action, for explanations.
+    near: list[str]
+
+@final
+class Engine:
+    """One decision table, ready to be asked."""
+
+    def __new__(cls, table: bytes) -> Engine: ...
+    def segment_of(self, spiffe_id: str) -> str | None: ...
+    def decide(
+        self,
+        *,
+        source: str,
+        destination: str,
+        port: int,
+        protocol: Literal["tcp", "http", "grpc"],
+        authority: str = "",
+        method: str = "",
+        path: str = "",
+        grpc_service: str = "",
+        grpc_method: str = "",
+        time: int,
+    ) -> Decision: ...
+
+def check_spiffe_id(text: str) -> None:
+    """Raise VerifyError unless the text is a SPIFFE ID."""
+
+def check_pattern(text: str) -> None:
+    """Raise VerifyError unless the text is an ID pattern."""
+
+def match_pattern(pattern: str, spiffe_id: str) -> bool: ...
+def verify_svid(
+    chain: Sequence[bytes],
+    bundles: Mapping[str, Sequence[bytes]],
+    *,
+    at: int,
+    revocations: Sequence[Revocation] = (),
+) -> tuple[str, int]:
+    """Verify a chain against the roots of its leaf's own trust domain; return (SPIFFE ID, min notAfter of the path)."""
+
+def canonical_path(target: str) -> list[str]:
+    """Return the decoded segments of an HTTP request target's path; raise MtlsError when it is ambiguous."""
