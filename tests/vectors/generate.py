@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the shared vectors: `python tests/vectors/generate.py`.
+
+Tests in both languages read what is committed; run this after adding a case. IDs and patterns come out the same each
+time. Keys and signatures of certificates do not, so those are written only when `svid` is given as an argument.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import make_ids  # noqa: E402
+
+
+def write(path: str, value: object) -> None:
+    target = HERE / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    for name, cases in make_ids.spiffe_ids().items():
+        write(f"spiffe_ids/{name}.json", {"cases": cases})
+    write("policy/id_patterns.json", make_ids.id_patterns())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
