@@ -10,7 +10,7 @@ Nothing here meets the descriptors of another SPIFFE library in the same process
 '/db'
 """
 
-from firedoor.wire import details, well_known
+from firedoor.wire import details, views, well_known
 from firedoor.wire import spire_types as types
 from firedoor.wire._generated import firedoor_admin_v1_admin_pb2 as admin_pb2
 from firedoor.wire._generated import firedoor_admin_v1_admin_pb2_grpc as admin_grpc
@@ -56,6 +56,7 @@ __all__ = [
     "svid_grpc",
     "svid_pb2",
     "types",
+    "views",
     "well_known",
     "workload_grpc",
     "workload_pb2",
