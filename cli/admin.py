@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls to the admin sockets of a broker and of a sidecar, with one mapping from gRPC status to our errors."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from firedoor.certs import Selector, SpiffeId
+from firedoor.certs.errors import CertsError
+from firedoor.cli import places
+from firedoor.cli.errors import CliError, NotFound, Refused, Unreachable, UsageError
+from firedoor.wire import types
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+# Long enough for a busy broker, short enough for a person.
+CALL_SECONDS = 30.0
+# SPIRE answers pages of at most so many.
+PAGE = 500
+
+
+def add_broker_socket(parser: argparse.ArgumentParser) -> None:
+    """Add `--admin-socket` of the broker."""
+    default = places.broker_admin_socket()
+    parser.add_argument(
+        "--admin-socket", metavar="PATH", default=default, help="the broker's admin socket (%(default)s)"
+    )
+
+
+def add_sidecar_socket(parser: argparse.ArgumentParser) -> None:
+    """Add `--admin-socket` of the sidecar."""
+    default = places.sidecar_admin_socket()
+    parser.add_argument(
+        "--admin-socket", metavar="PATH", default=default, help="the sidecar's admin socket (%(default)s)"
+    )
+
+
+class Admin:
+    """A connection to one admin socket."""
+
+    def __init__(self, channel: grpc.Channel, path: str, who: str) -> None:
+        self.channel = channel
+        self._path = path
+        self._who = who
+
+    def call(self, method: Callable[..., Response], request: Any) -> Response:
+        """Make one call; raise a CliError that says what to repair."""
+        try:
+            return method(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            self._raise(error)
+
+    def _raise(self, error: grpc.RpcError) -> NoReturn:
+        code, details = error.code(), error.details() or "no reason given"
+        if code is grpc.StatusCode.NOT_FOUND:
+            raise NotFound(details) from None
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise Unreachable(f"the {self._who} at {self._path} does not answer ({details})") from None
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            raise UsageError(details) from None
+        raise Refused(details) from None
+
+
+@contextmanager
+def admin(path: str, who: str) -> Iterator[Admin]:
+    """Open the admin socket at `path`; `who` is "broker" or "sidecar", for messages."""
+    if not Path(path).exists():
+        raise Unreachable(f"there is no {who} at {path}: start one, or name its socket with --admin-socket")
+    # The default authority of a Unix target is its percent-encoded path, which some servers refuse.
+    with grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")]) as channel:
+        yield Admin(channel, path, who)
+
+
+def check_status(status: types.Status) -> None:
+    """Raise what the status of one item of a batch says."""
+    if status.code == grpc.StatusCode.OK.value[0]:
+        return
+    errors: dict[int, type[CliError]] = {3: UsageError, 5: NotFound}
+    raise errors.get(status.code, Refused)(status.message or f"refused with status {status.code}")
+
+
+def spiffe_id(text: str) -> SpiffeId:
+    """Parse a SPIFFE ID from the command line."""
+    try:
+        return SpiffeId.parse(text)
+    except CertsError as error:
+        raise UsageError(f"{text!r} is no SPIFFE ID: {error}") from None
+
+
+def selector(text: str) -> Selector:
+    """Parse a selector from the command line."""
+    try:
+        return Selector.parse(text)
+    except CertsError as error:
+        raise UsageError(f"a --selector is wrong: {error}") from None
+
+
+def wire_id(parsed: SpiffeId) -> types.SPIFFEID:
+    """Return an ID as SPIRE's APIs carry it."""
+    return types.SPIFFEID(trust_domain=parsed.trust_domain.name, path=parsed.path)
+
+
+def id_text(carried: types.SPIFFEID) -> str:
+    """Return an ID of SPIRE's APIs as text."""
+    return f"spiffe://{carried.trust_domain}{carried.path}"

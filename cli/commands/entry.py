@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`firedoor entry`: which workload, seen below which agent, gets which SPIFFE ID."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from firedoor.cli.admin import (
+    PAGE,
+    Admin,
+    add_broker_socket,
+    admin,
+    check_status,
+    id_text,
+    selector,
+    spiffe_id,
+    wire_id,
+)
+from firedoor.cli.exits import Exit
+from firedoor.cli.output import show, show_json, table, when
+from firedoor.cli.parsing import Group, duration
+from firedoor.wire import entry_grpc, entry_pb2, types
+
+CREATE_EXAMPLE = """\
+$ firedoor entry create --spiffe-id spiffe://example.org/segment/inference/host/gpu-1/svc/vllm \\
+    --parent-id spiffe://example.org/node/gpu-1 --selector unix:uid:1001"""
+LIST_EXAMPLE = "$ firedoor entry list --selector unix:uid:1001 --output json"
+SHOW_EXAMPLE = "$ firedoor entry show 2b4e5f0c-7d11-4f5e-9b53-0a8e6f8d2c11"
+DELETE_EXAMPLE = "$ firedoor entry delete 2b4e5f0c-7d11-4f5e-9b53-0a8e6f8d2c11"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    words = Group(parser)
+    create = words.leaf("create", "register a workload", CREATE_EXAMPLE, run_create)
+    create.add_argument("--spiffe-id", required=True, metavar="ID", help="the identity that the workload gets")
+    create.add_argument(
+        "--parent-id", required=True, metavar="ID", help="the agent, or a node alias of agents, that attests it"
+    )
+    create.add_argument(
+        "--selector", required=True, action="append", metavar="TYPE:VALUE", help="all must hold; repeat it"
+    )
+    create.add_argument(
+        "--x509-svid-ttl",
+        type=duration,
+        default=0,
+        metavar="TIME",
+        help="how long an X.509-SVID lives (the broker's default)",
+    )
+    create.add_argument(
+        "--federates-with", action="append", default=[], metavar="TD", help="a trust domain whose bundle it gets"
+    )
+    create.add_argument("--dns-name", action="append", default=[], metavar="NAME", help="a DNS name in the certificate")
+    create.add_argument("--hint", default="", help="tells several identities of one workload apart")
+    create.add_argument("--expires-at", type=int, default=0, metavar="UNIX", help="when the entry itself ends")
+    create.add_argument("--admin", action="store_true", help="may call the broker's admin APIs")
+    create.add_argument("--downstream", action="store_true", help="may get a CA of its own")
+    listing = words.leaf("list", "show entries", LIST_EXAMPLE, run_list)
+    listing.add_argument("--spiffe-id", metavar="ID", help="only with this identity")
+    listing.add_argument("--parent-id", metavar="ID", help="only below this parent")
+    listing.add_argument(
+        "--selector", action="append", default=[], metavar="TYPE:VALUE", help="only with these selectors among its own"
+    )
+    shown = words.leaf("show", "show one entry", SHOW_EXAMPLE, run_show)
+    shown.add_argument("id", metavar="ENTRY")
+    delete = words.leaf("delete", "delete entries", DELETE_EXAMPLE, run_delete)
+    delete.add_argument("ids", metavar="ENTRY", nargs="+")
+    for leaf in (create, listing, shown, delete):
+        add_broker_socket(leaf)
+
+
+def run_create(options: argparse.Namespace) -> int:
+    """Register one workload."""
+    entry = types.Entry(
+        spiffe_id=wire_id(spiffe_id(options.spiffe_id)),
+        parent_id=wire_id(spiffe_id(options.parent_id)),
+        selectors=_selectors(options.selector),
+        x509_svid_ttl=options.x509_svid_ttl,
+        federates_with=options.federates_with,
+        dns_names=options.dns_name,
+        hint=options.hint,
+        expires_at=options.expires_at,
+        admin=options.admin,
+        downstream=options.downstream,
+    )
+    with admin(options.admin_socket, "broker") as broker:
+        request = entry_pb2.BatchCreateEntryRequest(entries=[entry])
+        answer = broker.call(entry_grpc.EntryStub(broker.channel).BatchCreateEntry, request)
+    check_status(answer.results[0].status)
+    _show_one(answer.results[0].entry, options.output)
+    return Exit.DONE
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Show the entries that the filters leave."""
+    wanted = entry_pb2.ListEntriesRequest.Filter()
+    if options.spiffe_id:
+        wanted.by_spiffe_id.CopyFrom(wire_id(spiffe_id(options.spiffe_id)))
+    if options.parent_id:
+        wanted.by_parent_id.CopyFrom(wire_id(spiffe_id(options.parent_id)))
+    if options.selector:
+        # Entries whose selectors include all of these.
+        superset = types.SelectorMatch.MATCH_SUPERSET
+        wanted.by_selectors.CopyFrom(types.SelectorMatch(selectors=_selectors(options.selector), match=superset))
+    with admin(options.admin_socket, "broker") as broker:
+        found = list(_pages(broker, wanted))
+    if options.output == "json":
+        show_json([as_json(entry) for entry in found])
+        return Exit.DONE
+    rows = [(e.id, id_text(e.spiffe_id), id_text(e.parent_id), " ".join(_selector_texts(e))) for e in found]
+    show(table(("ENTRY", "SPIFFE ID", "PARENT", "SELECTORS"), rows))
+    return Exit.DONE
+
+
+def _pages(broker: Admin, wanted: entry_pb2.ListEntriesRequest.Filter) -> Iterator[types.Entry]:
+    stub, token = entry_grpc.EntryStub(broker.channel), ""
+    while True:
+        request = entry_pb2.ListEntriesRequest(filter=wanted, page_size=PAGE, page_token=token)
+        answer = broker.call(stub.ListEntries, request)
+        yield from answer.entries
+        token = answer.next_page_token
+        if not token:
+            return
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Show one entry."""
+    with admin(options.admin_socket, "broker") as broker:
+        entry = broker.call(entry_grpc.EntryStub(broker.channel).GetEntry, entry_pb2.GetEntryRequest(id=options.id))
+    _show_one(entry, options.output)
+    return Exit.DONE
+
+
+def run_delete(options: argparse.Namespace) -> int:
+    """Delete entries; stop with the first that cannot be."""
+    with admin(options.admin_socket, "broker") as broker:
+        request = entry_pb2.BatchDeleteEntryRequest(ids=options.ids)
+        answer = broker.call(entry_grpc.EntryStub(broker.channel).BatchDeleteEntry, request)
+    deleted = [result.id for result in answer.results if result.status.code == 0]
+    if options.output == "json":
+        show_json({"deleted": deleted})
+    else:
+        show("\n".join(f"deleted {entry}" for entry in deleted))
+    for result in answer.results:
+        check_status(result.status)
+    return Exit.DONE
+
+
+def as_json(entry: types.Entry) -> dict[str, Any]:
+    """Return an entry as scripts read it."""
+    return {
+        "id": entry.id,
+        "spiffe_id": id_text(entry.spiffe_id),
+        "parent_id": id_text(entry.parent_id),
+        "selectors": _selector_texts(entry),
+        "x509_svid_ttl": entry.x509_svid_ttl,
+        "federates_with": list(entry.federates_with),
+        "dns_names": list(entry.dns_names),
+        "hint": entry.hint,
+        "admin": entry.admin,
+        "downstream": entry.downstream,
+        "expires_at": entry.expires_at,
+        "revision_number": entry.revision_number,
+        "created_at": entry.created_at,
+    }
+
+
+def _show_one(entry: types.Entry, output: str) -> None:
+    if output == "json":
+        show_json(as_json(entry))
+        return
+    lines = [
+        ("entry", entry.id),
+        ("spiffe id", id_text(entry.spiffe_id)),
+        ("parent", id_text(entry.parent_id)),
+        *(("selector", text) for text in _selector_texts(entry)),
+        ("x509-svid ttl", f"{entry.x509_svid_ttl} s" if entry.x509_svid_ttl else "the broker's default"),
+        *(("federates with", name) for name in entry.federates_with),
+        *(("dns name", name) for name in entry.dns_names),
+        ("expires", when(entry.expires_at)),
+        ("revision", str(entry.revision_number)),
+    ]
+    show("\n".join(f"{name:<15}{value}" for name, value in lines))
+
+
+def _selectors(texts: list[str]) -> list[types.Selector]:
+    return [types.Selector(type=parsed.type, value=parsed.value) for parsed in map(selector, texts)]
+
+
+def _selector_texts(entry: types.Entry) -> list[str]:
+    return [f"{carried.type}:{carried.value}" for carried in entry.selectors]
