@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents and join tokens in the database: jobs for `Database`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from firedoor.broker.agent import Agent
+from firedoor.broker.db.schema import agent_selectors, agents, join_tokens
+from firedoor.broker.errors import AgentBanned, AlreadyExists, InvalidRequest, NotFound
+from firedoor.certs import Selector, SpiffeId
+
+
+def load_agents(connection: Connection) -> list[Agent]:
+    """Return all agents, banned ones too."""
+    selectors: dict[str, list[Selector]] = defaultdict(list)
+    for row in connection.execute(select(agent_selectors)):
+        selectors[row.agent_id].append(Selector.of(row.type, row.value))
+    return [_agent(row, selectors[row.id]) for row in connection.execute(select(agents))]
+
+
+def put_agent(connection: Connection, agent: Agent) -> None:
+    """Write an agent that has just attested, with its selectors. Raise AgentBanned, and change nothing."""
+    key = str(agent.id)
+    banned = connection.scalar(select(agents.c.banned).where(agents.c.id == key))
+    if banned:
+        raise AgentBanned("failed to attest: agent is banned")
+    if banned is None:
+        connection.execute(insert(agents).values(_row(agent)))
+    else:
+        connection.execute(update(agents).where(agents.c.id == key).values(_row(agent)))
+        connection.execute(delete(agent_selectors).where(agent_selectors.c.agent_id == key))
+    if agent.selectors:
+        rows = [{"agent_id": key, "type": s.type, "value": s.value} for s in sorted(agent.selectors)]
+        connection.execute(insert(agent_selectors), rows)
+
+
+def renew_agent(connection: Connection, agent: Agent, serial: str, not_after: int) -> None:
+    """Write the serial of a renewed certificate beside the present one. Raise NotFound when the agent is gone or banned."""
+    where = (agents.c.id == str(agent.id)) & (agents.c.serial == agent.serial) & ~agents.c.banned
+    values = {"new_serial": serial, "new_not_after": not_after}
+    _one(connection.execute(update(agents).where(where).values(values)).rowcount)
+
+
+def promote_agent(connection: Connection, agent: Agent) -> None:
+    """Make the agent's present serial the one of `agent`, which was its new one. Raise NotFound."""
+    where = (agents.c.id == str(agent.id)) & (agents.c.new_serial == agent.serial) & ~agents.c.banned
+    values = {"serial": agent.serial, "not_after": agent.not_after, "new_serial": "", "new_not_after": 0}
+    _one(connection.execute(update(agents).where(where).values(values)).rowcount)
+
+
+def set_agent_version(connection: Connection, agent_id: SpiffeId, version: str) -> None:
+    """Write the version that an agent tells. Raise NotFound."""
+    statement = update(agents).where(agents.c.id == str(agent_id)).values(agent_version=version)
+    _one(connection.execute(statement).rowcount)
+
+
+def ban_agent(connection: Connection, agent_id: SpiffeId) -> None:
+    """Ban an agent for good: its serials are blanked. Raise NotFound."""
+    values: dict[str, Any] = {"banned": True, "serial": "", "new_serial": "", "new_not_after": 0}
+    _one(connection.execute(update(agents).where(agents.c.id == str(agent_id)).values(values)).rowcount)
+
+
+def delete_agent(connection: Connection, agent_id: SpiffeId) -> None:
+    """Delete an agent with its selectors. Raise NotFound."""
+    _one(connection.execute(delete(agents).where(agents.c.id == str(agent_id))).rowcount)
+
+
+def _one(count: int) -> None:
+    if count != 1:
+        raise NotFound("agent not found")
+
+
+def token_hash(token: str | bytes) -> bytes:
+    """Return what stands for a join token wherever one is kept or compared."""
+    return hashlib.sha256(token.encode() if isinstance(token, str) else token).digest()
+
+
+def insert_token(connection: Connection, token: str, expires_at: int) -> None:
+    """Add a join token. Raise AlreadyExists."""
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(join_tokens).values(token_sha256=token_hash(token), expires_at=expires_at))
+    except IntegrityError:
+        raise AlreadyExists("join token already exists") from None
+
+
+def spend_token(connection: Connection, token: bytes) -> int:
+    """Delete a join token and return when it expires. Raise InvalidRequest unless this very call deleted it.
+
+    Looking first and deleting after would let two callers in (SPIRE 1.14.6): the deletion itself is the check.
+    """
+    statement = delete(join_tokens).where(join_tokens.c.token_sha256 == token_hash(token))
+    expires_at: int | None = connection.scalar(statement.returning(join_tokens.c.expires_at))
+    if expires_at is None:
+        raise InvalidRequest("failed to attest: join token does not exist or has already been used")
+    return expires_at
+
+
+def delete_expired_tokens(connection: Connection, now: int) -> int:
+    """Delete join tokens that nobody used in time."""
+    return connection.execute(delete(join_tokens).where(join_tokens.c.expires_at <= now)).rowcount
+
+
+def _row(agent: Agent) -> dict[str, Any]:
+    return {
+        "id": str(agent.id),
+        "attestation_type": agent.attestation_type,
+        "serial": agent.serial,
+        "not_after": agent.not_after,
+        "new_serial": agent.new_serial,
+        "new_not_after": agent.new_not_after,
+        "can_reattest": agent.can_reattest,
+        "banned": agent.banned,
+        "agent_version": agent.agent_version,
+    }
+
+
+def _agent(row: Any, selectors: list[Selector]) -> Agent:
+    return Agent(
+        id=SpiffeId.parse(row.id),
+        attestation_type=row.attestation_type,
+        serial=row.serial,
+        not_after=row.not_after,
+        selectors=frozenset(selectors),
+        new_serial=row.new_serial,
+        new_not_after=row.new_not_after,
+        can_reattest=row.can_reattest,
+        banned=row.banned,
+        agent_version=row.agent_version,
+    )

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries in the database: jobs for `Database`, each on a connection inside a transaction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from firedoor.broker.db.schema import bundles, entries, entry_dns_names, entry_federates, entry_selectors
+from firedoor.broker.entry import Attributes, Entry
+from firedoor.broker.errors import AlreadyExists, InvalidRequest, NotFound
+from firedoor.certs import Selector, SpiffeId, TrustDomain
+
+_PARTS = (entry_selectors, entry_dns_names, entry_federates)
+
+
+def load_entries(connection: Connection) -> list[Entry]:
+    """Return all entries."""
+    selectors: dict[str, list[Selector]] = defaultdict(list)
+    for row in connection.execute(select(entry_selectors)):
+        selectors[row.entry_id].append(Selector.of(row.type, row.value))
+    names: dict[str, list[str]] = defaultdict(list)
+    for row in connection.execute(select(entry_dns_names).order_by(entry_dns_names.c.position)):
+        names[row.entry_id].append(row.name)
+    federates: dict[str, list[TrustDomain]] = defaultdict(list)
+    for row in connection.execute(select(entry_federates).order_by(entry_federates.c.trust_domain)):
+        federates[row.entry_id].append(TrustDomain.parse(row.trust_domain))
+    return [
+        _entry(row, selectors[row.id], names[row.id], federates[row.id]) for row in connection.execute(select(entries))
+    ]
+
+
+def insert_entry(connection: Connection, entry: Entry) -> None:
+    """Add an entry. Raise AlreadyExists or InvalidRequest."""
+    _check_bundles(connection, entry)
+    if connection.scalar(select(entries.c.id).where(entries.c.id == entry.id)) is not None:
+        raise AlreadyExists("entry ID already exists")
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(entries).values(_row(entry)))
+    except IntegrityError:
+        raise AlreadyExists("similar entry already exists") from None
+    _insert_parts(connection, entry)
+
+
+def update_entry(connection: Connection, entry: Entry) -> None:
+    """Replace an entry whose revision is one below the given one. Raise NotFound when it is not."""
+    _check_bundles(connection, entry)
+    where = (entries.c.id == entry.id) & (entries.c.revision_number == entry.revision_number - 1)
+    try:
+        with connection.begin_nested():
+            found = connection.execute(update(entries).where(where).values(_row(entry))).rowcount
+    except IntegrityError:
+        raise AlreadyExists("similar entry already exists") from None
+    if found != 1:
+        raise NotFound("entry not found")
+    for table in _PARTS:
+        connection.execute(delete(table).where(table.c.entry_id == entry.id))
+    _insert_parts(connection, entry)
+
+
+def delete_entry(connection: Connection, entry_id: str) -> None:
+    """Delete an entry. Raise NotFound."""
+    if connection.execute(delete(entries).where(entries.c.id == entry_id)).rowcount != 1:
+        raise NotFound("entry not found")
+
+
+def delete_expired_entries(connection: Connection, now: int) -> list[str]:
+    """Delete the entries that are past their end and return their IDs."""
+    where = (entries.c.expires_at > 0) & (entries.c.expires_at <= now)
+    return list(connection.scalars(delete(entries).where(where).returning(entries.c.id)))
+
+
+def _check_bundles(connection: Connection, entry: Entry) -> None:
+    for trust_domain in entry.federates_with:
+        where = bundles.c.trust_domain == trust_domain.name
+        if connection.scalar(select(bundles.c.trust_domain).where(where)) is None:
+            raise InvalidRequest(f'unable to find federated bundle "{trust_domain.name}"')
+
+
+def _insert_parts(connection: Connection, entry: Entry) -> None:
+    rows: Iterable[tuple[Any, list[dict[str, Any]]]] = (
+        (entry_selectors, [{"type": s.type, "value": s.value} for s in sorted(entry.selectors)]),
+        (entry_dns_names, [{"position": i, "name": name} for i, name in enumerate(entry.dns_names)]),
+        (entry_federates, [{"trust_domain": td.name} for td in entry.federates_with]),
+    )
+    for table, values in rows:
+        if values:
+            connection.execute(insert(table), [{"entry_id": entry.id, **value} for value in values])
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    attributes = entry.attributes or Attributes()
+    return {
+        "id": entry.id,
+        "similarity": entry.similarity,
+        "spiffe_id": str(entry.spiffe_id),
+        "parent_id": str(entry.parent_id),
+        "x509_svid_ttl": entry.x509_svid_ttl,
+        "jwt_svid_ttl": entry.jwt_svid_ttl,
+        "admin": entry.admin,
+        "downstream": entry.downstream,
+        "store_svid": entry.store_svid,
+        "has_attributes": entry.attributes is not None,
+        "disable_x509_svid_prefetch": attributes.disable_x509_svid_prefetch,
+        "jwt_svid_include_jti": attributes.jwt_svid_include_jti,
+        "hint": entry.hint,
+        "expires_at": entry.expires_at,
+        "revision_number": entry.revision_number,
+        "created_at": entry.created_at,
+    }
+
+
+def _entry(row: Any, selectors: list[Selector], names: list[str], federates: list[TrustDomain]) -> Entry:
+    return Entry(
+        id=row.id,
+        spiffe_id=SpiffeId.parse(row.spiffe_id),
+        parent_id=SpiffeId.parse(row.parent_id),
+        selectors=frozenset(selectors),
+        x509_svid_ttl=row.x509_svid_ttl,
+        jwt_svid_ttl=row.jwt_svid_ttl,
+        federates_with=tuple(federates),
+        dns_names=tuple(names),
+        admin=row.admin,
+        downstream=row.downstream,
+        store_svid=row.store_svid,
+        hint=row.hint,
+        expires_at=row.expires_at,
+        revision_number=row.revision_number,
+        created_at=row.created_at,
+        attributes=Attributes(row.disable_x509_svid_prefetch, row.jwt_svid_include_jti) if row.has_attributes else None,
+    )

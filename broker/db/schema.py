@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables. Portable SQL: SQLite now, nothing here that PostgreSQL would not take.
+
+Times are Unix seconds. Private keys and join tokens are never in the database (a token's SHA-256 is).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# One row: the state that the broker publishes. `epoch` is the time at which the database was made.
+generation = Table(
+    "generation",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),
+)
+
+entries = Table(
+    "entries",
+    METADATA,
+    Column("id", String(255), primary_key=True),
+    # SHA-256 over (spiffe_id, parent_id, selector set): two entries never agree in all three.
+    Column("similarity", LargeBinary(32), nullable=False, unique=True),
+    Column("spiffe_id", String(2048), nullable=False, index=True),
+    Column("parent_id", String(2048), nullable=False, index=True),
+    Column("x509_svid_ttl", Integer, nullable=False),
+    Column("jwt_svid_ttl", Integer, nullable=False),
+    Column("admin", Boolean, nullable=False),
+    Column("downstream", Boolean, nullable=False),
+    Column("store_svid", Boolean, nullable=False),
+    Column("disable_x509_svid_prefetch", Boolean, nullable=False),
+    Column("jwt_svid_include_jti", Boolean, nullable=False),
+    # Whether `additional_attributes` was given at all: SPIRE's clients tell the two apart.
+    Column("has_attributes", Boolean, nullable=False),
+    Column("hint", String(1024), nullable=False),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("revision_number", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+
+def _of_entry() -> Column[str]:
+    return Column("entry_id", String(255), ForeignKey("entries.id", ondelete="CASCADE"), primary_key=True)
+
+
+entry_selectors = Table(
+    "entry_selectors",
+    METADATA,
+    _of_entry(),
+    Column("type", String(255), primary_key=True),
+    Column("value", Text, primary_key=True),
+)
+
+entry_dns_names = Table(
+    "entry_dns_names",
+    METADATA,
+    _of_entry(),
+    # The first DNS name becomes the subject's common name, so the order counts.
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(255), nullable=False),
+)
+
+bundles = Table(
+    "bundles",
+    METADATA,
+    Column("trust_domain", String(255), primary_key=True),
+    # SPIFFE bundle format (JWKS), with its sequence number and refresh hint inside.
+    Column("jwks", LargeBinary, nullable=False),
+)
+
+entry_federates = Table(
+    "entry_federates",
+    METADATA,
+    _of_entry(),
+    Column("trust_domain", String(255), ForeignKey("bundles.trust_domain"), primary_key=True, index=True),
+)
+
+agents = Table(
+    "agents",
+    METADATA,
+    Column("id", String(2048), primary_key=True),
+    Column("attestation_type", String(255), nullable=False),
+    # Decimal, as SPIRE shows it. `new_serial` counts from its first use; until then both do.
+    Column("serial", String(64), nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("new_serial", String(64), nullable=False),
+    Column("new_not_after", BigInteger, nullable=False),
+    Column("can_reattest", Boolean, nullable=False),
+    Column("banned", Boolean, nullable=False),
+    Column("agent_version", String(255), nullable=False),
+)
+
+agent_selectors = Table(
+    "agent_selectors",
+    METADATA,
+    Column("agent_id", String(2048), ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    Column("type", String(255), primary_key=True),
+    Column("value", Text, primary_key=True),
+)
+
+join_tokens = Table(
+    "join_tokens",
+    METADATA,
+    Column("token_sha256", LargeBinary(32), primary_key=True),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+)
+
+# The journal of our own signing keys. `slot` is "A" or "B"; the keys live in the key manager under `key_id`.
+authorities = Table(
+    "authorities",
+    METADATA,
+    Column("authority_id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("record", LargeBinary, nullable=False),
+)
+
+policy_documents = Table(
+    "policy_documents",
+    METADATA,
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(1024), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+# What was signed and still lives; written in the transaction that the signature waits for, pruned at `not_after`.
+issued = Table(
+    "issued",
+    METADATA,
+    # Lower-case hex without leading zeros.
+    Column("serial", String(64), primary_key=True),
+    Column("spiffe_id", String(2048), nullable=False),
+    # Empty for an agent's own certificate.
+    Column("entry_id", String(255), nullable=False, index=True),
+    Column("agent_id", String(2048), nullable=False, index=True),
+    Column("authority_id", String(64), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False, index=True),
+)
+
+revocations = Table(
+    "revocations",
+    METADATA,
+    # "serial", "authority" or "pattern"; a pattern counts for what was issued before `issued_before`.
+    Column("kind", String(16), primary_key=True),
+    Column("value", String(2048), primary_key=True),
+    Column("issued_before", BigInteger, nullable=False),
+    Column("reason", String(255), nullable=False),
+    # From when on nothing that it names can be valid any more.
+    Column("expires_at", BigInteger, nullable=False),
+)
+
+Index("ix_revocations_expires_at", revocations.c.expires_at)

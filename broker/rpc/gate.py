@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one gate in front of every method: who calls, may they, what went wrong, what the audit log keeps.
+
+Handlers are made from the service's descriptor, so that no method can be registered past the gate; what the service does
+not implement is refused behind it. Who calls is what the front knows about the connection: no header says it. Requests are
+read here too, so that bytes which are no message end as InvalidArgument.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from firedoor.broker.agent import Agent
+from firedoor.broker.errors import InvalidRequest, NotAuthorized, StorageError, Unauthenticated, Unsupported
+from firedoor.broker.rpc.matrix import MATRIX, Who
+from firedoor.broker.rpc.status import INTERNAL, OK, RpcStatus, status_of
+from firedoor.certs import CertsError, SpiffeId
+from firedoor.mtls import Caller, CallerUnknown
+
+if TYPE_CHECKING:
+    from firedoor.broker.audit import Audit
+    from firedoor.broker.metrics import Metrics
+
+_log = logging.getLogger("firedoor.broker.rpc")
+_Context = grpc.aio.ServicerContext[bytes, bytes] if TYPE_CHECKING else Any
+
+# Asked every few seconds by whatever watches the broker; only refusals of these are kept.
+_QUIET: Final = "/grpc.health.v1.Health/"
+
+
+class Standing(Protocol):
+    """What the gate asks about a SPIFFE ID that calls."""
+
+    def is_admin(self, spiffe_id: SpiffeId) -> bool:
+        """Say whether an entry makes this ID an administrator's."""
+
+    def is_downstream(self, spiffe_id: SpiffeId) -> bool:
+        """Say whether an entry makes this ID a downstream authority's."""
+
+    async def check_agent(self, spiffe_id: SpiffeId, caller: Caller) -> Agent:
+        """Return the agent in good standing. Raise AgentError."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One admitted call, as services see it."""
+
+    method: str
+    caller: Caller
+    # As whom the caller was admitted.
+    who: Who
+    # Set when `who` is AGENT.
+    agent: Agent | None = None
+    # What the audit log keeps beside the method and the caller. Never a token, a key or a selector's value.
+    audit: dict[str, Any] = field(default_factory=dict)
+    # Checks the caller again, for streams that stay open.
+    again: Callable[[], Awaitable[None]] | None = None
+
+    def the_agent(self) -> Agent:
+        """Return the calling agent. Raise NotAuthorized when none calls."""
+        if self.agent is None:
+            raise NotAuthorized(f"authorization denied for method {self.method}")
+        return self.agent
+
+
+class Gate:
+    """Admits calls of one server. `local` is a property of the server, never of a call."""
+
+    def __init__(self, *, local: bool, standing: Standing, audit: Audit, metrics: Metrics) -> None:
+        self._local = local
+        self._standing = standing
+        self._audit = audit
+        self._metrics = metrics
+        self._resolve: Callable[[str], Caller] | None = None
+
+    def attach(self, resolve: Callable[[str], Caller]) -> None:
+        """Give the gate the front's `caller`. Until then every call is refused."""
+        self._resolve = resolve
+
+    def handler(self, service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
+        """Return a service's handlers, each behind the gate."""
+        made = {method.name: self._method(method, implementation) for method in service.methods}
+        return grpc.method_handlers_generic_handler(service.full_name, made)
+
+    def _method(self, method: MethodDescriptor, implementation: object) -> grpc.RpcMethodHandler[bytes, bytes]:
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        guarded = _Guarded(self, path, GetMessageClass(method.input_type), getattr(implementation, method.name, None))
+        # Messages stay bytes for grpcio: the gate reads and writes them.
+        if method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(guarded.stream)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(guarded.answers)
+        return grpc.unary_unary_rpc_method_handler(guarded.unary)
+
+    async def admit(self, path: str, context: _Context) -> Call:
+        """Return the call if this caller may make it. Raise AgentError or Unauthenticated."""
+        caller = self._caller(context.peer())
+        row = MATRIX.get(path, frozenset())
+        if self._local and caller.uid not in (0, os.geteuid()):
+            raise NotAuthorized("the admin socket answers root and the broker's own user alone")
+        if Who.ANYONE in row:
+            return Call(path, caller, Who.ANYONE)
+        if self._local:
+            if Who.LOCAL in row:
+                return Call(path, caller, Who.LOCAL)
+            raise NotAuthorized(f"authorization denied for method {path}")
+        return await self._admit_identity(path, caller, row)
+
+    async def _admit_identity(self, path: str, caller: Caller, row: frozenset[Who]) -> Call:
+        spiffe_id = _identity(caller)
+        if spiffe_id is not None:
+            if Who.ADMIN in row and self._standing.is_admin(spiffe_id):
+                return Call(path, caller, Who.ADMIN)
+            if Who.DOWNSTREAM in row and self._standing.is_downstream(spiffe_id):
+                return Call(path, caller, Who.DOWNSTREAM)
+            if Who.AGENT in row:
+                call = Call(path, caller, Who.AGENT, await self._standing.check_agent(spiffe_id, caller))
+
+                async def again() -> None:
+                    call.agent = await self._standing.check_agent(spiffe_id, caller)
+
+                call.again = again
+                return call
+        raise NotAuthorized(f"authorization denied for method {path}")
+
+    def _caller(self, peer: str) -> Caller:
+        if self._resolve is None:
+            raise Unauthenticated("the broker is starting")
+        try:
+            return self._resolve(peer)
+        except CallerUnknown:
+            self._metrics.unknown_callers.inc()
+            raise Unauthenticated("the connection is not one of the front's") from None
+
+    def finish(self, path: str, call: Call | None, peer: Caller | None, status: RpcStatus) -> RpcStatus:
+        """Keep the call in the audit log if it matters, and return the status that it ends with."""
+        refused = status.code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+        matters = call is not None and (call.who in (Who.LOCAL, Who.ADMIN) or bool(call.audit))
+        if refused or (matters and not path.startswith(_QUIET)):
+            caller = call.caller if call is not None else peer
+            try:
+                self._audit.call(path, caller, status, dict(call.audit) if call is not None else {})
+            except StorageError as error:
+                # What cannot be audited is not handed out.
+                return status_of(error)
+        return status
+
+    def count(self, path: str, started: float, status: RpcStatus) -> None:
+        """Count the call."""
+        self._metrics.calls.labels(path, status.code.name).inc()
+        self._metrics.call_seconds.labels(path).observe(time.perf_counter() - started)
+
+    def who(self, context: _Context) -> Caller | None:
+        """Return the caller for a record of a refusal, None when nobody knows."""
+        try:
+            return self._caller(context.peer())
+        except Unauthenticated:
+            return None
+
+
+class _Guarded:
+    """One method behind the gate, in the three shapes that our services have."""
+
+    def __init__(self, gate: Gate, path: str, request: type[Message], implementation: Any) -> None:
+        self._gate, self._path, self._request = gate, path, request
+        self._implementation = implementation or self._unsupported
+
+    def _unsupported(self, *_: object) -> Any:
+        raise Unsupported(f"this broker does not serve {self._path}")
+
+    def _read(self, data: bytes) -> Message:
+        try:
+            return self._request.FromString(data)
+        except DecodeError:
+            raise InvalidRequest(f"the request is not a {self._request.DESCRIPTOR.name} message") from None
+
+    async def unary(self, data: bytes, context: _Context) -> bytes:
+        async def run(call: Call) -> bytes:
+            answer: Message = await self._implementation(self._read(data), call)
+            return answer.SerializeToString()
+
+        return await self._run(context, run)
+
+    async def answers(self, data: bytes, context: _Context) -> None:
+        async def run(call: Call) -> bytes:
+            async for answer in self._implementation(self._read(data), call):
+                await context.write(answer.SerializeToString())
+            return b""
+
+        await self._run(context, run)
+
+    async def stream(self, requests: AsyncIterator[bytes], context: _Context) -> None:
+        async def read() -> AsyncIterator[Message]:
+            async for data in requests:
+                yield self._read(data)
+
+        async def run(call: Call) -> bytes:
+            async for answer in self._implementation(read(), call):
+                await context.write(answer.SerializeToString())
+            return b""
+
+        await self._run(context, run)
+
+    async def _run(self, context: _Context, run: Callable[[Call], Awaitable[bytes]]) -> bytes:
+        started, call, answer = time.perf_counter(), None, b""
+        try:
+            call = await self._gate.admit(self._path, context)
+            answer = await run(call)
+            status = OK
+        except Exception as error:  # noqa: BLE001 - the status decides what the caller may know
+            status = status_of(error)
+            if status is INTERNAL:
+                _log.exception("%s failed", self._path)
+        status = self._gate.finish(self._path, call, None if call else self._gate.who(context), status)
+        self._gate.count(self._path, started, status)
+        if status is not OK:
+            await context.abort(status.code, status.message, status.trailing)
+        return answer
+
+
+def _identity(caller: Caller) -> SpiffeId | None:
+    if caller.spiffe_id is None:
+        return None
+    try:
+        return SpiffeId.parse(caller.spiffe_id)
+    except CertsError:
+        return None
+
