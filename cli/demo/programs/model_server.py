@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gRPC service: grpcio's server with the health service of `grpcio-health-checking`: `model_server.py PORT`.
+
+A line on stderr a call, as an access log.
+"""
+
+import sys
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+
+class AccessLog(grpc.ServerInterceptor):
+    """Writes the name of each method that is called."""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Log and go on."""
+        sys.stderr.write(f"call {handler_call_details.method}\n")
+        sys.stderr.flush()
+        return continuation(handler_call_details)
+
+
+def main(port: str) -> None:
+    """Serve until the process is ended."""
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), interceptors=[AccessLog()])
+    servicer = health.HealthServicer()
+    servicer.set("llm", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
