@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents in, a PolicySet out, or every reason why not.
+
+The tables below are the language: each row is a field, how it is read, and what stands for it when it is left out.
+
+>>> from firedoor.certs import TrustDomain
+>>> text = '''
+... apiVersion: firedoor.dev/v1alpha1
+... kind: Segment
+... metadata: {name: registry}
+... spec:
+...   function: registry
+...   trust: high
+...   members: ["spiffe://{td}/segment/registry/**"]
+...   admission: {entry: ["unix:user:registry"], node: []}
+... '''
+>>> policy = load([Document("registry.yaml", text)], TrustDomain.parse("example.org"))
+>>> policy.segments[0].name, [str(pattern) for pattern in policy.segments[0].members]
+('registry', ['spiffe://example.org/segment/registry/**'])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+from firedoor.certs import TrustDomain
+from firedoor.segments import values
+from firedoor.segments.document import Document, Mapping, Node, Scalar, read
+from firedoor.segments.errors import PolicyErrors
+from firedoor.segments.findings import Position
+from firedoor.segments.model import (
+    API_VERSION,
+    Action,
+    Admission,
+    AuditLoss,
+    Expiry,
+    Flow,
+    GrpcAction,
+    HttpAction,
+    Mode,
+    PolicySet,
+    Segment,
+    Subject,
+    TcpAction,
+    Trust,
+    Validity,
+)
+from firedoor.segments.schema import MAX_FINDINGS, Bad, Field, Reading, Shape, clip, list_of, nearest, one_of, scalar
+
+# As many as the engine takes; a longer list is an attack or a generator gone wrong.
+MAX_OBJECTS: Final = 16_384
+
+
+def _expiry(node: Node, reading: Reading) -> Expiry:
+    """`close`, or how long a stream may live on."""
+    if isinstance(node, Scalar):
+        return one_of({"close": Expiry()}, "`close` or {until-revoked: 12h}")(node, reading)
+    return _UNTIL_REVOKED(node, reading)
+
+
+def _action(node: Node, reading: Reading) -> Action:
+    """One kind of action, `{http: {…}}`."""
+    if not isinstance(node, Mapping) or len(node.entries) != 1:
+        raise Bad("wrong_type", node, "an action is one of tcp, http or grpc", "write one a list item: - {http: {…}}")
+    key, value = node.entries[0]
+    if key.text not in _ACTIONS:
+        raise Bad("unknown_field", key, f"there is no action `{clip(key.text)}`", nearest(key.text, _ACTIONS))
+    made: Action = reading.inside(key.text, value, _ACTIONS[key.text])
+    return made
+
+
+def _subject(segment: str | None = None, ids: tuple[Any, ...] = ()) -> Subject:
+    return Subject(segment, ids)
+
+
+def _destination(port: int, segment: str | None = None, ids: tuple[Any, ...] = ()) -> tuple[Subject, int]:
+    return Subject(segment, ids), port
+
+
+def _end(shape: Shape[Any]) -> Callable[[Node, Reading], Any]:
+    """An end of a flow names a segment, IDs, or both; with neither it would match nothing."""
+
+    def read_end(node: Node, reading: Reading) -> Any:
+        made = shape(node, reading)
+        subject = made if isinstance(made, Subject) else made[0]
+        if subject.segment is None and not subject.ids:
+            raise Bad("empty_subject", node, "this end names nobody", "add `segment:` or `id:`, or both")
+        return made
+
+    return read_end
+
+
+_NO_ADDRESS: Final = MappingProxyType(dict.fromkeys(values.ADDRESS_FIELDS, values.no_address_field))
+_SUBJECT_FIELDS: Final = (
+    Field("segment", values.name, default=None),
+    Field("id", values.one_or_more(values.pattern), default=(), into="ids"),
+)
+
+_TCP: Final = Shape("a tcp action", TcpAction, ())
+_HTTP: Final = Shape(
+    "an http action",
+    HttpAction,
+    (
+        Field("methods", list_of(values.method, "HTTP methods", at_least=1), default=()),
+        Field("paths", list_of(values.path, "path patterns", at_least=1), default=()),
+        Field("authorities", list_of(values.authority, "authorities", at_least=1), default=()),
+    ),
+    _NO_ADDRESS,
+)
+_GRPC: Final = Shape(
+    "a grpc action",
+    GrpcAction,
+    (
+        Field("service", values.service),
+        Field("methods", list_of(values.grpc_method, "gRPC methods", at_least=1), default=()),
+    ),
+)
+_ACTIONS: Final[dict[str, Shape[Any]]] = {"tcp": _TCP, "http": _HTTP, "grpc": _GRPC}
+
+_ADMISSION: Final = Shape(
+    "admission",
+    Admission,
+    (
+        Field("entry", list_of(values.selector, "selectors"), default=()),
+        Field("node", list_of(values.selector, "selectors"), default=()),
+        Field("mint", values.boolean, default=False),
+    ),
+)
+_UNTIL_REVOKED: Final = Shape("expiry", Expiry, (Field("until-revoked", values.duration, into="until_revoked"),))
+_TRUST: Final = {"low": Trust.LOW, "medium": Trust.MEDIUM, "high": Trust.HIGH}
+_MODE: Final = {"audit": Mode.AUDIT, "enforce": Mode.ENFORCE}
+_AUDIT_LOSS: Final = {"count": AuditLoss.COUNT, "deny": AuditLoss.DENY}
+
+_SEGMENT: Final[Shape[dict[str, Any]]] = Shape(
+    "the spec of a Segment",
+    dict,
+    (
+        Field("function", values.words(63), default=""),
+        Field("trust", one_of(_TRUST, "a trust level"), default=Trust.LOW),
+        Field("vlan", values.integer(1, 4094), default=None),
+        Field("mode", one_of(_MODE, "a mode"), default=Mode.ENFORCE),
+        Field("members", list_of(values.pattern, "ID patterns"), default=()),
+        Field("admission", _ADMISSION),
+        Field("fallback", values.boolean, default=False),
+        Field("audit_loss", one_of(_AUDIT_LOSS, "what to do when records are lost"), default=AuditLoss.COUNT),
+        Field("expiry", _expiry, default=Expiry()),
+    ),
+    _NO_ADDRESS,
+)
+_VALIDITY: Final = Shape(
+    "valid",
+    Validity,
+    (Field("from", values.time, default=None, into="start"), Field("until", values.time, default=None)),
+)
+_FLOW: Final[Shape[dict[str, Any]]] = Shape(
+    "the spec of a Flow",
+    dict,
+    (
+        Field("owner", values.words(256), default=""),
+        Field("reason", values.words(1024), default=""),
+        Field("from", _end(Shape("from", _subject, _SUBJECT_FIELDS, _NO_ADDRESS)), into="source"),
+        Field(
+            "to",
+            _end(Shape("to", _destination, (*_SUBJECT_FIELDS, Field("port", values.integer(1, 65535))), _NO_ADDRESS)),
+            into="end",
+        ),
+        Field("allow", list_of(_action, "actions")),
+        Field("valid", _VALIDITY, default=None),
+    ),
+    _NO_ADDRESS,
+)
+_METADATA: Final = Shape("metadata", str, (Field("name", values.name, into="object"),))
+
+
+_Marks: TypeAlias = MappingProxyType[str, Position]
+_Make: TypeAlias = Callable[[_Marks], Segment | Flow]
+
+
+def _kind_of_document(spec: Shape[dict[str, Any]], make: Callable[..., Segment | Flow]) -> Shape[_Make]:
+    def build(metadata: str, spec: dict[str, Any], **_: str) -> _Make:
+        return lambda marks: make(name=metadata, marks=marks, **spec)
+
+    fields = (
+        Field("apiVersion", one_of({API_VERSION: API_VERSION}, "an apiVersion that is known here")),
+        Field("kind", values.words(63)),
+        Field("metadata", _METADATA),
+        Field("spec", spec),
+    )
+    return Shape("a document", build, fields)
+
+
+def _segment(name: str, function: str, **spec: Any) -> Segment:
+    return Segment(name=name, function=function or name, **spec)
+
+
+def _flow(end: tuple[Subject, int], **spec: Any) -> Flow:
+    return Flow(destination=end[0], port=end[1], **spec)
+
+
+_KINDS: Final = {"Segment": _kind_of_document(_SEGMENT, _segment), "Flow": _kind_of_document(_FLOW, _flow)}
+
+
+def load(documents: Iterable[Document], trust_domain: TrustDomain) -> PolicySet:
+    """Read all documents, several objects in each, as one policy. Raise PolicyErrors with everything that is wrong."""
+    reading = Reading(trust_domain)
+    found: dict[tuple[str, str], Segment | Flow] = {}
+    for document in documents:
+        for node in _nodes(document, reading):
+            try:
+                _keep(_object(node, reading), found)
+            except Bad as bad:
+                reading.note(bad)
+    if reading.findings:
+        raise PolicyErrors(reading.findings)
+    segments = (one for _, one in sorted(found.items()) if isinstance(one, Segment))
+    flows = (one for _, one in sorted(found.items()) if isinstance(one, Flow))
+    return PolicySet(trust_domain, tuple(segments), tuple(flows))
+
+
+def _nodes(document: Document, reading: Reading) -> list[Node]:
+    try:
+        return read(document)
+    except PolicyErrors as errors:
+        reading.findings.extend(errors.findings[: MAX_FINDINGS - len(reading.findings)])
+        return []
+
+
+def _object(node: Node, reading: Reading) -> Segment | Flow:
+    reading.begin(node)
+    return _kind(node)(node, reading)(MappingProxyType(reading.marks))
+
+
+def _kind(node: Node) -> Shape[_Make]:
+    if not isinstance(node, Mapping):
+        raise Bad("wrong_type", node, "a document is a mapping", "begin with apiVersion, kind, metadata and spec")
+    found = node.get("kind")
+    if found is None:
+        raise Bad("missing_field", node, "the document has no `kind`", f"add `kind:`, {nearest('', _KINDS)}")
+    word = scalar(found, "text", "a kind")
+    if word not in _KINDS:
+        raise Bad("unknown_word", found, f"`{clip(word)}` is not a kind", nearest(word, _KINDS))
+    return _KINDS[word]
+
+
+def _keep(made: Segment | Flow, found: dict[tuple[str, str], Segment | Flow]) -> None:
+    key = (type(made).__name__, made.name)
+    at = made.at("metadata", "name")
+    if key in found:
+        first = found[key].at("metadata", "name")
+        raise Bad("duplicate_name", at, f"{key[0]} {made.name} is declared here and in {first}", "rename one of them")
+    if len(found) >= MAX_OBJECTS:
+        raise Bad("too_many_objects", at, f"there are more than {MAX_OBJECTS} segments and flows", "use wider patterns")
+    found[key] = made

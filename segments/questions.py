@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about a policy, as people type them: who, to whom, and what.
+
+>>> parse_action("GET /models/llama")
+Asked(protocol='http', authority='', method='GET', path='/models/llama', grpc_service='', grpc_method='')
+>>> parse_action("grpc inference.GRPCInferenceService/ModelInfer").grpc_method
+'ModelInfer'
+>>> parse_destination("registry:9000")
+('registry', 9000)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, final
+
+from firedoor.certs import IdPattern, SpiffeId, SpiffeIdError
+from firedoor.segments.errors import QuestionError
+from firedoor.segments.listeners import Protocol
+from firedoor.segments.model import PolicySet, Segment
+
+_HTTP: Final = re.compile(r"([A-Za-z]+) +(?:https?://)?([^/\s]*)(/\S*)")
+_GRPC: Final = re.compile(r"grpc +/?([A-Za-z0-9_.]+)/([A-Za-z0-9_]+)")
+_SEGMENT: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the source wants to do. Fields that do not belong to the protocol are empty."""
+
+    protocol: Protocol
+    authority: str = ""
+    method: str = ""
+    path: str = ""
+    grpc_service: str = ""
+    grpc_method: str = ""
+
+    def __str__(self) -> str:
+        if self.protocol == "http":
+            return f"{self.method} {self.authority}{self.path}"
+        if self.protocol == "grpc":
+            return f"grpc {self.grpc_service}/{self.grpc_method}"
+        return "tcp"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May `source` do this on `destination`, at its listener with this service port, at this time? Unix seconds."""
+
+    source: SpiffeId
+    destination: SpiffeId
+    port: int
+    asked: Asked
+    time: int
+
+
+def parse_action(text: str) -> Asked:
+    """Read `tcp`, `GET /path`, `GET host/path` or `grpc package.Service/Method`. Raise QuestionError."""
+    text = text.strip()
+    if text == "tcp":
+        return Asked("tcp")
+    if found := _GRPC.fullmatch(text):
+        return Asked("grpc", grpc_service=found[1], grpc_method=found[2])
+    if found := _HTTP.fullmatch(text):
+        return Asked("http", method=found[1], authority=found[2], path=found[3])
+    raise QuestionError("an action is written `tcp`, `GET /path`, `GET host/path` or `grpc package.Service/Method`")
+
+
+def parse_destination(text: str) -> tuple[SpiffeId | str, int]:
+    """Read `SEGMENT:PORT` or `spiffe://…:PORT`. Raise QuestionError."""
+    name, _, digits = text.rpartition(":")
+    port = int(digits) if re.fullmatch(r"[1-9][0-9]{0,4}", digits) else 0
+    if not 0 < port < 65536:
+        raise QuestionError("a destination is written SEGMENT:PORT or spiffe://…:PORT, with a port from 1 to 65535")
+    if not name.startswith("spiffe://"):
+        if not _SEGMENT.fullmatch(name):
+            raise QuestionError("a destination is written SEGMENT:PORT or spiffe://…:PORT; this names neither")
+        return name, port
+    try:
+        return SpiffeId.parse(name), port
+    except SpiffeIdError as error:
+        raise QuestionError(f"the destination is not a SPIFFE ID: {error}") from None
+
+
+def examples(policy: PolicySet, segment: Segment, port: int) -> list[SpiffeId]:
+    """Return IDs of a segment that stand for all of it: flows to this port decide alike for every other member.
+
+    There is one for each pattern that the segment or a flow names, so a question about a segment can be asked of IDs.
+    """
+    everybody = IdPattern.parse("spiffe://{td}/**", policy.trust_domain)
+    members = [*segment.members, *([everybody] if segment.fallback else [])]
+    named = [
+        pattern
+        for flow in policy.flows
+        if flow.port == port and flow.destination.segment in (None, segment.name)
+        for pattern in flow.destination.ids
+    ]
+    found = {
+        _example(member, pattern) for member in members for pattern in (member, *named) if member.overlaps(pattern)
+    }
+    return sorted(one for one in found if policy.segment_of(one) == segment)
+
+
+def _example(one: IdPattern, other: IdPattern) -> SpiffeId:
+    """Return an ID that both of two overlapping patterns match."""
+    steps: list[str] = []
+    for place in range(max(len(one.head) + one.open, len(other.head) + other.open)):
+        fixed = [p.head[place] for p in (one, other) if place < len(p.head) and p.head[place] != "*"]
+        steps.append(fixed[0] if fixed else "example")
+    return one.trust_domain.with_path("/" + "/".join(steps))
