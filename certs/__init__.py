@@ -1,33 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
 """SPIFFE IDs, SVIDs, trust bundles, authorities and keys. Pure: no socket, clock, file or environment."""
 
+from firedoor.certs.bundle import JwtKey, TrustBundle, X509Root
+from firedoor.certs.certificate import split_der
+from firedoor.certs.csr import Csr, make_csr, parse_csr
+from firedoor.certs.dns import check_dns_name
 from firedoor.certs.errors import (
+    AuthorityError,
+    BundleError,
     CallerError,
     CertsError,
+    CsrError,
     FingerprintError,
+    IssueError,
+    JournalError,
+    KeyManagerError,
     OurError,
     PatternError,
     PeerError,
     SelectorError,
     SpiffeIdError,
+    SvidError,
 )
 from firedoor.certs.fingerprints import Fingerprint
 from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.keys import (
+    DiskKeyManager,
+    KeyManager,
+    KeyStore,
+    KeyType,
+    MemoryKeyManager,
+    PrivateKey,
+    PublicKey,
+    generate_key,
+    private_key_der,
+    public_key_der,
+)
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.selectors import Selector
+from firedoor.certs.svid import (
+    NOT_BEFORE_CUSHION,
+    X509Issuer,
+    X509Svid,
+    issue_ca,
+    issue_x509,
+    parse_x509_svid,
+)
+from firedoor.certs.verify import Revocation, VerifiedSvid, verify_x509_svid
 
 __all__ = [
+    "NOT_BEFORE_CUSHION",
+    "AuthorityError",
+    "BundleError",
     "CallerError",
     "CertsError",
+    "Csr",
+    "CsrError",
+    "DiskKeyManager",
     "Fingerprint",
     "FingerprintError",
     "IdPattern",
+    "IssueError",
+    "JournalError",
+    "JwtKey",
+    "KeyManager",
+    "KeyManagerError",
+    "KeyStore",
+    "KeyType",
+    "MemoryKeyManager",
     "OurError",
     "PatternError",
     "PeerError",
+    "PrivateKey",
+    "PublicKey",
+    "Revocation",
     "Selector",
     "SelectorError",
     "SpiffeId",
     "SpiffeIdError",
+    "SvidError",
+    "TrustBundle",
     "TrustDomain",
+    "VerifiedSvid",
+    "X509Issuer",
+    "X509Root",
+    "X509Svid",
+    "check_dns_name",
+    "generate_key",
+    "issue_ca",
+    "issue_x509",
+    "make_csr",
+    "parse_csr",
+    "parse_x509_svid",
+    "private_key_der",
+    "public_key_der",
+    "split_der",
+    "verify_x509_svid",
 ]

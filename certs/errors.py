@@ -121,3 +121,117 @@ class FingerprintError(CallerError):
     """A text is not a SHA-256 fingerprint."""
 
     sentences = MappingProxyType({"bad_fingerprint": "a fingerprint is 64 lower-case hexadecimal digits"})
+
+
+class CsrError(CallerError):
+    """A certificate signing request cannot be taken."""
+
+    sentences = MappingProxyType(
+        {
+            "malformed_csr": "the certificate signing request cannot be read",
+            "invalid_csr_signature": "the certificate signing request is not signed by the key that it names",
+            "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of an allowed size and Ed25519",
+        }
+    )
+
+
+class IssueError(CallerError):
+    """No certificate may be made as asked."""
+
+    grpc_status = "FAILED_PRECONDITION"
+    sentences = MappingProxyType(
+        {
+            "authority_expired": "the signing authority has expired",
+            "bad_ttl": "the lifetime is not a positive number of seconds",
+            "bad_dns_name": "a DNS name in the certificate must be lower-case labels, the first of them perhaps *",
+            "too_many_sans": "a certificate holds 32 names at most",
+            "spiffe_id_root_path": "a workload's SPIFFE ID needs a path",
+            "foreign_trust_domain": "the authority issues for its own trust domain only",
+            "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of an allowed size and Ed25519",
+            "subject_equals_issuer": "the subject would equal the issuer's, which OpenSSL takes for self-signed",
+            "key_mismatch": "the authority's key does not belong to its certificate",
+        }
+    )
+
+
+class BundleError(CallerError):
+    """A trust bundle cannot be read. Whoever publishes it is at fault; the last good one stays."""
+
+    sentences = MappingProxyType(
+        {
+            "bundle_too_large": "the trust bundle is longer than 4 MiB or has more than 1024 keys",
+            "malformed_bundle": "the trust bundle is not a SPIFFE bundle",
+            "malformed_certificate": "a certificate in the trust bundle cannot be read",
+            "malformed_jwt_key": "a jwt-svid key in the trust bundle cannot be read",
+            "unknown_authority": "the trust bundle holds no authority of that ID",
+            "not_tainted": "an authority is tainted before it is revoked",
+        }
+    )
+
+
+class SvidError(PeerError):
+    """An X.509-SVID does not hold: X509-SVID.md and RFC 5280, in the order in which the rules are checked."""
+
+    sentences = MappingProxyType(
+        {
+            "chain_empty": "there is no certificate",
+            "chain_too_long": "the chain has more than 7 certificates",
+            "malformed_certificate": "a certificate cannot be read or is longer than 16 KiB",
+            "uri_san_missing": "the certificate has no URI SAN",
+            "uri_san_multiple": "the certificate has more than one URI SAN",
+            "too_many_sans": "the certificate has more than 32 names",
+            "spiffe_id_invalid": "the certificate's URI SAN is not a SPIFFE ID",
+            "spiffe_id_root_path": "the certificate's SPIFFE ID has no path",
+            "san_not_critical": "the certificate has no subject and its SAN extension is not critical",
+            "leaf_is_ca": "the certificate is a CA certificate, which identifies nobody",
+            "key_usage_missing": "the certificate has no key usage extension",
+            "key_usage_not_critical": "the certificate's key usage extension is not critical",
+            "digital_signature_missing": "the certificate's key may not be used for digital signatures",
+            "key_cert_sign_set": "the certificate's key may sign certificates",
+            "crl_sign_set": "the certificate's key may sign revocation lists",
+            "eku_incomplete": "the certificate is not for both TLS servers and TLS clients",
+            "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of 2048 to 8192 bits and Ed25519",
+            "unknown_trust_domain": "there is no trust bundle for the certificate's trust domain",
+            "authority_id_mismatch": "a CA certificate in the chain names another trust domain or a workload",
+            "name_constraints_unsupported": "a CA certificate in the chain has name constraints",
+            "chain_untrusted": "the certificate does not chain to the trust bundle of its trust domain",
+            "not_yet_valid": "a certificate in the chain is not yet valid",
+            "expired": "a certificate in the chain has expired",
+            "revoked_serial": "the certificate is revoked",
+            "revoked_authority": "an authority that signed the certificate is revoked",
+            "revoked_id": "certificates of this SPIFFE ID issued before a certain time are revoked",
+        }
+    )
+
+
+class AuthorityError(CallerError):
+    """The life cycle of authorities does not allow this."""
+
+    grpc_status = "FAILED_PRECONDITION"
+    sentences = MappingProxyType(
+        {
+            "unknown_authority": "no slot holds an authority of that ID",
+            "illegal_event": "the authority's state does not allow this",
+            "no_free_slot": "the next slot cannot be used",
+        }
+    )
+
+
+class KeyManagerError(OurError):
+    """A key of ours cannot be had."""
+
+    sentences = MappingProxyType(
+        {
+            "bad_key_id": "a key ID is 1 to 64 letters, digits, dashes and underscores",
+            "key_not_found": "the key manager holds no such key",
+            "key_damaged": "the stored key cannot be read",
+            "wrong_passphrase": "the stored key is encrypted and the passphrase is missing or wrong",
+            "unknown_key_type": "a key type is ec-p256, ec-p384, rsa-2048 or rsa-4096",
+        }
+    )
+
+
+class JournalError(OurError):
+    """An authority journal cannot be read back."""
+
+    sentences = MappingProxyType({"malformed_journal": "the authority journal cannot be read"})

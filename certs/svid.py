@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""X.509-SVIDs: issue them, make the CAs that do, read what others issued. Verifying is `firedoor.certs.verify`.
+
+>>> import os
+>>> from firedoor.certs.ids import TrustDomain
+>>> from firedoor.certs.keys import KeyType, generate_key
+>>> td = TrustDomain.parse("example.org")
+>>> ca = issue_ca(td, generate_key(KeyType.EC_P256), at=1_800_000_000, random=os.urandom)
+>>> key = generate_key(KeyType.EC_P256).public_key()
+>>> svid = issue_x509(td.with_path("/segment/a/x"), key, ca, at=1_800_000_000, random=os.urandom)
+>>> str(svid.id), svid.not_after - svid.not_before, svid.authority_id == ca.authority_id
+('spiffe://example.org/segment/a/x', 3610, True)
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
+
+from firedoor.certs import profile
+from firedoor.certs.certificate import Certificate, read_certificate, subject_key_id
+from firedoor.certs.dns import check_dns_name
+from firedoor.certs.errors import IssueError, SvidError
+from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.keys import PrivateKey, PublicKey, is_supported, public_key_der, signature_hash
+
+# Seconds by which certificates are dated back, for verifiers whose clocks are late; SPIRE has the same.
+NOT_BEFORE_CUSHION: Final = 10
+DEFAULT_CA_TTL: Final = 24 * 3600
+DEFAULT_X509_SVID_TTL: Final = 3600
+
+# A serial number of 128 random bits cannot be guessed or met twice; RFC 5280 section 4.1.2.2 allows up to 20 octets.
+_SERIAL_BYTES: Final = 16
+# X.520 upper bound of a common name; a longer DNS name stands in the SAN alone.
+_MAX_COMMON_NAME: Final = 64
+
+Random = Callable[[int], bytes]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class X509Svid:
+    """An X.509-SVID whose leaf keeps to the profile; nothing says yet that anybody trusts it. Leaf first in `chain`."""
+
+    id: SpiffeId
+    chain: tuple[bytes, ...]
+    not_before: int
+    not_after: int
+    # Lower-case hex without leading zeros.
+    serial: str
+    # The subject key identifier of the authority that signed the leaf, lower-case hex; empty when the leaf is silent.
+    authority_id: str
+    dns_names: tuple[str, ...]
+
+    @property
+    def half_life(self) -> int:
+        """When to renew."""
+        return self.not_before + (self.not_after - self.not_before) // 2
+
+
+@final
+@dataclass(frozen=True)
+class X509Issuer:
+    """A CA certificate with its key, ready to sign. `upstream`: what stands between it and the root."""
+
+    trust_domain: TrustDomain
+    certificate: x509.Certificate
+    key: PrivateKey
+    upstream: tuple[bytes, ...] = ()
+
+    @classmethod
+    def load(cls, td: TrustDomain, certificate: bytes, key: PrivateKey, upstream: Sequence[bytes] = ()) -> X509Issuer:
+        """Put a stored authority together again. Raise IssueError when the key is another one's."""
+        loaded = _read(certificate).raw
+        if public_key_der(key.public_key()) != loaded.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        ):
+            raise IssueError("key_mismatch")
+        return cls(td, loaded, key, tuple(upstream))
+
+    @cached_property
+    def authority_id(self) -> str:
+        """The subject key identifier in lower-case hex."""
+        return subject_key_id(self.certificate)
+
+    @property
+    def not_before(self) -> int:
+        """Unix seconds."""
+        return int(self.certificate.not_valid_before_utc.timestamp())
+
+    @cached_property
+    def not_after(self) -> int:
+        """Unix seconds. Nothing that it signs lives longer."""
+        return int(self.certificate.not_valid_after_utc.timestamp())
+
+    @cached_property
+    def der(self) -> bytes:
+        """The CA certificate."""
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+
+def issue_x509(
+    spiffe_id: SpiffeId,
+    public_key: PublicKey,
+    issuer: X509Issuer,
+    *,
+    at: int,
+    random: Random,
+    ttl: int = DEFAULT_X509_SVID_TTL,
+    dns_names: Sequence[str] = (),
+) -> X509Svid:
+    """Sign an X.509-SVID that begins 10 s before `at` and ends `ttl` seconds after it, or with its issuer.
+
+    Raise IssueError. The chain goes up to the root, that one excluded. Whether the ID may be issued the caller knows.
+    """
+    if spiffe_id.trust_domain != issuer.trust_domain:
+        raise IssueError("foreign_trust_domain")
+    if not spiffe_id.path:
+        raise IssueError("spiffe_id_root_path")
+    if len(dns_names) + 1 > profile.MAX_SANS:
+        raise IssueError("too_many_sans")
+    for dns_name in dns_names:
+        check_dns_name(dns_name)
+    subject = profile.Subject(spiffe_id, tuple(dns_names), public_key, _key_id(issuer))
+    name = _leaf_name(subject.dns_names)
+    if name == issuer.certificate.subject:
+        raise IssueError("subject_equals_issuer")
+    leaf = _sign(profile.LEAF, subject, name, issuer, at=at, ttl=ttl, random=random)
+    above = () if _is_root(issuer) else (issuer.der, *issuer.upstream)
+    return X509Svid(
+        id=spiffe_id,
+        chain=(leaf.public_bytes(serialization.Encoding.DER), *above),
+        not_before=int(leaf.not_valid_before_utc.timestamp()),
+        not_after=int(leaf.not_valid_after_utc.timestamp()),
+        serial=format(leaf.serial_number, "x"),
+        authority_id=issuer.authority_id,
+        dns_names=subject.dns_names,
+    )
+
+
+def issue_ca(
+    td: TrustDomain,
+    key: PrivateKey,
+    *,
+    at: int,
+    random: Random,
+    ttl: int = DEFAULT_CA_TTL,
+    issuer: X509Issuer | None = None,
+    path_length: int | None = None,
+) -> X509Issuer:
+    """Make a CA for a trust domain: self-signed, or an intermediate below `issuer`. Raise IssueError."""
+    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    subject = profile.Subject(td.id, (), key.public_key(), _key_id(issuer) if issuer else key_id, path_length)
+    # As SPIRE does: the serial number keeps the names of two CAs apart, so that a path has one candidate at each step.
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "firedoor"),
+            x509.NameAttribute(NameOID.SERIAL_NUMBER, random(_SERIAL_BYTES).hex()),
+        ]
+    )
+    signed = _sign(profile.CA, subject, name, issuer or key, at=at, ttl=ttl, random=random)
+    above = () if issuer is None or _is_root(issuer) else (issuer.der, *issuer.upstream)
+    return X509Issuer(td, signed, key, above)
+
+
+def parse_x509_svid(chain: Sequence[bytes]) -> X509Svid:
+    """Read a chain, leaf first, and hold the leaf against the profile. Raise SvidError. Says nothing about trust."""
+    return read_chain(chain)[0]
+
+
+def read_chain(chain: Sequence[bytes]) -> tuple[X509Svid, tuple[Certificate, ...]]:
+    """Do what `parse_x509_svid` does and return the facts of every certificate too."""
+    if not chain:
+        raise SvidError("chain_empty")
+    if len(chain) > profile.MAX_CHAIN:
+        raise SvidError("chain_too_long")
+    certificates = tuple(map(_read, chain))
+    leaf = certificates[0]
+    code = profile.first_broken(profile.LEAF, leaf)
+    if code is not None:
+        raise SvidError(code)
+    svid = X509Svid(
+        id=SpiffeId.parse(leaf.uris[0]),
+        chain=tuple(chain),
+        not_before=leaf.not_before,
+        not_after=leaf.not_after,
+        serial=leaf.serial,
+        authority_id=leaf.authority_key_id,
+        dns_names=leaf.dns_names,
+    )
+    return svid, certificates
+
+
+def _read(der: bytes) -> Certificate:
+    try:
+        return read_certificate(der)
+    except ValueError:
+        raise SvidError("malformed_certificate") from None
+
+
+def _sign(
+    rows: tuple[profile.Row, ...],
+    subject: profile.Subject,
+    name: x509.Name,
+    signer: X509Issuer | PrivateKey,
+    *,
+    at: int,
+    ttl: int,
+    random: Random,
+) -> x509.Certificate:
+    """Write a certificate row by row and sign it; `signer` is a key for one that signs itself."""
+    if not is_supported(subject.public_key):
+        raise IssueError("unsupported_key")
+    if ttl <= 0:
+        raise IssueError("bad_ttl")
+    issuer_name, key, not_after = name, signer, at + ttl
+    if isinstance(signer, X509Issuer):
+        if signer.not_after <= at:
+            raise IssueError("authority_expired")
+        issuer_name, key, not_after = signer.certificate.subject, signer.key, min(not_after, signer.not_after)
+    assert not isinstance(key, X509Issuer)  # noqa: S101
+    builder = x509.CertificateBuilder(
+        subject_name=name,
+        issuer_name=issuer_name,
+        public_key=subject.public_key,
+        serial_number=int.from_bytes(random(_SERIAL_BYTES)) or 1,
+        not_valid_before=_moment(at - NOT_BEFORE_CUSHION),
+        not_valid_after=_moment(not_after),
+    )
+    for row in rows:
+        extension = row.write(subject)
+        if extension is not None:
+            builder = builder.add_extension(extension, row.critical)
+    return builder.sign(key, signature_hash(key))
+
+
+def _leaf_name(dns_names: tuple[str, ...]) -> x509.Name:
+    """Name a workload as SPIRE does: organisation, and the first DNS name for clients that read no SAN."""
+    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "firedoor")]
+    if dns_names and len(dns_names[0]) <= _MAX_COMMON_NAME:
+        attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, dns_names[0]))
+    return x509.Name(attributes)
+
+
+def _key_id(issuer: X509Issuer) -> x509.SubjectKeyIdentifier:
+    return x509.SubjectKeyIdentifier(bytes.fromhex(issuer.authority_id))
+
+
+def _is_root(issuer: X509Issuer) -> bool:
+    return issuer.certificate.subject == issuer.certificate.issuer
+
+
+def _moment(seconds: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verify an X.509-SVID: the leaf against the profile, the chain against the roots of the leaf's own trust domain.
+
+The order is: read everything under its caps, hold the leaf against `profile.LEAF`, choose the roots by the leaf's trust
+domain alone, refuse CA certificates that name somebody else, build a path, check the times along it, check revocations.
+Choosing roots by a name that is not verified yet is safe, because only those roots can then vouch for it; one pool of
+all roots would let any federated CA make any name.
+
+`cryptography.x509.verification` is not used: it tells every failure by one exception with free text, takes no Ed25519,
+and a caller could not learn which authorities the path went over. The Rust core (`firedoor.mtls.verify_svid`) answers
+the same on every vector in tests/vectors/svid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from firedoor.certs import profile
+from firedoor.certs.bundle import TrustBundle
+from firedoor.certs.certificate import Certificate, read_certificate
+from firedoor.certs.errors import SvidError
+from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.patterns import IdPattern
+from firedoor.certs.svid import NOT_BEFORE_CUSHION, X509Svid, read_chain
+
+# Signatures checked for one chain. A path of 7 needs 7; webpki stops at 100 too.
+_SIGNATURE_BUDGET: Final = 100
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What is no longer valid: exactly one of a serial, an authority ID (both lower-case hex), or a pattern.
+
+    A pattern takes the certificates of matching IDs that were issued before `issued_before`.
+    """
+
+    serial: str = ""
+    authority_id: str = ""
+    pattern: IdPattern | None = None
+    issued_before: int = 0
+    reason: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class VerifiedSvid:
+    """Proof that an SVID was verified, made by `verify_x509_svid` alone."""
+
+    svid: X509Svid
+    # Unix seconds: the least of the path, root included.
+    not_after: int
+    # The authorities that vouch for it, the leaf's signer first, the root last.
+    authority_ids: tuple[str, ...]
+
+    def __init__(self) -> None:
+        raise TypeError("VerifiedSvid is made by verify_x509_svid()")
+
+    @property
+    def id(self) -> SpiffeId:
+        """Who it is."""
+        return self.svid.id
+
+
+def verify_x509_svid(
+    chain: Sequence[bytes],
+    bundles: Mapping[TrustDomain, TrustBundle],
+    at: int,
+    *,
+    revocations: Iterable[Revocation] = (),
+) -> VerifiedSvid:
+    """Verify a chain of DER certificates, leaf first, at a time in Unix seconds. Raise SvidError."""
+    svid, certificates = read_chain(chain)
+    bundle = bundles.get(svid.id.trust_domain)
+    if bundle is None or not bundle.x509_roots:
+        raise SvidError("unknown_trust_domain")
+    for certificate in certificates[1:]:
+        _check_authority_id(certificate, svid.id.trust_domain)
+    roots = [read_certificate(root.der) for root in bundle.x509_roots]
+    path = _PathBuilder(certificates, roots, at).build()
+    _check_times(path, at)
+    authority_ids = tuple(authority.authority_id for authority in path[1:])
+    _check_revocations(svid, authority_ids, revocations)
+    verified = object.__new__(VerifiedSvid)
+    object.__setattr__(verified, "svid", svid)
+    object.__setattr__(verified, "not_after", min(certificate.not_after for certificate in path))
+    object.__setattr__(verified, "authority_ids", authority_ids)
+    return verified
+
+
+def _check_authority_id(certificate: Certificate, trust_domain: TrustDomain) -> None:
+    """X509-SVID.md 3.2: a signing certificate's ID has no path and lies in the trust domain of what it signs."""
+    if any(uri != str(trust_domain.id) for uri in certificate.uris):
+        raise SvidError("authority_id_mismatch")
+
+
+class _PathBuilder:
+    """Depth first from the leaf to a root. Where several paths exist, one that is valid now is preferred."""
+
+    def __init__(self, certificates: Sequence[Certificate], roots: Sequence[Certificate], at: int) -> None:
+        self._leaf, *self._intermediates = certificates
+        self._roots = roots
+        self._at = at
+        self._budget = _SIGNATURE_BUDGET
+        self._constrained = False
+        self._outdated: list[Certificate] | None = None
+
+    def build(self) -> list[Certificate]:
+        """Return the path, leaf first, root last. Raise SvidError."""
+        path = None
+        if not self._leaf.unknown_critical and not self._leaf.has_name_constraints:
+            path = self._extend([self._leaf])
+        path = path or self._outdated
+        if path is None:
+            raise SvidError("name_constraints_unsupported" if self._constrained else "chain_untrusted")
+        return path
+
+    def _extend(self, path: list[Certificate]) -> list[Certificate] | None:
+        for root in self._roots:
+            if self._issues(root, path):
+                found = [*path, root]
+                if all(certificate.not_before <= self._at <= certificate.not_after for certificate in found):
+                    return found
+                self._outdated = self._outdated or found
+        if len(path) == profile.MAX_CHAIN:
+            return None
+        for intermediate in self._intermediates:
+            if intermediate not in path and self._issues(intermediate, path):
+                longer = self._extend([*path, intermediate])
+                if longer is not None:
+                    return longer
+        return None
+
+    def _issues(self, issuer: Certificate, path: Sequence[Certificate]) -> bool:
+        """Say whether `issuer` may stand above the path and signed its last certificate (RFC 5280 section 6.1)."""
+        subject = path[-1]
+        if subject.raw.issuer != issuer.raw.subject or profile.first_broken(profile.CA, issuer) is not None:
+            return False
+        # CAs below this one: all of the path but the leaf.
+        if issuer.path_length is not None and len(path) - 1 > issuer.path_length:
+            return False
+        if issuer.unknown_critical or not subject.signature_allowed or not self._signed(subject, issuer):
+            return False
+        if issuer.has_name_constraints:
+            # Nobody evaluates the URI kind, and a constraint that is not evaluated must refuse (RFC 4.2.1.10).
+            self._constrained = True
+            return False
+        return True
+
+    def _signed(self, subject: Certificate, issuer: Certificate) -> bool:
+        self._budget -= 1
+        if self._budget < 0:
+            raise SvidError("chain_untrusted", "too many candidates")
+        try:
+            subject.raw.verify_directly_issued_by(issuer.raw)
+        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+            return False
+        return True
+
+
+def _check_times(path: Iterable[Certificate], at: int) -> None:
+    """RFC 5280 section 4.1.2.5: both ends belong to the validity. Our roots too must be valid, as Go has it."""
+    for certificate in path:
+        if at < certificate.not_before:
+            raise SvidError("not_yet_valid")
+        if at > certificate.not_after:
+            raise SvidError("expired")
+
+
+def _check_revocations(svid: X509Svid, authority_ids: Sequence[str], revocations: Iterable[Revocation]) -> None:
+    for revocation in revocations:
+        if revocation.serial and revocation.serial.lstrip("0") == svid.serial:
+            raise SvidError("revoked_serial")
+        if revocation.authority_id and revocation.authority_id in authority_ids:
+            raise SvidError("revoked_authority")
+        issued = svid.not_before + NOT_BEFORE_CUSHION
+        if revocation.pattern and revocation.pattern.matches(svid.id) and issued < revocation.issued_before:
+            raise SvidError("revoked_id")
