@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the shared vectors: `python tests/vectors/generate.py`.
+"""Write the shared vectors: `python tests/vectors/generate.py [svid]`.
 
 Tests in both languages read what is committed; run this after adding a case. IDs and patterns come out the same each
 time. Keys and signatures of certificates do not, so those are written only when `svid` is given as an argument.
@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent.parent))
 
-import make_ids  # noqa: E402
+from tests.vectors import make_ids, make_paths, make_svids, make_tables  # noqa: E402
 
 
 def write(path: str, value: object) -> None:
@@ -27,6 +27,11 @@ def main(arguments: list[str]) -> None:
     for name, cases in make_ids.spiffe_ids().items():
         write(f"spiffe_ids/{name}.json", {"cases": cases})
     write("policy/id_patterns.json", make_ids.id_patterns())
+    if "svid" in arguments:
+        write("svid/cases.json", {"cases": make_svids.svids()})
+    write("policy/paths.json", make_paths.paths())
+    write("policy/path_patterns.json", make_paths.path_patterns())
+    write("policy/tables.json", make_tables.tables())
 
 
 if __name__ == "__main__":
