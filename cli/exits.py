@@ -2,32 +2,36 @@
 """What the exit code of every `firedoor` command means. Scripts rely on it; a code never changes its meaning."""
 
 from enum import IntEnum
-from typing import Self
 
 
 class Exit(IntEnum):
-    """The exit codes, with the sentence that `firedoor --help` prints."""
+    """The exit codes."""
 
-    sentence: str
+    DONE = 0
+    NO = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    REFUSED = 4
+    NOT_FOUND = 5
+    MISSING = 6
+    FAULT = 70
+    INTERRUPTED = 130
 
-    def __new__(cls, value: int, sentence: str) -> Self:
-        """Carry the sentence beside the number."""
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.sentence = sentence
-        return member
 
-    DONE = 0, "done; for explain: allowed, for lint and validate: nothing to repair, for demo: every row as expected"
-    NO = 1, "the answer is no: denied, not ready, findings, a row of the demo that differs"
-    USAGE = 2, "the command line, a configuration file or a policy file is wrong; the message names the place"
-    UNREACHABLE = 3, "the broker or the sidecar does not answer"
-    REFUSED = 4, "the broker or the sidecar refused"
-    NOT_FOUND = 5, "there is no such entry, agent or segment"
-    MISSING = 6, "an optional part is not installed; the message says which"
-    FAULT = 70, "a fault in firedoor itself"
-    INTERRUPTED = 130, "interrupted"
+# What `firedoor --help` prints.
+SENTENCES = {
+    Exit.DONE: "done; explain: allowed; lint and validate: nothing to repair; demo: every row as expected",
+    Exit.NO: "the answer is no: denied, not ready, findings in a policy, a row of the demo that differs",
+    Exit.USAGE: "the command line, a configuration or a policy file is wrong; the message names the place",
+    Exit.UNREACHABLE: "the broker or the sidecar does not answer",
+    Exit.REFUSED: "the broker or the sidecar refused",
+    Exit.NOT_FOUND: "there is no such entry, agent or segment",
+    Exit.MISSING: "an optional part is not installed; the message says which",
+    Exit.FAULT: "a fault in firedoor itself",
+    Exit.INTERRUPTED: "interrupted",
+}
 
 
 def table() -> str:
     """Return the codes as lines of help text."""
-    return "\n".join(f"  {code.value:>3}  {code.sentence}" for code in Exit)
+    return "\n".join(f"  {code.value:>3}  {SENTENCES[code]}" for code in Exit)

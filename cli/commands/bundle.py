@@ -3,14 +3,13 @@
 
 import argparse
 import json
-import ssl
 
-from firedoor.certs import TrustBundle
+from firedoor.certs import JwtKey, TrustBundle, TrustDomain, X509Root
 from firedoor.cli.admin import add_broker_socket, admin
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import Group
-from firedoor.wire import bundle_grpc, bundle_pb2
+from firedoor.wire import bundle_grpc, bundle_pb2, types
 
 EXAMPLE = """\
 $ firedoor bundle show > bundle.json
@@ -30,9 +29,21 @@ def run(options: argparse.Namespace) -> int:
     """Print the bundle."""
     with admin(options.admin_socket, "broker") as broker:
         carried = broker.call(bundle_grpc.BundleStub(broker.channel).GetBundle, bundle_pb2.GetBundleRequest())
-    roots = [authority.asn1 for authority in carried.x509_authorities]
+    bundle = read(carried)
     if options.format == "pem" and options.output == "text":
-        show("".join(ssl.DER_cert_to_PEM_cert(root) for root in roots))
+        show(bundle.to_pem())
     else:
-        show_json(json.loads(TrustBundle.from_wire_fields(carried).to_jwks()))
+        show_json(json.loads(bundle.to_json()))
     return Exit.DONE
+
+
+def read(carried: types.Bundle) -> TrustBundle:
+    """Return a bundle of SPIRE's APIs as a value."""
+    domain = TrustDomain.parse(carried.trust_domain.removeprefix("spiffe://"))
+    return TrustBundle(
+        domain,
+        tuple(X509Root(one.asn1, one.tainted) for one in carried.x509_authorities),
+        tuple(JwtKey(one.key_id, one.public_key, one.expires_at, one.tainted) for one in carried.jwt_authorities),
+        carried.sequence_number,
+        carried.refresh_hint,
+    )

@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 
+from firedoor.certs.certificate import pem_encode, split_der
 from firedoor.cli import places
 from firedoor.cli.admin import CALL_SECONDS
 from firedoor.cli.errors import Refused, Unreachable, UsageError
@@ -106,20 +106,5 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     fresh.replace(path)
 
 
-def split_der(data: bytes) -> list[bytes]:
-    """Split concatenated DER certificates."""
-    found = []
-    while data:
-        if len(data) < 4 or data[0] != 0x30:
-            raise Refused("the auth socket answered with something that is no certificate")
-        size, head = data[1], 2
-        if size & 0x80:
-            head += size & 0x7F
-            size = int.from_bytes(data[2:head])
-        found.append(data[: head + size])
-        data = data[head + size :]
-    return found
-
-
 def _pem(data: bytes) -> bytes:
-    return "".join(ssl.DER_cert_to_PEM_cert(der) for der in split_der(data)).encode()
+    return pem_encode(split_der(data)).encode()

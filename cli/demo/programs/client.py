@@ -56,24 +56,28 @@ def mcp(at: str, **_: Any) -> str:
     async def call() -> str:
         async with asyncio.timeout(SECONDS), Client(f"http://{at}/mcp") as client:
             answer = await client.call_tool("add", {"a": 20, "b": 22})
-            return f"add(20, 22) = {answer.content[0].text}"
+            return f"add(20, 22) = {getattr(answer.content[0], 'text', None)}"
 
     return asyncio.run(call())
 
 
 def health(at: str, **_: Any) -> str:
     """Ask the gRPC service whether the model is being served."""
-    options = [("grpc.default_authority", "llm.example"), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    options = [
+        ("grpc.default_authority", "llm.example"),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+    ]
     with grpc.insecure_channel(at, options=options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(service="llm"), timeout=SECONDS)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def svid(at: str, **_: Any) -> str:
     """Ask an auth socket who we are, with no library but grpcio; the answer is the raw message."""
     with grpc.insecure_channel(f"unix:{at}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        fetch = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")
+        fetch: Any = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")
         stream = fetch(b"", metadata=(("workload.spiffe.io", "true"),), timeout=SECONDS)
         return base64.b64encode(next(iter(stream))).decode()
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`firedoor sidecar`: the process beside a workload that proves, checks and carries."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from firedoor.cli.admin import add_sidecar_socket, admin
+from firedoor.cli.daemon import add_options, load_config, usage_error
+from firedoor.cli.errors import part_missing
+from firedoor.cli.exits import Exit
+from firedoor.cli.output import show, show_json, table, when
+from firedoor.cli.parsing import Group
+from firedoor.wire import admin_grpc, admin_pb2
+
+if TYPE_CHECKING:
+    from firedoor.sidecar.config import Config
+
+RUN_EXAMPLE = """\
+$ firedoor sidecar run --trust-domain example.org --broker broker.internal:8081 \\
+    --bootstrap-bundle bundle.json --join-token-file token --config sidecar.yaml"""
+VALIDATE_EXAMPLE = "$ firedoor sidecar validate --config sidecar.yaml"
+STATUS_EXAMPLE = "$ firedoor sidecar status"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments: one flag for each key of the configuration."""
+    words = Group(parser)
+    status = words.leaf("status", "show identities, listeners and what is missing", STATUS_EXAMPLE, run_status)
+    add_sidecar_socket(status)
+    run = words.leaf("run", "run the sidecar in the foreground", RUN_EXAMPLE, run_sidecar)
+    validate = words.leaf("validate", "check the configuration", VALIDATE_EXAMPLE, run_validate)
+    try:
+        from firedoor.sidecar import config
+    except ImportError as error:
+        raise part_missing("sidecar", error) from None
+    for leaf in (run, validate):
+        add_options(leaf, config.OPTIONS, config.ENVIRONMENT)
+
+
+def run_sidecar(options: argparse.Namespace) -> int:
+    """Run until SIGTERM."""
+    from firedoor import sidecar
+
+    return int(sidecar.run(_load(options)) or Exit.DONE)
+
+
+def run_validate(options: argparse.Namespace) -> int:
+    """Load everything that `run` would, and start nothing."""
+    from firedoor.sidecar import config
+
+    findings = [str(found) for found in config.validate(_load(options))]
+    if options.output == "json":
+        show_json({"findings": findings})
+    else:
+        show("\n".join(findings) or "nothing to repair")
+    return Exit.USAGE if findings else Exit.DONE
+
+
+def _load(options: argparse.Namespace) -> "Config":
+    from firedoor.sidecar import config
+    from firedoor.sidecar.errors import ConfigError
+
+    try:
+        return load_config(config.load, config.OPTIONS, options, config.ENVIRONMENT)
+    except ConfigError as error:
+        raise usage_error(error.findings) from None
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Show the status; exit 1 while something keeps the sidecar from being ready."""
+    with admin(options.admin_socket, "sidecar") as sidecar:
+        stub = admin_grpc.SidecarAdminStub(sidecar.channel)
+        status = sidecar.call(stub.GetStatus, admin_pb2.GetStatusRequest())
+    if options.output == "json":
+        show_json(as_json(status))
+    else:
+        _show(status)
+    return Exit.NO if status.missing else Exit.DONE
+
+
+def _show(status: admin_pb2.GetStatusResponse) -> None:
+    lines = [
+        ("trust domain", status.trust_domain),
+        ("agent", status.agent_id or "not attested yet"),
+        ("server", f"{status.server} ({'connected' if status.connected else 'not connected'})"),
+        ("generation", f"{status.generation.epoch}.{status.generation.number}, revision {status.revision}"),
+        ("ready", "yes" if not status.missing else "no"),
+        *(("missing", sentence) for sentence in status.missing),
+    ]
+    show("\n".join(f"{name:<14}{value}" for name, value in lines) + "\n")
+    svids = [(s.spiffe_id, s.segment or "-", when(s.not_after)) for s in status.svids]
+    show(table(("IDENTITY", "SEGMENT", "EXPIRES"), svids) + "\n")
+    rows = [(x.name, x.direction, x.listen, "open" if x.open else f"closed: {x.reason}") for x in status.listeners]
+    show(table(("LISTENER", "DIRECTION", "AT", "STATE"), rows))
+
+
+def as_json(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
+    """Return the status as scripts read it."""
+    return {
+        "trust_domain": status.trust_domain,
+        "agent_id": status.agent_id,
+        "server": status.server,
+        "connected": status.connected,
+        "generation": f"{status.generation.epoch}.{status.generation.number}",
+        "revision": status.revision,
+        "ready": not status.missing,
+        "missing": list(status.missing),
+        "svids": [
+            {
+                "spiffe_id": s.spiffe_id,
+                "entry_id": s.entry_id,
+                "segment": s.segment,
+                "not_before": s.not_before,
+                "not_after": s.not_after,
+                "authority_id": s.authority_id,
+            }
+            for s in status.svids
+        ],
+        "listeners": [
+            {
+                "name": x.name,
+                "direction": x.direction,
+                "listen": x.listen,
+                "as": getattr(x, "as"),
+                "open": x.open,
+                "reason": x.reason,
+            }
+            for x in status.listeners
+        ],
+        "counters": dict(status.counters),
+    }

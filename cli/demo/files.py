@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that a run needs and `--dir` keeps: policy, configuration, programs, and the commands to go on with."""
+
+import os
+import shlex
+import sys
+from importlib import resources
+from pathlib import Path
+
+from firedoor.cli.demo.world import (
+    BRIEF,
+    LLM_PORT,
+    MODELS_PORT,
+    SERVICES,
+    TOOLS_PORT,
+    TRUST_DOMAIN,
+    UPLOAD_PORT,
+    World,
+    identity,
+    node,
+)
+
+PROGRAMS = ("client.py", "mcp_tools.py", "model_server.py")
+
+_SEGMENT = """\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: {name}}}
+spec:
+  function: {function}
+  trust: {trust}
+  vlan: {vlan}
+  mode: enforce
+  members: ["spiffe://{{td}}/segment/{name}/**"]
+  # The workload runs as this user, and the broker itself has seen this node: it holds the join token of {name}.
+  admission: {{entry: ["unix:uid:{uid}"], node: ["spire_agent:alias:{node}"]}}
+"""
+
+_FLOW = """\
+---
+apiVersion: firedoor.dev/v1alpha1
+kind: Flow
+metadata: {{name: {name}}}
+spec:
+  owner: {owner}
+  reason: {reason}
+  from: {{segment: {source}}}
+  to: {{segment: {destination}, port: {port}}}
+  allow: [{{tcp: {{}}}}]
+"""
+
+# Function, trust, VLAN.
+_SEGMENTS = {
+    "inference": ("inference", "medium", 200),
+    "registry": ("registry", "high", 310),
+    "mcp-tools": ("mcp", "medium", 320),
+    "training": ("training", "low", 100),
+}
+
+_FLOWS = (
+    ("inference-pulls-models", "ml-platform", "model weights at start-up", "inference", "registry", MODELS_PORT),
+    ("inference-calls-tools", "ml-platform", "tools of the assistant", "inference", "mcp-tools", TOOLS_PORT),
+    ("tools-ask-the-model", "ml-platform", "summaries inside a tool", "mcp-tools", "inference", LLM_PORT),
+    ("training-publishes-models", "research", "finished weights", "training", "registry", UPLOAD_PORT),
+)
+
+
+def write_all(world: World) -> None:
+    """Write everything but what the broker must give first: the bundle and the tokens."""
+    world.policy.mkdir(exist_ok=True)
+    for name, (function, trust, vlan) in _SEGMENTS.items():
+        text = _SEGMENT.format(
+            name=name, function=function, trust=trust, vlan=vlan, uid=world.users[name], node=node(name)
+        )
+        (world.policy / f"segment-{name}.yaml").write_text(text)
+    flows = "".join(
+        _FLOW.format(name=name, owner=owner, reason=reason, source=source, destination=destination, port=port)
+        for name, owner, reason, source, destination, port in _FLOWS
+    )
+    (world.policy / "flows.yaml").write_text("# SPDX-License-Identifier: Apache-2.0\n" + flows)
+    (world.folder / "broker.yaml").write_text(_broker(world))
+    for segment in SERVICES:
+        world.sidecar(segment).mkdir(exist_ok=True, mode=0o755)
+        (world.folder / f"sidecar-{segment}.yaml").write_text(_sidecar(world, segment))
+    _copy_programs(world.folder / "programs")
+
+
+def _broker(world: World) -> str:
+    return f"""\
+trust_domain: {TRUST_DOMAIN}
+listen: {world.at("broker")}
+data_dir: {world.folder}/broker/data
+admin_socket: {world.admin_socket}
+segments: {world.policy}
+metrics: "off"
+"""
+
+
+def _sidecar(world: World, segment: str) -> str:
+    folder = world.sidecar(segment)
+    head = f"""\
+trust_domain: {TRUST_DOMAIN}
+broker: ["{world.at("broker")}"]
+bootstrap_bundle: {world.bundle}
+join_token_file: {world.folder}/token-{segment}
+auth_socket: {world.auth_socket(segment)}
+admin_socket: {folder}/admin.sock
+data_dir: {folder}/data
+records: {{path: {world.records(segment)}}}
+metrics: "off"
+"""
+    inbound = [_inbound(world, segment, *row) for row in _INBOUND.get(segment, ())]
+    outbound = [_outbound(world, segment, *row) for row in _OUTBOUND[segment]]
+    lists = (("inbound", inbound), ("outbound", outbound))
+    return head + "".join(f"{key}:\n" + "".join(rows) for key, rows in lists if rows)
+
+
+# Listener name, service port, its own port, the app's port.
+_INBOUND = {
+    "registry": (
+        ("models", MODELS_PORT, "in-models", "app-models"),
+        ("upload", UPLOAD_PORT, "in-upload", "app-models"),
+    ),
+    "mcp-tools": (("tools", TOOLS_PORT, "in-tools", "app-tools"),),
+    "inference": (("llm", LLM_PORT, "in-llm", "app-llm"),),
+}
+
+# Listener name, expected segment, service port, where the peer is said to be. `astray` is sent to the wrong place.
+_OUTBOUND = {
+    "inference": (
+        ("models", "registry", MODELS_PORT, "in-models"),
+        ("upload", "registry", UPLOAD_PORT, "in-upload"),
+        ("tools", "mcp-tools", TOOLS_PORT, "in-tools"),
+        ("astray", "registry", MODELS_PORT, "in-tools"),
+    ),
+    "mcp-tools": (("models", "registry", MODELS_PORT, "in-models"), ("llm", "inference", LLM_PORT, "in-llm")),
+    "training": (
+        ("models", "registry", MODELS_PORT, "in-models"),
+        ("upload", "registry", UPLOAD_PORT, "in-upload"),
+        ("tools", "mcp-tools", TOOLS_PORT, "in-tools"),
+    ),
+    "registry": (),
+}
+
+
+def _inbound(world: World, segment: str, name: str, service_port: int, listen: str, app: str) -> str:
+    uid = f", uid: {world.users[segment]}" if world.separate else ""
+    return f"""\
+  - name: {name}
+    as: {identity(segment)}
+    listen: {world.at(listen)}
+    service_port: {service_port}
+    protocol: tcp
+    app: {{address: "{world.at(app)}"{uid}}}
+"""
+
+
+def _outbound(world: World, segment: str, name: str, expect: str, service_port: int, address: str) -> str:
+    return f"""\
+  - name: {name}
+    as: {identity(segment)}
+    listen: {outbound_address(world, segment, name)}
+    service_port: {service_port}
+    protocol: tcp
+    expect: ["{identity(expect)}"]
+    addresses: ["{world.at(address)}"]
+"""
+
+
+def outbound_address(world: World, segment: str, name: str) -> str:
+    """Return where a program finds an outbound listener: gRPC's is a Unix socket, the others are loopback ports."""
+    if name == "llm":
+        return f"unix:{world.sidecar(segment)}/llm.sock"
+    return world.at(f"{segment}-{name}")
+
+
+def _copy_programs(folder: Path) -> None:
+    folder.mkdir(exist_ok=True, mode=0o755)
+    for name in PROGRAMS:
+        text = resources.files("firedoor.cli.demo.programs").joinpath(name).read_text()
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+
+
+def write_commands(world: World) -> Path:
+    """Write what was run, and what is worth trying, as a shell script to read and copy from."""
+    q = shlex.quote
+    firedoor = f"{q(sys.executable)} -m firedoor.cli"
+    lines = [
+        "#!/bin/sh",
+        "# SPDX-License-Identifier: Apache-2.0",
+        "# What the demo did, by hand; what runs in the foreground deserves a terminal of its own.",
+        f"export FIREDOOR_ADMIN_SOCKET={q(str(world.admin_socket))}",
+        f"{firedoor} broker run --config {q(str(world.folder / 'broker.yaml'))} &",
+        f"{firedoor} bundle show > {q(str(world.bundle))}",
+    ]
+    for segment in SERVICES:
+        config = world.folder / f"sidecar-{segment}.yaml"
+        token = world.folder / f"token-{segment}"
+        lines += [
+            "",
+            f"# {segment}",
+            f"{firedoor} token create --spiffe-id {node(segment)} > {q(str(token))}",
+            f"{firedoor} entry create --spiffe-id {identity(segment)} --parent-id {node(segment)} \\",
+            f"    --selector unix:uid:{world.users[segment]}",
+            f"{firedoor} sidecar run --config {q(str(config))} &",
+        ]
+    lines += ["", "# worth trying", *(f"{firedoor} {words}" for words in worth_trying(world)), ""]
+    path = world.folder / "commands.sh"
+    path.write_text("\n".join(lines))
+    path.chmod(0o755)
+    return path
+
+
+def worth_trying(world: World) -> list[str]:
+    """Return arguments of `firedoor` that show something while the demo is up."""
+    q = shlex.quote
+    admin = (
+        ""
+        if os.environ.get("FIREDOOR_ADMIN_SOCKET") == str(world.admin_socket)
+        else f"--admin-socket {q(str(world.admin_socket))}"
+    )
+    return [
+        f"segment list {admin}".strip(),
+        f"entry list {admin}".strip(),
+        f"explain --from {identity('training')} --to registry:{MODELS_PORT} --action tcp {admin}".strip(),
+        f"sidecar status --admin-socket {q(str(world.sidecar('inference') / 'admin.sock'))}",
+        f"svid fetch x509 --auth-socket {q(str(world.auth_socket('inference')))}",
+    ]
+
+
+def brief_identity() -> str:
+    """Return the identity whose SVIDs live for seconds."""
+    return identity("inference", BRIEF)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Showing the rows: a table for people, one JSON object a row for programs."""
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from firedoor.cli.demo.rows import Result, Row
+from firedoor.cli.output import show_json
+
+_COLOUR = {"allowed": "green", "denied": "cyan", "skipped": "dim", "failed": "bold red"}
+
+Pair = tuple[Row, Result | None]
+
+
+def expected(row: Row, result: Result | None) -> str:
+    """Return what the row expects here: a row that needs other users is expected to be skipped without root."""
+    return "skipped" if result is not None and result.observed == "skipped" else row.expected
+
+
+def agrees(pair: Pair) -> bool:
+    """Say whether a row came out as expected."""
+    row, result = pair
+    return result is not None and result.observed == expected(row, result)
+
+
+class JsonLines:
+    """One object a line, as each row is known."""
+
+    def show(self, pairs: list[Pair], latest: Pair) -> None:
+        """Print the row that has just been tried."""
+        row, result = latest
+        assert result is not None
+        show_json(
+            {
+                "from": row.source,
+                "to": row.destination,
+                "action": row.action,
+                "expected": expected(row, result),
+                "observed": result.observed,
+                "why": result.why,
+                "latency_ms": None if result.ms is None else round(result.ms, 1),
+            },
+            lines=True,
+        )
+
+    def close(self) -> None:
+        """Nothing is left to print."""
+
+
+class LiveTable:
+    """A table that is drawn again at each row; on something that is no terminal it is drawn once, at the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(width=None)
+        self._pairs: list[Pair] = []
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="visible")
+            self._live.start()
+
+    def show(self, pairs: list[Pair], latest: Pair) -> None:
+        """Draw all rows."""
+        self._pairs = pairs
+        if self._live is not None:
+            self._live.update(draw(pairs), refresh=True)
+
+    def close(self) -> None:
+        """Draw the last state."""
+        if self._live is not None:
+            self._live.stop()
+        elif self._pairs:
+            Console(width=150).print(draw(self._pairs))
+
+
+def draw(pairs: list[Pair]) -> Table:
+    """Lay the rows out."""
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("from", "to", "action", "expected", "observed", "why"):
+        made.add_column(name, overflow="fold")
+    made.add_column("ms", justify="right")
+    for row, result in pairs:
+        if result is None:
+            made.add_row(row.source, row.destination, row.action, row.expected, "…", "", "", style="dim")
+            continue
+        colour = _COLOUR[result.observed] if agrees((row, result)) else "bold red"
+        milliseconds = "" if result.ms is None else f"{result.ms:.0f}"
+        made.add_row(
+            row.source,
+            row.destination,
+            row.action,
+            expected(row, result),
+            f"[{colour}]{result.observed}[/]",
+            result.why,
+            milliseconds,
+        )
+    return made
