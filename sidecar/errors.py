@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong in the sidecar, split by whose fault it is.
+
+    SidecarError
+    ├── OperatorError            whoever configured this sidecar must act
+    │   ├── ConfigError          the configuration, with every finding
+    │   ├── StateError           the data directory
+    │   └── TokenMissing         a first attestation without a join token
+    ├── WorkloadError            a program on the auth socket
+    │   ├── HeaderMissing
+    │   ├── CallerRefused        the connection or the process behind it is gone or changed
+    │   └── NotEntitled
+    ├── NotReady                 we, or our server, cannot answer yet
+    └── ServerError              our server
+        ├── AttestationRefused
+        ├── AgentBanned
+        ├── AgentLost            the server takes our identity no longer and we cannot prove ourselves again
+        ├── ServerUnavailable    worth another try
+        └── UpdateRefused        an update of the control stream breaks a rule; answered with a Nack
+
+`code` is stable; `str()` is a sentence for the person who must act, without keys, tokens or selector values.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import grpc
+
+
+class SidecarError(Exception):
+    """Base of all. Raise a leaf."""
+
+    code: ClassVar[str] = "internal"
+    # What a gRPC server of ours answers with.
+    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class OperatorError(SidecarError):
+    """Whoever configured this sidecar must act."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class ConfigError(OperatorError):
+    """The configuration breaks rules. `findings` has a line for each, with file, line and key."""
+
+    code = "config"
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = tuple(findings)
+
+
+class StateError(OperatorError):
+    """The data directory cannot be used."""
+
+    code = "state"
+
+
+class TokenMissing(OperatorError):
+    """A first attestation needs a join token."""
+
+    code = "token_missing"
+
+
+class WorkloadError(SidecarError):
+    """A program on the auth socket asked for what it cannot have."""
+
+
+class HeaderMissing(WorkloadError):
+    """A request lacks the Workload API's security header, as one that a browser was tricked into would."""
+
+    code = "header_missing"
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self) -> None:
+        super().__init__("security header missing from request")
+
+
+class CallerRefused(WorkloadError):
+    """The connection is not live, or the process behind it is gone or is no longer what it was."""
+
+    code = "caller_refused"
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class NotEntitled(WorkloadError):
+    """No entry gives this program an identity."""
+
+    code = "not_entitled"
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+    def __init__(self) -> None:
+        super().__init__("no identity issued")
+
+
+class NotReady(SidecarError):
+    """An answer exists, but not yet."""
+
+    code = "not_ready"
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class ServerError(SidecarError):
+    """Our server refused, failed, or sent what cannot be used."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class AttestationRefused(ServerError):
+    """The server does not accept our evidence."""
+
+    code = "attestation_refused"
+
+
+class AgentBanned(ServerError):
+    """The server has banned this agent: its identity is deleted, and the process ends."""
+
+    code = "agent_banned"
+
+
+class AgentLost(ServerError):
+    """The server takes our agent SVID no longer."""
+
+    code = "agent_lost"
+
+
+class ServerUnavailable(ServerError):
+    """The server does not answer, or not with what it should; worth another try."""
+
+    code = "server_unavailable"
+
+
+class UpdateRefused(ServerError):
+    """An update breaks a rule of the control stream; what ran before goes on."""
+
+    code = "update_refused"
+
+    def __init__(self, nack: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.nack = nack

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where a running sidecar's knowledge lives: agent, view, identities, and who waits for changes.
+
+Everything is replaced, nothing is changed in place, and only the event loop's thread touches it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
+
+from firedoor.certs import Selector
+from firedoor.mtls import ClientRule, Core
+from firedoor.sidecar.identities import Identity, Verifier, material
+from firedoor.sidecar.server import Issued
+from firedoor.sidecar.state import StoredAgent
+from firedoor.sidecar.view import Entry, View
+
+RuleOf = Callable[[frozenset[Selector]], ClientRule | None]
+
+
+class Holder:
+    """Holds what the sidecar knows and publishes it to the core as one value."""
+
+    def __init__(self, core: Core, view: View, now: Callable[[], float], rule_of: RuleOf) -> None:
+        self._core, self._now, self._rule_of = core, now, rule_of
+        self.view = view
+        self.agent: StoredAgent | None = None
+        self.identities: Mapping[str, Identity] = {}
+        self.verifier = Verifier(view)
+        self.revision = 0
+        # Why the server gave no SVID, by entry ID.
+        self.refusals: Mapping[str, Issued] = {}
+        self._changed = asyncio.Event()
+
+    def set(
+        self,
+        *,
+        view: View | None = None,
+        agent: StoredAgent | None = None,
+        identities: Iterable[Identity] | None = None,
+    ) -> None:
+        """Publish a new state; raise MaterialError, with nothing changed, when the core refuses it."""
+        new_view = view or self.view
+        new_agent = agent or self.agent
+        kept = self.identities.values() if identities is None else identities
+        new_identities = {one.entry.id: one for one in _entitled(new_view, kept)}
+        self.revision = self._core.publish(
+            material(new_view, new_agent, new_identities.values(), self._now(), self._rule_of)
+        )
+        if view is not None:
+            self.verifier = Verifier(view)
+        self.view, self.agent, self.identities = new_view, new_agent, new_identities
+        self.refusals = {key: why for key, why in self.refusals.items() if key in new_view.entries}
+        self.notify()
+
+    def refused(self, refusals: Mapping[str, Issued]) -> None:
+        """Note why the server gave no SVIDs; an identity that came since clears its own."""
+        self.refusals = {key: why for key, why in refusals.items() if key in self.view.entries}
+        self.notify()
+
+    def lacking(self, now: float) -> list[Entry]:
+        """Return the entries whose SVID is missing, due for renewal, or good no longer."""
+        return [entry for entry in self.view.entries.values() if not self._is_fresh(entry, now)]
+
+    def _is_fresh(self, entry: Entry, now: float) -> bool:
+        held = self.identities.get(entry.id)
+        return held is not None and now < held.renew_at and not self.verifier.is_stale(held, now)
+
+    def live(self, now: float) -> list[Identity]:
+        """Return the identities that have not expired, in the order of their entries."""
+        return sorted((one for one in self.identities.values() if one.live(now)), key=lambda one: one.entry.order)
+
+    def notify(self) -> None:
+        """Wake whoever watches."""
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    def not_admitted(self) -> frozenset[str]:
+        """Return the entries that the server refuses to issue for, until something changes."""
+        return frozenset(key for key, why in self.refusals.items() if why.denied and key not in self.identities)
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield at once and after every change; changes while the consumer is busy are one."""
+        while True:
+            event = self._changed
+            yield
+            await event.wait()
+
+
+def _entitled(view: View, identities: Iterable[Identity]) -> Iterable[Identity]:
+    """Keep what the view's entries still give, under their present selectors."""
+    for one in identities:
+        entry = view.entries.get(one.entry.id)
+        if entry is not None and entry.spiffe_id == one.entry.spiffe_id:
+            yield one if entry == one.entry else _with_entry(one, entry)
+
+
+def _with_entry(identity: Identity, entry: Entry) -> Identity:
+    """Take over what an entry says now; the certificate stays as old as it is, so the revision does too."""
+    return replace(identity, entry=replace(entry, revision=identity.entry.revision))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SVIDs that a sidecar holds, when each is to be replaced, and the Material that the core runs on. Pure."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from firedoor.certs import Selector, SvidError, TrustBundle, TrustDomain, VerifiedSvid, X509Svid, verify_x509_svid
+from firedoor.mtls import ClientRule, Material, Svid
+from firedoor.sidecar.keys import Key
+from firedoor.sidecar.state import StoredAgent
+from firedoor.sidecar.view import Entry, View, certs_revocation, core_revocation
+
+# Renewal at half life, give or take: sidecars that started together do not come together for ever.
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One verified SVID with its key, for one entry as it was at that revision."""
+
+    entry: Entry
+    svid: X509Svid
+    key: Key
+    authority_ids: tuple[str, ...]
+    renew_at: float
+
+    def live(self, now: float) -> bool:
+        """Say whether it has not expired."""
+        return now < self.svid.not_after
+
+
+def renewal_time(obtained: float, not_after: float, uniform: Callable[[float, float], float] = random.uniform) -> float:
+    """Return when to renew: half of what was left when it was obtained, with jitter."""
+    return obtained + (not_after - obtained) / 2 * uniform(1 - JITTER, 1 + JITTER)
+
+
+class Verifier:
+    """Checks SVIDs of ours against one view, before they are used and again when the view changes."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._bundles = view.bundles
+        self._revocations = tuple(certs_revocation(one, view.trust_domain) for one in view.revocations)
+
+    def verify(self, chain: Sequence[bytes], at: float) -> VerifiedSvid:
+        """Verify a chain. Raise SvidError."""
+        return verify_x509_svid(chain, self._bundles, int(at), revocations=self._revocations)
+
+    def is_stale(self, identity: Identity, now: float) -> bool:
+        """Say whether it must be replaced at once: its entry has changed, or its authority is tainted or gone."""
+        entry = self._view.entries.get(identity.entry.id)
+        if entry is None or entry.revision != identity.entry.revision:
+            return True
+        try:
+            verified = self.verify(identity.svid.chain, now)
+        except SvidError:
+            return True
+        return tainted(self._bundles, identity.entry.spiffe_id.trust_domain, verified.authority_ids)
+
+
+def tainted(bundles: Mapping[TrustDomain, TrustBundle], domain: TrustDomain, authority_ids: Iterable[str]) -> bool:
+    """Say whether one of the authorities is tainted in its bundle."""
+    bundle = bundles.get(domain)
+    bad = {root.authority_id for root in bundle.x509_roots if root.tainted} if bundle else set()
+    return not bad.isdisjoint(authority_ids)
+
+
+def material(
+    view: View,
+    agent: StoredAgent | None,
+    identities: Iterable[Identity],
+    now: float,
+    rule_of: Callable[[frozenset[Selector]], ClientRule | None],
+) -> Material:
+    """Put together what the core runs on: one SVID an ID, and by which rules local clients may use it."""
+    svids = [Svid(id=str(agent.spiffe_id), chain=agent.chain, key=agent.key.private)] if agent else []
+    by_id: dict[str, list[Identity]] = {}
+    for identity in sorted(identities, key=lambda one: one.entry.order):
+        if identity.live(now):
+            by_id.setdefault(str(identity.svid.id), []).append(identity)
+    svids += [_svid(spiffe_id, group, rule_of) for spiffe_id, group in sorted(by_id.items())]
+    return Material(
+        trust_domain=view.trust_domain.name,
+        bundles={domain.name: [root.der for root in one.x509_roots] for domain, one in view.bundles.items()},
+        svids=svids,
+        revocations=[core_revocation(one) for one in view.revocations],
+        table=view.table,
+        generation=view.generation or (0, 0),
+    )
+
+
+def _svid(
+    spiffe_id: str, group: Sequence[Identity], rule_of: Callable[[frozenset[Selector]], ClientRule | None]
+) -> Svid:
+    """Make one SVID of several entries with one ID: any of their clients, only what all of them federate with."""
+    first = group[0]
+    federates = set(first.entry.federates_with).intersection(*(one.entry.federates_with for one in group))
+    rules = [rule_of(one.entry.selectors) for one in group]
+    return Svid(
+        id=spiffe_id,
+        chain=first.svid.chain,
+        key=first.key.private,
+        federates_with=sorted(one.name for one in federates),
+        clients=[rule for rule in rules if rule is not None],
+    )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data path's listeners, as configured, and the JSON form in which the core takes them.
+
+inbound:
+- {name: models, as: "spiffe://td/segment/registry/host/h1/svc/models", listen: 0.0.0.0:19000,
+service_port: 9000, protocol: tcp, app: {address: 127.0.0.1:9000, uid: 1001}}
+outbound:
+- {name: models, as: "spiffe://td/segment/inference/host/h2/svc/vllm", listen: "unix:/run/firedoor/out/m.sock",
+protocol: tcp, expect: ["spiffe://td/segment/registry/host/*/svc/models"], service_port: 9000,
+addresses: ["registry.internal:19000"]}
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from firedoor.certs import IdPattern, SpiffeId, TrustDomain
+from firedoor.segments import document as yaml_text
+from firedoor.sidecar import settings
+from firedoor.sidecar.settings import Findings, Section
+
+PROTOCOLS = ("tcp", "http", "grpc")
+HIGHEST_UID = 2**32 - 2  # The last value is "no user" (chown(2)).
+LONGEST_TIMEOUT_MS = 24 * 3600 * 1000
+MOST_CONNECTIONS = 1_000_000
+
+_COMMON = ("name", "as", "listen", "protocol", "service_port")
+_LIMITS = ("handshake_timeout_ms", "idle_timeout_ms", "max_connections_per_identity")
+_INBOUND = (*_COMMON, *_LIMITS, "app")
+_OUTBOUND = (*_COMMON, *_LIMITS, "expect", "addresses", "mode")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_MODE = re.compile(r"0?[0-7]{3}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listener:
+    """What inbound and outbound listeners share. `at` is where it is configured."""
+
+    name: str
+    identity: SpiffeId
+    listen: str
+    protocol: str
+    service_port: int
+    limits: tuple[tuple[str, int], ...]
+    at: str
+
+    @property
+    def direction(self) -> Literal["inbound", "outbound"]:
+        """Say which way the first byte goes, seen from the app."""
+        raise NotImplementedError
+
+    def spec(self) -> str:
+        """Return what `Core.listen` takes."""
+        return json.dumps(
+            {
+                "direction": self.direction,
+                "name": self.name,
+                "as": str(self.identity),
+                "listen": self.listen,
+                "protocol": self.protocol,
+                "service_port": self.service_port,
+                **dict(self.limits),
+                **self._own(),
+            }
+        )
+
+    def _own(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inbound(Listener):
+    """Takes mTLS connections and hands them to the app."""
+
+    app_address: str
+    app_uid: int | None
+
+    @property
+    def direction(self) -> Literal["inbound", "outbound"]:
+        """Towards the app."""
+        return "inbound"
+
+    def _own(self) -> dict[str, Any]:
+        app: dict[str, Any] = {"address": self.app_address}
+        return {"app": app if self.app_uid is None else {**app, "uid": self.app_uid}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outbound(Listener):
+    """Takes local connections and makes mTLS connections of them."""
+
+    expect: tuple[IdPattern, ...]
+    addresses: tuple[str, ...]
+    mode: str | None
+
+    @property
+    def direction(self) -> Literal["inbound", "outbound"]:
+        """Away from the app."""
+        return "outbound"
+
+    @property
+    def on_tcp(self) -> bool:
+        """Whether local clients come by loopback TCP, where the kernel names their uid and nothing else."""
+        return not self.listen.startswith("unix:")
+
+    def _own(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"expect": [str(one) for one in self.expect], "addresses": list(self.addresses)}
+        return own if self.mode is None else {**own, "mode": self.mode}
+
+
+def parse_inbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, findings: Findings) -> Inbound:
+    """Read one item of `inbound`."""
+    section = Section(node, key, _INBOUND, findings)
+    app_node = section.get("app")
+    if app_node is None:
+        findings.add(node.at, section.path("app"), "is missing: the app's own address")
+    app = Section(app_node or yaml_text.Mapping(node.at, ()), section.path("app"), ("address", "uid"), findings)
+    return Inbound(
+        **_common(section, trust_domain, settings.ip_port),
+        app_address=app.require("address", _app_address, "") if app_node is not None else "",
+        app_uid=app.parse("uid", _uid, None),
+    )
+
+
+def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, findings: Findings) -> Outbound:
+    """Read one item of `outbound`."""
+    section = Section(node, key, _OUTBOUND, findings)
+    for needed in ("expect", "addresses"):
+        if not list(section.items(needed)):
+            findings.add(node.at, section.path(needed), "is missing or empty")
+    found = Outbound(
+        **_common(section, trust_domain, _local_address),
+        expect=section.each("expect", lambda value: IdPattern.parse(value, trust_domain)),
+        addresses=section.each("addresses", settings.host_port),
+        mode=section.parse("mode", _mode, None),
+    )
+    if found.mode is not None and found.on_tcp:
+        findings.add(node.at, section.path("mode"), "a file mode has a meaning for a Unix socket only")
+    return found
+
+
+def _common(section: Section, trust_domain: TrustDomain, listen: Any) -> dict[str, Any]:
+    limits = {
+        "handshake_timeout_ms": settings.integer(1, LONGEST_TIMEOUT_MS),
+        "idle_timeout_ms": settings.integer(1, LONGEST_TIMEOUT_MS),
+        "max_connections_per_identity": settings.integer(1, MOST_CONNECTIONS),
+    }
+
+    def own_id(value: str) -> SpiffeId:
+        found = settings.workload_id(value)
+        if found.trust_domain != trust_domain:
+            raise ValueError(f"must be an ID of our own trust domain, {trust_domain}")
+        return found
+
+    return {
+        "name": section.require("name", _name, ""),
+        "identity": section.require("as", own_id, trust_domain.id),
+        "listen": section.require("listen", listen, ""),
+        "protocol": section.require("protocol", settings.choice(*PROTOCOLS), "tcp"),
+        "service_port": section.require("service_port", settings.integer(1, settings.MAX_PORT), 1),
+        "limits": tuple((name, section.parse(name, limits[name], 0)) for name in _LIMITS if section.get(name)),
+        "at": str(section.node.at),
+    }
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and dashes, with no dash at either end")
+    return value
+
+
+def _uid(value: str) -> int | None:
+    return settings.integer(0, HIGHEST_UID)(value)
+
+
+def _mode(value: str) -> str | None:
+    if not _MODE.fullmatch(value):
+        raise ValueError('must be three octal digits, quoted: "0660"')
+    return value.rjust(4, "0")
+
+
+def _unix(value: str) -> str:
+    return f"unix:{settings.socket_path(value)}"
+
+
+def _local_address(value: str) -> str:
+    return _unix(value) if value.startswith("unix:") else settings.loopback_port(value)
+
+
+def _app_address(value: str) -> str:
+    return _unix(value) if value.startswith("unix:") else settings.host_port(value)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics, `/live` and `/ready`, by HTTP on loopback.
+
+The server reads one request line and answers; it keeps no connection and knows no other path, so that nothing larger
+is needed for it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from firedoor.sidecar.settings import split_host_port
+
+REQUEST_SECONDS = 5.0
+LARGEST_HEAD_BYTES = 8192
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PLAIN = "text/plain; charset=utf-8"
+# Counters of the core that say how things are now; the others only grow.
+_GAUGE_SUFFIXES = ("_now", "_live", "_waiting", "_open")
+
+
+class Snapshot(Collector):
+    """Reads values when it is asked: gauges and counters by name, SVID expiries by ID."""
+
+    def __init__(
+        self, values: Callable[[], dict[str, float]], expiries: Callable[[], Iterable[tuple[str, int]]]
+    ) -> None:
+        self._values, self._expiries = values, expiries
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield what is true now."""
+        for name, value in sorted(self._values().items()):
+            if name.endswith(_GAUGE_SUFFIXES):
+                yield GaugeMetricFamily(f"firedoor_{name}", name.replace("_", " "), value=value)
+            else:
+                yield CounterMetricFamily(f"firedoor_{name}", name.replace("_", " "), value=value)
+        expiry = GaugeMetricFamily(
+            "firedoor_svid_expiry_seconds", "when an SVID expires, in Unix seconds", labels=["spiffe_id"]
+        )
+        for spiffe_id, not_after in self._expiries():
+            expiry.add_metric([spiffe_id], not_after)
+        yield expiry
+
+
+class MetricsServer:
+    """Answers GET for `/metrics`, `/live` and `/ready`."""
+
+    def __init__(self, collector: Collector, missing: Callable[[], Sequence[str]]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+        self._missing = missing
+        self._server: asyncio.Server | None = None
+        self.address = ""
+
+    async def start(self, address: str) -> None:
+        """Listen. Raise OSError."""
+        host, port = split_host_port(address)
+        self._server = await asyncio.start_server(self._serve, host, port, limit=LARGEST_HEAD_BYTES)
+        name = self._server.sockets[0].getsockname()
+        self.address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._answer(head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")))
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _answer(self, request: Sequence[str]) -> bytes:
+        if len(request) != 3 or request[0] not in ("GET", "HEAD"):
+            return _response("405 Method Not Allowed", PLAIN, b"only GET\n")
+        path = request[1].partition("?")[0]
+        if path == "/live":
+            return _response("200 OK", PLAIN, b"live\n")
+        if path == "/ready":
+            missing = self._missing()
+            text = "".join(f"missing: {one}\n" for one in missing).encode() or b"ready\n"
+            return _response("503 Service Unavailable" if missing else "200 OK", PLAIN, text)
+        if path == "/metrics":
+            return _response("200 OK", METRICS_TYPE, generate_latest(self._registry))
+        return _response("404 Not Found", PLAIN, b"only /metrics, /live and /ready\n")
+
+
+def _response(status: str, kind: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body

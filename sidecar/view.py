@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server says this sidecar is entitled to, read from an update or put together from polls. Pure.
+
+A `View` is whole: entries, bundles, decision table and revocations of one generation. What breaks a rule of the
+control stream raises UpdateRefused, whose code goes back to the broker in a Nack, and nothing changes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from firedoor import certs
+from firedoor.certs import CertsError, IdPattern, Selector, SpiffeId, TrustBundle, TrustDomain
+from firedoor.mtls import Revocation
+from firedoor.sidecar import bundles
+from firedoor.sidecar.errors import UpdateRefused
+from firedoor.wire import control_pb2, types, views
+
+Generation = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One identity that this agent may hold."""
+
+    id: str
+    spiffe_id: SpiffeId
+    selectors: frozenset[Selector]
+    federates_with: tuple[TrustDomain, ...]
+    hint: str
+    created_at: int
+    # 0: never.
+    expires_at: int
+    # Whatever changes it makes another certificate necessary.
+    revision: tuple[object, ...]
+    # Pushed into a store by the agent, never given to local workloads.
+    store_svid: bool
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """The order in which a workload's identities are listed."""
+        return self.created_at, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything of one generation. `table` is a serialised decision table; empty denies everything."""
+
+    trust_domain: TrustDomain
+    # Whether the entries are the server's word; without it nobody is entitled to anything, and nobody is refused.
+    synced: bool = False
+    # None: no generation and no local policy either.
+    generation: Generation | None = None
+    hash: bytes = b""
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    bundles: Mapping[TrustDomain, TrustBundle] = field(default_factory=dict)
+    table: bytes = b""
+    revocations: tuple[control_pb2.Revocation, ...] = ()
+
+    def matching(self, selectors: frozenset[Selector], now: float) -> tuple[Entry, ...]:
+        """Return the entries that a workload with these selectors is entitled to, the oldest first."""
+        found = (one for one in self.entries.values() if one.selectors <= selectors and not one.store_svid)
+        return tuple(
+            sorted((one for one in found if not one.expires_at or one.expires_at > now), key=lambda e: e.order)
+        )
+
+    def with_entries(self, entries: Iterable[Entry]) -> "View":
+        """Return the same with other entries."""
+        return replace(self, entries={one.id: one for one in entries})
+
+    def with_bundles(self, bundles: Iterable[TrustBundle]) -> "View":
+        """Return the same with other bundles."""
+        return replace(self, bundles={one.trust_domain: one for one in bundles})
+
+
+def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: Generation | None) -> View:
+    """Read a full update. Raise UpdateRefused."""
+    generation = views.generation_key(update.generation)
+    if running is not None and generation < running:
+        raise UpdateRefused("generation_went_back", f"generation {generation} is older than {running}, which runs here")
+    if update.HasField("base"):
+        raise UpdateRefused("unexpected_delta", "this sidecar takes full updates only")
+    if update.view_hash != views.view_hash(update.parts):
+        raise UpdateRefused("view_hash_mismatch", "the update is not the one that its hash was made of")
+    parts = _parts(update)
+    found = [bundles.from_wire(one) for one in parts["bundles"].bundles.bundles]
+    entries = [read_entry(one, trust_domain) for one in parts["entries"].entries.entries]
+    if trust_domain not in {one.trust_domain for one in found if one.x509_roots}:
+        raise UpdateRefused("bundle_missing", f"the update has no X.509 authority of {trust_domain} itself")
+    revocations = tuple(parts["revocations"].revocations.revocations)
+    if any(one.WhichOneof("kind") is None for one in revocations):
+        raise UpdateRefused("unknown_revocation", "the update has a revocation of an unknown kind")
+    view = View(
+        trust_domain,
+        synced=True,
+        generation=generation,
+        hash=update.view_hash,
+        table=parts["policy"].policy.table.SerializeToString(deterministic=True),
+        revocations=revocations,
+    )
+    return view.with_entries(entries).with_bundles(found)
+
+
+def _parts(update: control_pb2.Update) -> dict[str, control_pb2.Part]:
+    found: dict[str, control_pb2.Part] = {}
+    for part in update.parts:
+        kind = part.WhichOneof("kind")
+        if kind is None:
+            raise UpdateRefused("unknown_part", "the update has a part of a kind that this sidecar does not know")
+        if kind in found:
+            raise UpdateRefused("repeated_part", f"the update has two parts of the kind {kind}")
+        found[kind] = part
+    return {kind: found.get(kind, control_pb2.Part()) for kind in ("entries", "bundles", "policy", "revocations")}
+
+
+def _check_revocation(one: control_pb2.Revocation, trust_domain: TrustDomain) -> None:
+    try:
+        certs_revocation(one, trust_domain)
+    except CertsError as error:
+        raise UpdateRefused("malformed_revocation", f"a revocation cannot be used: {error}") from error
+
+
+def read_entry(entry: types.Entry, trust_domain: TrustDomain) -> Entry:
+    """Read an entry. Raise UpdateRefused."""
+    if not entry.id:
+        raise UpdateRefused("malformed_entry", "an entry has no ID")
+    try:
+        owner = TrustDomain.parse(entry.spiffe_id.trust_domain)
+        return Entry(
+            id=entry.id,
+            spiffe_id=owner.with_path(entry.spiffe_id.path),
+            selectors=_selectors(entry, trust_domain, owner),
+            federates_with=tuple(bundles.read_trust_domain(name) for name in entry.federates_with),
+            hint=entry.hint,
+            created_at=entry.created_at,
+            expires_at=entry.expires_at,
+            revision=(entry.revision_number, entry.created_at, str(entry.spiffe_id.path)),
+            store_svid=entry.store_svid,
+        )
+    except CertsError as error:
+        raise UpdateRefused("malformed_entry", f"entry {entry.id!r} cannot be used: {error}") from error
+
+
+def _selectors(entry: types.Entry, trust_domain: TrustDomain, owner: TrustDomain) -> frozenset[Selector]:
+    if owner != trust_domain or not entry.spiffe_id.path:
+        raise UpdateRefused("foreign_entry", f"entry {entry.id!r} names no workload of {trust_domain}")
+    # An empty set is among everybody's selectors.
+    if not entry.selectors:
+        raise UpdateRefused("malformed_entry", f"entry {entry.id!r} has no selectors and would match every program")
+    return frozenset(Selector.of(one.type, one.value) for one in entry.selectors)
+
+
+def core_revocation(one: control_pb2.Revocation) -> Revocation:
+    """Return one revocation as the core takes it."""
+    kind = one.WhichOneof("kind")
+    if kind == "serial":
+        return Revocation(serial=one.serial, reason=one.reason)
+    if kind == "authority_id":
+        return Revocation(authority_id=one.authority_id, reason=one.reason)
+    return Revocation(pattern=one.issued_before.pattern, issued_before=one.issued_before.time, reason=one.reason)
+
+
+def certs_revocation(one: control_pb2.Revocation, trust_domain: TrustDomain) -> certs.Revocation:
+    """Return one revocation as `certs` takes it. Raise PatternError, or UpdateRefused when its kind is unknown."""
+    kind = one.WhichOneof("kind")
+    if kind is None:
+        raise UpdateRefused("unknown_revocation", "the update has a revocation of an unknown kind")
+    if kind == "serial":
+        return certs.Revocation(serial=one.serial, reason=one.reason)
+    if kind == "authority_id":
+        return certs.Revocation(authority_id=one.authority_id, reason=one.reason)
+    pattern = IdPattern.parse(one.issued_before.pattern, trust_domain)
+    return certs.Revocation(pattern=pattern, issued_before=one.issued_before.time, reason=one.reason)

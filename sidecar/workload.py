@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SPIFFE Workload API on the auth socket: who a local program is, by the kernel's word alone.
+
+Every answer of a stream is the full state, and the first comes at once. A program with no identity, or one that loses
+it, gets PermissionDenied and must forget what it had (SPIFFE Workload API, sections 4 and 5).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from firedoor.certs import Selector
+from firedoor.mtls import CallerUnknown, Front
+from firedoor.sidecar.attestor import UnixAttestor
+from firedoor.sidecar.errors import CallerRefused, HeaderMissing, NotEntitled, NotReady, SidecarError
+from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.identities import Identity
+from firedoor.sidecar.view import Entry, View
+from firedoor.wire import workload_grpc, workload_pb2
+
+M = TypeVar("M", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+HEADER = "workload.spiffe.io"
+# An entry that was just made has its SVID within this time, or the server is away.
+PENDING_SECONDS = 5.0
+
+
+def check_header(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
+    """Raise HeaderMissing unless the security header stands there once and is exactly `true` (SPIFFE endpoint, 6)."""
+    if [value for key, value in metadata or () if key == HEADER] != ["true"]:
+        raise HeaderMissing
+
+
+def distinct_hints(entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out each entry whose hint an older one has: hints are unique in an answer."""
+    seen: set[str] = set()
+    kept = []
+    for entry in entries:
+        if entry.hint and entry.hint in seen:
+            continue
+        seen.add(entry.hint)
+        kept.append(entry)
+    return kept
+
+
+def x509_svids(
+    view: View,
+    identities: Iterable[Identity],
+    selectors: frozenset[Selector],
+    now: float,
+    not_admitted: frozenset[str] = frozenset(),
+) -> workload_pb2.X509SVIDResponse:
+    """Answer FetchX509SVID for a workload. Raise NotEntitled, or NotReady when no SVID has come yet."""
+    entries = distinct_hints([one for one in _entitled(view, selectors, now) if one.id not in not_admitted])
+    if not entries:
+        raise NotEntitled
+    held = {one.entry.id: one for one in identities if one.live(now)}
+    own = view.bundles[view.trust_domain].to_der()
+    response = workload_pb2.X509SVIDResponse()
+    for entry in entries:
+        if entry.id in held:
+            one = held[entry.id]
+            response.svids.add(
+                spiffe_id=str(entry.spiffe_id),
+                x509_svid=b"".join(one.svid.chain),
+                x509_svid_key=one.key.private,
+                bundle=own,
+                hint=entry.hint,
+            )
+    if not response.svids:
+        raise NotReady("the identity is not issued yet")
+    response.federated_bundles.update(_federated(view, entries))
+    return response
+
+
+def x509_bundles(view: View, selectors: frozenset[Selector], now: float) -> workload_pb2.X509BundlesResponse:
+    """Answer FetchX509Bundles for a workload. Raise NotEntitled."""
+    entries = _entitled(view, selectors, now)
+    bundles = {str(view.trust_domain.id): view.bundles[view.trust_domain].to_der()}
+    return workload_pb2.X509BundlesResponse(bundles=bundles | _federated(view, entries))
+
+
+def _entitled(view: View, selectors: frozenset[Selector], now: float) -> Sequence[Entry]:
+    if not view.synced:
+        raise NotReady("the sidecar has not heard from its server yet")
+    entries = view.matching(selectors, now)
+    if not entries:
+        raise NotEntitled
+    return entries
+
+
+def _federated(view: View, entries: Sequence[Entry]) -> dict[str, bytes]:
+    domains = {domain for entry in entries for domain in entry.federates_with} - {view.trust_domain}
+    return {str(one.id): view.bundles[one].to_der() for one in sorted(domains) if one in view.bundles}
+
+
+class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
+    """Serves the X.509 half; the others answer Unimplemented, as the standard asks of a profile that is absent."""
+
+    def __init__(self, holder: Holder, attestor: UnixAttestor, now: Callable[[], float]) -> None:
+        self._holder, self._attestor, self._now = holder, attestor, now
+        self._front: Front | None = None
+
+    def serve_on(self, front: Front) -> None:
+        """Say which front knows the callers."""
+        self._front = front
+
+    async def FetchX509SVID(
+        self, request: workload_pb2.X509SVIDRequest, context: Context
+    ) -> AsyncIterator[workload_pb2.X509SVIDResponse]:
+        """Stream the caller's X.509-SVIDs."""
+        async for response in self._stream(context, self._x509_svids):
+            yield response
+
+    async def FetchX509Bundles(
+        self, request: workload_pb2.X509BundlesRequest, context: Context
+    ) -> AsyncIterator[workload_pb2.X509BundlesResponse]:
+        """Stream the X.509 bundles that the caller may trust."""
+        async for response in self._stream(context, self._x509_bundles):
+            yield response
+
+    async def FetchJWTSVID(
+        self, request: workload_pb2.JWTSVIDRequest, context: Context
+    ) -> workload_pb2.JWTSVIDResponse:
+        """Answer Unimplemented."""
+        raise await self._unimplemented(context, "JWT-SVID")
+
+    async def FetchJWTBundles(
+        self, request: workload_pb2.JWTBundlesRequest, context: Context
+    ) -> AsyncIterator[workload_pb2.JWTBundlesResponse]:
+        """Answer Unimplemented."""
+        raise await self._unimplemented(context, "JWT-SVID")
+        yield
+
+    async def ValidateJWTSVID(
+        self, request: workload_pb2.ValidateJWTSVIDRequest, context: Context
+    ) -> workload_pb2.ValidateJWTSVIDResponse:
+        """Answer Unimplemented."""
+        raise await self._unimplemented(context, "JWT-SVID")
+
+    async def FetchWITSVID(
+        self, request: workload_pb2.WITSVIDRequest, context: Context
+    ) -> AsyncIterator[workload_pb2.WITSVIDResponse]:
+        """Answer Unimplemented."""
+        raise await self._unimplemented(context, "WIT-SVID")
+        yield
+
+    async def FetchWITBundles(
+        self, request: workload_pb2.WITBundlesRequest, context: Context
+    ) -> AsyncIterator[workload_pb2.WITBundlesResponse]:
+        """Answer Unimplemented."""
+        raise await self._unimplemented(context, "WIT-SVID")
+        yield
+
+    async def _unimplemented(self, context: Context, profile: str) -> Exception:
+        """End the call; `abort` raises, so that nothing is ever returned."""
+        try:
+            check_header(context.invocation_metadata())
+        except HeaderMissing as error:
+            await context.abort(error.status, str(error))
+        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server does not serve the {profile} profile")
+
+    def _x509_svids(self, selectors: frozenset[Selector]) -> workload_pb2.X509SVIDResponse:
+        holder = self._holder
+        return x509_svids(holder.view, holder.identities.values(), selectors, self._now(), holder.not_admitted())
+
+    def _x509_bundles(self, selectors: frozenset[Selector]) -> workload_pb2.X509BundlesResponse:
+        return x509_bundles(self._holder.view, selectors, self._now())
+
+    async def _stream(self, context: Context, answer: Callable[[frozenset[Selector]], M]) -> AsyncIterator[M]:
+        """Attest the caller once, then answer at once and at every change that changes the answer."""
+        try:
+            selectors = await self._attest(context)
+            last: M | None = None
+            async for _ in self._holder.changes():
+                response = answer(selectors) if last is not None else await self._first(selectors, answer)
+                if response != last:
+                    yield response
+                    last = response
+        except SidecarError as error:
+            await context.abort(error.status, str(error))
+
+    async def _first(self, selectors: frozenset[Selector], answer: Callable[[frozenset[Selector]], M]) -> M:
+        """Answer now, or wait a moment for an SVID that is being issued."""
+        try:
+            return answer(selectors)
+        except NotReady as pending:
+            try:
+                async with asyncio.timeout(PENDING_SECONDS):
+                    return await self._until_ready(selectors, answer)
+            except TimeoutError:
+                raise pending from None
+
+    async def _until_ready(self, selectors: frozenset[Selector], answer: Callable[[frozenset[Selector]], M]) -> M:
+        async for _ in self._holder.changes():
+            try:
+                return answer(selectors)
+            except NotReady:
+                continue
+        raise NotReady("the sidecar is stopping")
+
+    async def _attest(self, context: Context) -> frozenset[Selector]:
+        check_header(context.invocation_metadata())
+        if self._front is None:
+            raise NotReady("the sidecar is starting")
+        try:
+            caller = self._front.caller(context.peer())
+        except CallerUnknown as error:
+            raise CallerRefused(str(error)) from error
+        return await self._attestor.attest(caller, self._costly_keys())
+
+    def _costly_keys(self) -> set[str]:
+        """Return which selector keys any entry asks for, so that no executable is read and hashed for nothing."""
+        return {one.key for entry in self._holder.view.entries.values() for one in entry.selectors}
