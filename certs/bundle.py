@@ -20,7 +20,7 @@ from typing import Final, final
 
 from cryptography import x509
 
-from firedoor.certs import jwks
+from firedoor.certs import jwks, profile
 from firedoor.certs.certificate import (
     MAX_CERTIFICATES,
     Certificate,
@@ -183,9 +183,12 @@ class TrustBundle:
 
 def _checked(der: bytes) -> bytes:
     try:
-        read_certificate(der)
+        certificate = read_certificate(der)
     except ValueError:
         raise BundleError("malformed_certificate") from None
+    # A workload's certificate in a bundle would let that workload name others.
+    if profile.first_broken(profile.CA, certificate) is not None:
+        raise BundleError("not_a_ca")
     return der
 
 

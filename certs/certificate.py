@@ -64,14 +64,14 @@ class Certificate:
     subject_empty: bool
     uris: tuple[str, ...]
     dns_names: tuple[str, ...]
-    san_count: int
+    names: tuple[x509.GeneralName, ...]
     san_critical: bool
     is_ca: bool
     path_length: int | None
     key_usage: x509.KeyUsage | None
     key_usage_critical: bool
     extended_key_usage: frozenset[x509.ObjectIdentifier] | None
-    has_name_constraints: bool
+    name_constraints: x509.NameConstraints | None
     unknown_critical: bool
     authority_key_id: str
 
@@ -108,6 +108,7 @@ def _read(der: bytes) -> Certificate:
     basic = _find(extensions, x509.BasicConstraints)
     usage = _find(extensions, x509.KeyUsage)
     extended = _find(extensions, x509.ExtendedKeyUsage)
+    constraints = _find(extensions, x509.NameConstraints)
     authority = _find(extensions, x509.AuthorityKeyIdentifier)
     return Certificate(
         der=der,
@@ -118,14 +119,14 @@ def _read(der: bytes) -> Certificate:
         subject_empty=not certificate.subject.rdns,
         uris=tuple(san.value.get_values_for_type(x509.UniformResourceIdentifier)) if san else (),
         dns_names=tuple(san.value.get_values_for_type(x509.DNSName)) if san else (),
-        san_count=sum(1 for _ in san.value) if san else 0,
+        names=tuple(san.value) if san else (),
         san_critical=bool(san and san.critical),
         is_ca=bool(basic and basic.value.ca),
         path_length=basic.value.path_length if basic else None,
         key_usage=usage.value if usage else None,
         key_usage_critical=bool(usage and usage.critical),
         extended_key_usage=frozenset(extended.value) if extended else None,
-        has_name_constraints=_find(extensions, x509.NameConstraints) is not None,
+        name_constraints=constraints.value if constraints else None,
         unknown_critical=any(each.critical and each.oid not in _PROCESSED for each in extensions),
         authority_key_id=(authority.value.key_identifier or b"").hex() if authority else "",
     )

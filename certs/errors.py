@@ -162,6 +162,7 @@ class BundleError(CallerError):
             "bundle_too_large": "the trust bundle is longer than 4 MiB or has more than 1024 keys",
             "malformed_bundle": "the trust bundle is not a SPIFFE bundle",
             "malformed_certificate": "a certificate in the trust bundle cannot be read",
+            "not_a_ca": "a certificate in the trust bundle is none of a CA that may sign SVIDs",
             "malformed_jwt_key": "a jwt-svid key in the trust bundle cannot be read",
             "unknown_authority": "the trust bundle holds no authority of that ID",
             "not_tainted": "an authority is tainted before it is revoked",

@@ -2,8 +2,9 @@
 """ID patterns: which SPIFFE IDs are meant, by whole path segments.
 
 `*` stands for exactly one segment, `**` for one or more and only at the end; nothing stands for a part of a segment or
-for a trust domain. `{td}` in the trust domain's place is our own. What is at or below `/spire`, and the trust domain's
-own ID, no pattern matches.
+for a trust domain. `{td}` in the trust domain's place is our own. No pattern matches a trust domain's own ID, and no
+wildcard stands for `spire` as the first segment: agents and servers live there, belong to no segment, and are meant
+only where they are named (to ban one).
 
 >>> td = TrustDomain.parse("example.org")
 >>> models = IdPattern.parse("spiffe://{td}/segment/registry/host/*/svc/models", td)
@@ -27,7 +28,7 @@ from firedoor.certs.ids import MAX_ID_BYTES, SCHEME, SpiffeId, TrustDomain, byte
 
 _OWN: Final = f"{SCHEME}{{td}}"
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
-# Agents and servers of SPIRE live there; they belong to no segment.
+# SPIRE's own namespace, reserved in every trust domain.
 _RESERVED: Final = "spire"
 
 
@@ -44,8 +45,11 @@ class IdPattern:
         raise TypeError("IdPattern is made by IdPattern.parse()")
 
     @classmethod
-    def parse(cls, text: str, td: TrustDomain) -> IdPattern:
-        """Check a pattern in which `{td}` stands for `td`. Raise PatternError with the first rule that it breaks."""
+    def parse(cls, text: str, td: TrustDomain, *, allow_reserved: bool = False) -> IdPattern:
+        """Check a pattern in which `{td}` stands for `td`. Raise PatternError with the first rule that it breaks.
+
+        What policy says about IDs may not name `/spire`; revocations may, with `allow_reserved`.
+        """
         if text == _OWN or text.startswith(f"{_OWN}/"):
             text = f"{SCHEME}{td.name}{text[len(_OWN) :]}"
         if not text:
@@ -63,6 +67,8 @@ class IdPattern:
             raise PatternError("missing_path")
         segments = rest.split("/")
         _check_segments(segments)
+        if segments[0] == _RESERVED and not allow_reserved:
+            raise PatternError("reserved_path")
         made = object.__new__(cls)
         object.__setattr__(made, "trust_domain", trust_domain)
         object.__setattr__(made, "open", segments[-1] == "**")
@@ -74,10 +80,15 @@ class IdPattern:
         """Whether it stands for one ID only."""
         return not self.open and "*" not in self.head
 
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it names IDs at or below `/spire`; all others match none there."""
+        return self.head[:1] == (_RESERVED,)
+
     def matches(self, spiffe_id: SpiffeId) -> bool:
         """Say whether the ID is meant."""
         segments = spiffe_id.segments
-        if spiffe_id.trust_domain != self.trust_domain or not segments or segments[0] == _RESERVED:
+        if spiffe_id.trust_domain != self.trust_domain or (segments[:1] == (_RESERVED,)) != self.is_reserved:
             return False
         if not self._fits_length(len(segments)):
             return False
@@ -85,7 +96,7 @@ class IdPattern:
 
     def covers(self, other: IdPattern) -> bool:
         """Say whether every ID that `other` matches is matched by this pattern too."""
-        if self.trust_domain != other.trust_domain or (other.open and not self.open):
+        if not self._comparable(other) or (other.open and not self.open):
             return False
         if not self._fits_length(len(other.head) + other.open):
             return False
@@ -93,13 +104,16 @@ class IdPattern:
 
     def overlaps(self, other: IdPattern) -> bool:
         """Say whether some ID is matched by both."""
-        if self.trust_domain != other.trust_domain:
+        if not self._comparable(other):
             return False
         longest = max(len(self.head) + self.open, len(other.head) + other.open)
         if not (self._fits_length(longest) and other._fits_length(longest)):
             return False
         pairs = zip(self.head, other.head, strict=False)
         return all(mine == theirs or "*" in (mine, theirs) for mine, theirs in pairs)
+
+    def _comparable(self, other: IdPattern) -> bool:
+        return self.trust_domain == other.trust_domain and self.is_reserved == other.is_reserved
 
     def _fits_length(self, length: int) -> bool:
         return length > len(self.head) if self.open else length == len(self.head)
@@ -124,5 +138,3 @@ def _check_segments(segments: list[str]) -> None:
             raise PatternError("partial_wildcard")
         if segment not in ("*", "**") and not _SEGMENT.fullmatch(segment):
             raise PatternError("bad_path_char")
-    if segments[0] == _RESERVED:
-        raise PatternError("reserved_path")

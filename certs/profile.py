@@ -88,6 +88,10 @@ def _lacks(bit: str) -> Callable[[Certificate], bool]:
     return lambda certificate: not (certificate.key_usage and getattr(certificate.key_usage, bit))
 
 
+def _may_not_sign(certificate: Certificate) -> bool:
+    return certificate.key_usage is not None and not certificate.key_usage.key_cert_sign
+
+
 def _names(subject: Subject) -> x509.SubjectAlternativeName:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(subject.spiffe_id))]
     return x509.SubjectAlternativeName([*names, *map(x509.DNSName, subject.dns_names)])
@@ -133,7 +137,7 @@ LEAF: Final[tuple[Row, ...]] = (
         rules=(
             Rule("uri_san_missing", "SVID 2", lambda certificate: not certificate.uris),
             Rule("uri_san_multiple", "SVID 2 and 5.2", lambda certificate: len(certificate.uris) > 1),
-            Rule("too_many_sans", "ours", lambda certificate: certificate.san_count > MAX_SANS),
+            Rule("too_many_sans", "ours", lambda certificate: len(certificate.names) > MAX_SANS),
             Rule("spiffe_id_invalid", "SVID 5.2, SPIFFE-ID 2", _not_an_id),
             Rule("spiffe_id_root_path", "SVID 3.1", lambda certificate: not SpiffeId.parse(certificate.uris[0]).path),
             Rule(
@@ -198,10 +202,10 @@ CA: Final[tuple[Row, ...]] = (
     ),
     Row(
         field="keyUsage",
-        spec="SVID 4.3: keyCertSign; cRLSign may be set, as SPIRE does",
+        spec="SVID 4.3: keyCertSign; cRLSign as SPIRE. Roots as OpenSSL makes them have no key usage, which allows all",
         critical=True,
         write=lambda _: _usage(key_cert_sign=True, crl_sign=True),
-        rules=(Rule("chain_untrusted", "SVID 4.3, RFC 6.1.4 (n)", _lacks("key_cert_sign")),),
+        rules=(Rule("chain_untrusted", "SVID 4.3, RFC 6.1.4 (n)", _may_not_sign),),
     ),
     Row(
         field="extendedKeyUsage",
@@ -212,7 +216,7 @@ CA: Final[tuple[Row, ...]] = (
     ),
     Row(
         field="nameConstraints",
-        spec="SVID 4.2: never written. webpki and cryptography cannot evaluate the URI kind and refuse what is below",
+        spec="SVID 4.2: never written; few evaluate the URI kind, and who does not must refuse. See constraints.py",
         critical=True,
         write=lambda _: None,
     ),

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from firedoor.certs import profile
 from firedoor.certs.bundle import TrustBundle
 from firedoor.certs.certificate import Certificate, read_certificate
+from firedoor.certs.constraints import check_name_constraints
 from firedoor.certs.errors import SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
 from firedoor.certs.patterns import IdPattern
@@ -106,17 +107,15 @@ class _PathBuilder:
         self._roots = roots
         self._at = at
         self._budget = _SIGNATURE_BUDGET
-        self._constrained = False
+        self._constrained: SvidError | None = None
         self._outdated: list[Certificate] | None = None
 
     def build(self) -> list[Certificate]:
         """Return the path, leaf first, root last. Raise SvidError."""
-        path = None
-        if not self._leaf.unknown_critical and not self._leaf.has_name_constraints:
-            path = self._extend([self._leaf])
+        path = None if self._leaf.unknown_critical else self._extend([self._leaf])
         path = path or self._outdated
         if path is None:
-            raise SvidError("name_constraints_unsupported" if self._constrained else "chain_untrusted")
+            raise self._constrained or SvidError("chain_untrusted")
         return path
 
     def _extend(self, path: list[Certificate]) -> list[Certificate] | None:
@@ -145,10 +144,15 @@ class _PathBuilder:
             return False
         if issuer.unknown_critical or not subject.signature_allowed or not self._signed(subject, issuer):
             return False
-        if issuer.has_name_constraints:
-            # Nobody evaluates the URI kind, and a constraint that is not evaluated must refuse (RFC 4.2.1.10).
-            self._constrained = True
-            return False
+        return self._within_constraints(issuer, path)
+
+    def _within_constraints(self, issuer: Certificate, path: Sequence[Certificate]) -> bool:
+        if issuer.name_constraints is not None:
+            try:
+                check_name_constraints(issuer.name_constraints, path)
+            except SvidError as error:
+                self._constrained = self._constrained or error
+                return False
         return True
 
     def _signed(self, subject: Certificate, issuer: Certificate) -> bool:

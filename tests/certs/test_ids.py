@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
-import pickle
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def test_round_trip(name: str, path: str) -> None:
     assert (spiffe_id.trust_domain.name, spiffe_id.path) == (name, path)
     assert SpiffeId.parse(str(spiffe_id)) == spiffe_id == TrustDomain.parse(name).with_path(path)
     assert "".join(f"/{segment}" for segment in spiffe_id.segments) == path
-    assert pickle.loads(pickle.dumps(spiffe_id)) == copy.deepcopy(spiffe_id) == spiffe_id
+    assert copy.deepcopy(spiffe_id) == spiffe_id
 
 
 @given(st.text() | st.text().map(lambda text: f"spiffe://{text}") | st.text().map(lambda text: f"spiffe://td/{text}"))

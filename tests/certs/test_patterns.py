@@ -19,9 +19,7 @@ words = st.sampled_from(["a", "b", "spire", "*"])
 pattern_texts = st.tuples(st.lists(words, max_size=3), st.sampled_from(["/*", "/**", "/a"])).map(
     lambda parts: "spiffe://td" + "".join(f"/{word}" for word in parts[0]) + parts[1]
 )
-patterns = pattern_texts.filter(lambda text: not text.startswith("spiffe://td/spire")).map(
-    lambda text: IdPattern.parse(text, TD)
-)
+patterns = pattern_texts.map(lambda text: IdPattern.parse(text, TD, allow_reserved=True))
 ALL_IDS = [
     TD.with_path("".join(f"/{word}" for word in combination))
     for length in range(6)
@@ -33,10 +31,10 @@ ALL_IDS = [
 def test_vector(case: dict[str, Any]) -> None:
     if case["expect"] != "ok":
         with pytest.raises(PatternError) as caught:
-            IdPattern.parse(case["pattern"], TD)
+            IdPattern.parse(case["pattern"], TD, allow_reserved=True)
         assert caught.value.code == case["expect"]
         return
-    pattern = IdPattern.parse(case["pattern"], TD)
+    pattern = IdPattern.parse(case["pattern"], TD, allow_reserved=True)
     assert str(pattern) == case["pattern"]
     assert all(pattern.matches(SpiffeId.parse(text)) for text in case["matches"])
     assert not any(pattern.matches(SpiffeId.parse(text)) for text in case["differs"])
@@ -44,14 +42,22 @@ def test_vector(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", VECTORS["pairs"], ids=lambda case: case["name"])
 def test_pair_vector(case: dict[str, Any]) -> None:
-    left, right = IdPattern.parse(case["left"], TD), IdPattern.parse(case["right"], TD)
+    left, right = (IdPattern.parse(case[side], TD, allow_reserved=True) for side in ("left", "right"))
     assert left.covers(right) == case["covers"]
     assert left.overlaps(right) == right.overlaps(left) == case["overlaps"]
 
 
 def test_vectors_hold_every_code() -> None:
     seen = {case["expect"] for case in VECTORS["patterns"]}
-    assert seen == {"ok", *PatternError.sentences} - {"missing_leading_slash"}
+    assert seen == {"ok", *PatternError.sentences} - {"missing_leading_slash", "reserved_path"}
+
+
+@pytest.mark.parametrize("path", ["spire", "spire/**", "spire/agent/x"])
+def test_policy_may_not_name_what_is_reserved(path: str) -> None:
+    with pytest.raises(PatternError) as caught:
+        IdPattern.parse(f"spiffe://{{td}}/{path}", TD)
+    assert caught.value.code == "reserved_path"
+    assert IdPattern.parse(f"spiffe://{{td}}/x{path}", TD).matches(TD.with_path("/xspire")) == (path == "spire")
 
 
 @given(patterns, patterns)
@@ -64,7 +70,7 @@ def test_covers_and_overlaps_are_what_trying_every_id_says(left: IdPattern, righ
 
 @given(patterns)
 def test_round_trip(pattern: IdPattern) -> None:
-    assert IdPattern.parse(str(pattern), TrustDomain.parse("another")) == pattern
+    assert IdPattern.parse(str(pattern), TrustDomain.parse("another"), allow_reserved=True) == pattern
 
 
 @given(st.text().map(lambda text: f"spiffe://{{td}}/{text}") | st.text())

@@ -216,6 +216,15 @@ def _patterns() -> list[PatternCase]:
             ["spiffe://td/a", "spiffe://other.org", "spiffe://other.org/spire/server"],
         ),
         _pattern("longest", "spiffe://td/" + "a" * 2036, ["spiffe://td/" + "a" * 2036], ["spiffe://td/a"]),
+        _pattern(
+            "agents by name",
+            "spiffe://td/spire/agent/**",
+            ["spiffe://td/spire/agent/join_token/x"],
+            ["spiffe://td/spire/agent", "spiffe://td/spire/server", "spiffe://td/a/agent/x"],
+        ),
+        _pattern(
+            "one agent", "spiffe://td/spire/agent/x", ["spiffe://td/spire/agent/x"], ["spiffe://td/spire/agent/y"]
+        ),
         _bad("empty", "", "empty"),
         _bad("too long", "spiffe://td/" + "a" * 2037, "too_long"),
         _bad("no scheme", "td/**", "wrong_scheme"),
@@ -240,8 +249,6 @@ def _patterns() -> list[PatternCase]:
         _bad("wrong character", "spiffe://td/a?", "bad_path_char"),
         _bad("braces", "spiffe://td/{a,b}", "bad_path_char"),
         _bad("character class", "spiffe://td/[ab]", "bad_path_char"),
-        _bad("reserved", "spiffe://td/spire/**", "reserved_path"),
-        _bad("reserved itself", "spiffe://td/spire", "reserved_path"),
     ]
 
 
@@ -271,5 +278,9 @@ def _pairs() -> list[PairCase]:
         _pair("star rest and rest", "*/**", "**", overlaps=True),
         _pair("different rests", "a/**", "b/**"),
         _pair("rest and shorter star", "a/b/**", "a/*"),
+        _pair("reserved and everything", "spire/**", "**"),
+        _pair("everything and reserved", "**", "spire/agent/x"),
+        _pair("star and reserved", "*/agent/x", "spire/agent/x"),
+        _pair("reserved and reserved", "spire/**", "spire/agent/*", covers=True, overlaps=True),
         _pair("rest and star of its length", "a/b/**", "a/*/*", overlaps=True),
     ]

@@ -241,14 +241,10 @@ def _roots() -> None:
     both = {"td": [same_name.authority.der, TD.authority.der]}
     case("two roots of one name", TD.svid(PATH), bundles=both)
     case("self-signed", _self_signed(), "chain_untrusted")
-    for title, fields in {
-        "root is no CA": {"ca": False},
-        "root without basic constraints": {"ca": None},
-        "root without keyCertSign": {"key_usage": frozenset({"digital_signature"})},
-    }.items():
-        weak = SimulatedTrustDomain("td")
-        weak.rotate(**fields)
-        case(title, weak.svid(PATH), "chain_untrusted", bundles=weak.roots_by_name())
+    plain = SimulatedTrustDomain("td")
+    plain.roots.clear()
+    plain.rotate(uris=[], key_usage=None)
+    case("root as OpenSSL makes them, without key usage", plain.svid(PATH), bundles=plain.roots_by_name())
     bare = SimulatedTrustDomain("td")
     bare.rotate(uris=[])
     case("root without a SPIFFE ID", bare.svid(PATH), bundles=bare.roots_by_name())
@@ -293,6 +289,7 @@ def _intermediates() -> None:
         "for servers alone": {"extended_key_usage": [ExtendedKeyUsageOID.SERVER_AUTH]},
     }.items():
         case(f"intermediate {title}", TD.svid(PATH, issuer=_below(1, **fields)), "chain_untrusted")
+    case("intermediate without key usage", TD.svid(PATH, issuer=_below(1, key_usage=None)))
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     case("intermediate for servers and clients", TD.svid(PATH, issuer=_below(1, extended_key_usage=usages)))
     weak = _below(1, key=ec.generate_private_key(ec.SECP521R1()))
@@ -323,13 +320,24 @@ def _constraints() -> None:
     for title, constraint in {
         "permitted URI": x509.NameConstraints([x509.UniformResourceIdentifier("td")], None),
         "excluded URI": x509.NameConstraints(None, [x509.UniformResourceIdentifier("other.org")]),
-        "permitted DNS name": x509.NameConstraints([x509.DNSName("td")], None),
     }.items():
         for critical in (True, False):
             kind = "critical" if critical else "not critical"
             authority = _below(1, extensions=[(constraint, critical)])
             chain = TD.svid(PATH, issuer=authority)
             case(f"name constraints: {title}, {kind}", chain, "name_constraints_unsupported")
+    dns = x509.NameConstraints([x509.DNSName("a.example")], [x509.DNSName("b.a.example")])
+    authority = _below(1, extensions=[(dns, True)])
+    for title, names, expect in (
+        ("no DNS names", [], "ok"),
+        ("the permitted name", ["a.example"], "ok"),
+        ("a name below the permitted one", ["x.a.example"], "ok"),
+        ("another name", ["c.example"], "chain_untrusted"),
+        ("a name that only ends alike", ["xa.example"], "chain_untrusted"),
+        ("the excluded name", ["b.a.example"], "chain_untrusted"),
+        ("a name below the excluded one", ["a.example", "x.b.a.example"], "chain_untrusted"),
+    ):
+        case(f"DNS name constraints: {title}", TD.svid(PATH, issuer=authority, dns_names=names), expect)
     uri = x509.NameConstraints([x509.UniformResourceIdentifier("td")], None)
     constrained = SimulatedTrustDomain("td")
     constrained.rotate(extensions=[(uri, True)])
