@@ -54,6 +54,17 @@ class PartMissing(CliError):
     exit = Exit.MISSING
 
 
-def part_missing(extra: str, missing: ImportError) -> PartMissing:
-    """Say which extra holds a module that is not there."""
-    return PartMissing(f"{missing.name} is not installed: pip install 'firedoor[{extra}]'")
+# Which extra brings a module.
+_EXTRAS = {
+    "yaml": "sidecar",
+    "prometheus_client": "sidecar",
+    "sqlalchemy": "broker",
+    "alembic": "broker",
+    "aiosqlite": "broker",
+}
+
+
+def part_missing(missing: ModuleNotFoundError) -> PartMissing | None:
+    """Say which extra brings a module that is not there; None when it is none of theirs."""
+    extra = _EXTRAS.get((missing.name or "").partition(".")[0])
+    return PartMissing(f"{missing.name} is not installed: pip install 'firedoor[{extra}]'") if extra else None

@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from firedoor.cli.errors import CliError, UsageError
+from firedoor.cli.errors import CliError, UsageError, part_missing
 from firedoor.cli.exits import Exit, table
 
 # Name, the module below `firedoor.cli.commands`, what `firedoor --help` says.
@@ -41,13 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except CliError as error:
-        sys.stderr.write(f"firedoor: {error}\n")
-        return error.exit
+        return _fail(error)
+    except ModuleNotFoundError as error:
+        missing = part_missing(error)
+        if missing is None:
+            raise
+        return _fail(missing)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
+
+
+def _fail(error: CliError) -> int:
+    sys.stderr.write(f"firedoor: {error}\n")
+    return error.exit
 
 
 def _run(arguments: list[str]) -> int:

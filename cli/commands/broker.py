@@ -5,7 +5,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from firedoor.cli.daemon import add_options, load_config, usage_error
-from firedoor.cli.errors import part_missing
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import Group
@@ -21,10 +20,8 @@ VALIDATE_EXAMPLE = "$ firedoor broker validate --config broker.yaml"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments: one flag for each key of the configuration."""
-    try:
-        from firedoor.broker import config
-    except ImportError as error:
-        raise part_missing("broker", error) from None
+    from firedoor.broker import config
+
     words = Group(parser)
     run = words.leaf("run", "run the broker in the foreground", RUN_EXAMPLE, run_broker)
     validate = words.leaf("validate", "check the configuration and the policy", VALIDATE_EXAMPLE, run_validate)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from firedoor.cli.admin import add_sidecar_socket, admin
 from firedoor.cli.daemon import add_options, load_config, usage_error
-from firedoor.cli.errors import part_missing
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group
@@ -29,10 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sidecar_socket(status)
     run = words.leaf("run", "run the sidecar in the foreground", RUN_EXAMPLE, run_sidecar)
     validate = words.leaf("validate", "check the configuration", VALIDATE_EXAMPLE, run_validate)
-    try:
-        from firedoor.sidecar import config
-    except ImportError as error:
-        raise part_missing("sidecar", error) from None
+    from firedoor.sidecar import config
+
     for leaf in (run, validate):
         add_options(leaf, config.OPTIONS, config.ENVIRONMENT)
 
