@@ -1,1 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The Rust core: everything that faces the network, behind a few coarse calls.
+
+Sockets, TLS, verification and decisions live in Rust; Python publishes what they run on and reads what happened. One
+`Core` holds all threads and sockets of a process::
+
+    core = mtls.Core()
+    core.publish(mtls.Material(trust_domain="prod.example", bundles={"prod.example": [root]}, svids=[svid]))
+    front = core.tls_front(listen="0.0.0.0:8081", as_id="spiffe://prod.example/spire/server", backend=private_socket)
+    caller = front.caller(context.peer())  # in an RPC of the grpcio server that listens on `private_socket`
+
+Rules: a `Material` is checked whole when it is published, and the last good one stays when it is refused. Who calls is
+told by `Front.caller` alone, never by anything that was sent. No call runs per connection or per request.
+"""
+
+from firedoor.mtls._mtls import (
+    Caller,
+    CallerUnknown,
+    ClientRule,
+    Connector,
+    ControlClient,
+    ControlServer,
+    Core,
+    Decision,
+    Engine,
+    Front,
+    Listener,
+    ListenError,
+    Material,
+    MaterialError,
+    MtlsError,
+    Revocation,
+    Svid,
+    TableError,
+    VerifyError,
+    canonical_path,
+    check_path_pattern,
+    check_pattern,
+    check_spiffe_id,
+    match_pattern,
+    verify_svid,
+)
+
+__all__ = [
+    "Caller",
+    "CallerUnknown",
+    "ClientRule",
+    "Connector",
+    "ControlClient",
+    "ControlServer",
+    "Core",
+    "Decision",
+    "Engine",
+    "Front",
+    "ListenError",
+    "Listener",
+    "Material",
+    "MaterialError",
+    "MtlsError",
+    "Revocation",
+    "Svid",
+    "TableError",
+    "VerifyError",
+    "canonical_path",
+    "check_path_pattern",
+    "check_pattern",
+    "check_spiffe_id",
+    "match_pattern",
+    "verify_svid",
+]

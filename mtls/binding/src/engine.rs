@@ -36,7 +36,11 @@ impl From<policy::Decision> for Decision {
 impl Decision {
     fn __repr__(&self) -> String {
         let flow = self.flow.as_deref().unwrap_or("-");
-        format!("Decision(allowed={}, flow={flow}, reason={})", if self.allowed { "True" } else { "False" }, self.reason)
+        format!(
+            "Decision(allowed={}, flow={flow}, reason={})",
+            if self.allowed { "True" } else { "False" },
+            self.reason
+        )
     }
 }
 
@@ -105,12 +109,4 @@ pub fn check_path_pattern(text: &str) -> PyResult<()> {
         Ok(_) => Ok(()),
         Err(error) => Err(errors::base(error.code(), error.to_string())),
     }
-}
-
-/// Add what this file has to the module.
-pub fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Decision>()?;
-    module.add_class::<Engine>()?;
-    module.add_function(wrap_pyfunction!(canonical_path, module)?)?;
-    module.add_function(wrap_pyfunction!(check_path_pattern, module)?)
 }

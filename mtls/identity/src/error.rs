@@ -34,6 +34,7 @@ codes! {
     DotSegment "dot_segment" "the path has a segment that is . or ..",
     BadPathChar "bad_path_char" "a path has only the characters a-z A-Z 0-9 . - _",
     // ID patterns.
+    MissingPath "missing_path" "an ID pattern has a path: a trust domain's own ID is in no segment",
     PartialWildcard "partial_wildcard" "a wildcard stands for a whole path segment: * or **",
     DoubleStarNotLast "double_star_not_last" "** stands last in a pattern",
     // X.509-SVIDs, in the order in which they are checked.

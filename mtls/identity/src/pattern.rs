@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ID patterns: a SPIFFE ID in which whole path segments may be wildcards. `*` is exactly one segment, `**` one or more
-//! and stands last. The trust domain is always written out.
+//! and stands last. The trust domain is always written out. No wildcard stands for `spire` as the first segment: agents
+//! and servers are meant only where they are named.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Code, VerifyError};
 use crate::spiffe_id::{self, SpiffeId, TrustDomain};
+
+/// SPIRE's own namespace in every trust domain.
+const RESERVED: &str = "spire";
 
 /// A pattern over SPIFFE IDs.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +32,9 @@ impl IdPattern {
     pub fn parse(text: &str) -> Result<Self, VerifyError> {
         let (trust_domain, path) = spiffe_id::split(text)?;
         let trust_domain = TrustDomain::parse(trust_domain)?;
+        if path.is_empty() {
+            return Err(Code::MissingPath.into());
+        }
         let segments = spiffe_id::segments(path).map(|(s, last)| segment(s, last)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { text: text.into(), trust_domain, segments: segments.into() })
     }
@@ -41,7 +48,7 @@ impl IdPattern {
     }
 
     pub fn matches(&self, id: &SpiffeId) -> bool {
-        if self.trust_domain != *id.trust_domain() {
+        if self.trust_domain != *id.trust_domain() || self.is_reserved() != (id.segments().next() == Some(RESERVED)) {
             return false;
         }
         let mut parts = id.segments();
@@ -58,7 +65,14 @@ impl IdPattern {
 
     /// Whether some ID matches both patterns.
     pub fn overlaps(&self, other: &IdPattern) -> bool {
-        self.trust_domain == other.trust_domain && overlap(&self.segments, &other.segments)
+        self.trust_domain == other.trust_domain
+            && self.is_reserved() == other.is_reserved()
+            && overlap(&self.segments, &other.segments)
+    }
+
+    /// Whether it names IDs at or below `/spire`; all others match none there.
+    fn is_reserved(&self) -> bool {
+        matches!(self.segments.first(), Some(Segment::Literal(first)) if **first == *RESERVED)
     }
 }
 
@@ -118,7 +132,9 @@ mod tests {
             ("spiffe://td/a/*/c", "spiffe://td/a/b/d", false),
             ("spiffe://td/**", "spiffe://other/a", false),
             ("spiffe://td/**", "spiffe://td", false),
-            ("spiffe://td", "spiffe://td", true),
+            ("spiffe://td/**", "spiffe://td/spire/server", false),
+            ("spiffe://td/*/server", "spiffe://td/spire/server", false),
+            ("spiffe://td/spire/*", "spiffe://td/spire/server", true),
         ];
         for (text, id, expected) in cases {
             assert_eq!(pattern(text).matches(&SpiffeId::parse(id).unwrap()), expected, "{text} on {id}");
@@ -134,6 +150,7 @@ mod tests {
             ("spiffe://td/**/a", "double_star_not_last"),
             ("spiffe://td/a/", "trailing_slash"),
             ("/a", "wrong_scheme"),
+            ("spiffe://td", "missing_path"),
         ];
         for (text, expected) in cases {
             assert_eq!(IdPattern::parse(text).unwrap_err().code.as_str(), expected, "{text}");

@@ -79,7 +79,8 @@ pub(crate) fn check_authorities(id: &SpiffeId, authorities: &[Certificate]) -> R
     Ok(())
 }
 
-/// Whether a CA's key usage lets it sign certificates (X509-SVID.md section 4.3); webpki does not look.
+/// Whether a CA's key usage lets it sign certificates; webpki does not look. Roots made with OpenSSL's defaults have no
+/// key usage at all, which allows everything (RFC 5280 section 6.1.4, n).
 pub(crate) fn may_sign(authority: &Certificate) -> bool {
-    authority.is_ca && authority.key_usage.as_ref().is_some_and(|usage| usage.key_cert_sign)
+    authority.is_ca && authority.key_usage.as_ref().is_none_or(|usage| usage.key_cert_sign)
 }

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The core: all threads and sockets of one process, behind one handle.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use firedoor_front::{
+    self as front, ConnectorConfig, ListenError, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront, UnixFrontConfig,
+    UnixPath, Wake, Workload,
+};
+use firedoor_identity::{ClientAuth, MaterialStore, SpiffeId, Table};
+use firedoor_policy::Engine;
+use pyo3::prelude::*;
+
+use crate::control::ControlServer;
+use crate::errors;
+use crate::front::{Connector, Front, Kind};
+use crate::material::Material;
+
+/// What every part of a process works with. Fronts, control streams and the data path hold a clone of it.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub threads: Arc<Threads>,
+    pub store: Arc<MaterialStore>,
+    pub stats: Arc<Stats>,
+    pub wake: Arc<Wake>,
+    /// What `stop` calls, in the order in which things were opened.
+    closers: Arc<Mutex<Vec<Closer>>>,
+}
+
+type Closer = Box<dyn Fn() + Send>;
+
+impl Shared {
+    /// Refuse to open anything on a core that has stopped, or in a forked child, which has no threads.
+    pub fn check_running(&self) -> PyResult<()> {
+        match self.threads.are_ours() && !self.threads.stopped() {
+            true => Ok(()),
+            false => Err(errors::listen(&ListenError::Stopped)),
+        }
+    }
+
+    /// Have something closed when the core stops.
+    pub fn on_stop(&self, closer: impl Fn() + Send + 'static) {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(closer));
+    }
+
+    fn stop(&self) {
+        if !self.threads.are_ours() {
+            // The sockets and their files are the parent's.
+            return self.threads.stop();
+        }
+        let closers = std::mem::take(&mut *self.closers.lock().unwrap_or_else(PoisonError::into_inner));
+        closers.iter().for_each(|close| close());
+        self.threads.stop();
+    }
+}
+
+/// All threads and sockets of one process.
+#[pyclass(frozen, module = "firedoor.mtls")]
+pub struct Core(pub(crate) Shared);
+
+#[pymethods]
+impl Core {
+    #[new]
+    #[pyo3(signature = (*, data_threads=0, record_capacity=65536))]
+    fn new(py: Python<'_>, data_threads: usize, record_capacity: usize) -> PyResult<Self> {
+        _ = record_capacity;
+        py.detach(|| {
+            Ok(Self(Shared {
+                threads: Arc::new(Threads::start(data_threads)?),
+                store: Arc::default(),
+                stats: Arc::default(),
+                wake: Wake::new()?,
+                closers: Arc::default(),
+            }))
+        })
+    }
+
+    /// Check the material, make it the present one and return its revision.
+    fn publish(&self, py: Python<'_>, material: &Material) -> PyResult<u64> {
+        let parts = material.parts();
+        py.detach(|| self.0.store.publish(parts, check_table)).map_err(|refused| errors::material(&refused))
+    }
+
+    #[pyo3(signature = (*, listen, as_id, backend, control=None, client="optional"))]
+    fn tls_front(
+        &self,
+        py: Python<'_>,
+        listen: String,
+        as_id: &str,
+        backend: PathBuf,
+        control: Option<Py<ControlServer>>,
+        client: &str,
+    ) -> PyResult<Front> {
+        self.0.check_running()?;
+        let config = TlsFrontConfig {
+            listen,
+            as_id: spiffe_id(as_id)?,
+            backend: unix_path(backend)?,
+            control: control.map(|control| control.get().sender()),
+            auth: client_auth(client)?,
+        };
+        let core = &self.0;
+        let opened = py.detach(|| TlsFront::open(config, core.store.clone(), core.stats.clone(), &core.threads));
+        Ok(self.keep(Kind::Tls(opened.map_err(|error| errors::listen(&error))?)))
+    }
+
+    #[pyo3(signature = (*, path, backend, mode=0o666, http1_backend=None, workload="process"))]
+    fn unix_front(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        backend: PathBuf,
+        mode: u32,
+        http1_backend: Option<PathBuf>,
+        workload: &str,
+    ) -> PyResult<Front> {
+        self.0.check_running()?;
+        let config = UnixFrontConfig {
+            path: unix_path(path)?,
+            mode,
+            backend: unix_path(backend)?,
+            http1_backend: http1_backend.map(unix_path).transpose()?,
+            workload: self::workload(workload)?,
+        };
+        let core = &self.0;
+        let opened = py.detach(|| UnixFront::open(config, core.stats.clone(), &core.threads));
+        Ok(self.keep(Kind::Unix(opened.map_err(|error| errors::listen(&error))?)))
+    }
+
+    #[pyo3(signature = (*, path, addresses, expect, as_id=None, alpn="h2"))]
+    fn connector(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        addresses: Vec<String>,
+        expect: &str,
+        as_id: Option<&str>,
+        alpn: &str,
+    ) -> PyResult<Connector> {
+        self.0.check_running()?;
+        let config = ConnectorConfig {
+            path: unix_path(path)?,
+            addresses,
+            expect: spiffe_id(expect)?,
+            as_id: as_id.map(spiffe_id).transpose()?,
+            alpn: alpn.into(),
+        };
+        let core = &self.0;
+        let opened =
+            py.detach(|| front::Connector::open(config, core.store.clone(), core.stats.clone(), &core.threads));
+        let connector = Arc::new(opened.map_err(|error| errors::listen(&error))?);
+        let closing = connector.clone();
+        core.on_stop(move || closing.stop());
+        Ok(Connector(connector))
+    }
+
+    fn control_server(&self) -> PyResult<ControlServer> {
+        self.0.check_running()?;
+        ControlServer::open(&self.0)
+    }
+
+    /// Return an eventfd that is readable while records or control events wait. Owned by the core.
+    fn event_fd(&self) -> i32 {
+        self.0.wake.raw_fd()
+    }
+
+    fn stats(&self) -> BTreeMap<String, u64> {
+        self.0.stats.read().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop());
+    }
+}
+
+impl Core {
+    fn keep(&self, kind: Kind) -> Front {
+        let kind = Arc::new(kind);
+        let closing = kind.clone();
+        self.0.on_stop(move || closing.stop());
+        Front(kind)
+    }
+}
+
+fn check_table(bytes: &[u8]) -> Result<Table, String> {
+    match Engine::load(bytes) {
+        Ok(engine) => Ok(Arc::new(engine)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(crate) fn spiffe_id(text: &str) -> PyResult<SpiffeId> {
+    SpiffeId::parse(text).map_err(|error| errors::verify(&error))
+}
+
+fn unix_path(path: PathBuf) -> PyResult<UnixPath> {
+    UnixPath::parse(path).map_err(|error| errors::listen(&error))
+}
+
+fn client_auth(word: &str) -> PyResult<ClientAuth> {
+    match word {
+        "optional" => Ok(ClientAuth::Optional),
+        "required" => Ok(ClientAuth::Required),
+        _ => Err(errors::base("bad_argument", "client is \"optional\" or \"required\"".to_owned())),
+    }
+}
+
+fn workload(word: &str) -> PyResult<Workload> {
+    match word {
+        "process" => Ok(Workload::Process),
+        "pod" => Ok(Workload::Pod),
+        _ => Err(errors::base("bad_argument", "workload is \"process\" or \"pod\"".to_owned())),
+    }
+}

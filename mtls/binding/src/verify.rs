@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Parsing and verifying without a connection, with the very functions that handshakes use.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use firedoor_identity::{Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, VerifyError, verify_chain};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+
+use crate::errors;
+use crate::material::{self, Revocation};
+
+/// Raise VerifyError unless the text is a SPIFFE ID.
+#[pyfunction]
+pub fn check_spiffe_id(text: &str) -> PyResult<()> {
+    SpiffeId::parse(text).map(|_| ()).map_err(|error| errors::verify(&error))
+}
+
+/// Raise VerifyError unless the text is an ID pattern.
+#[pyfunction]
+pub fn check_pattern(text: &str) -> PyResult<()> {
+    IdPattern::parse(text).map(|_| ()).map_err(|error| errors::verify(&error))
+}
+
+/// Say whether a pattern matches a SPIFFE ID; raise VerifyError when one of them is none.
+#[pyfunction]
+pub fn match_pattern(pattern: &str, spiffe_id: &str) -> PyResult<bool> {
+    let parse = || Ok(IdPattern::parse(pattern)?.matches(&SpiffeId::parse(spiffe_id)?));
+    parse().map_err(|error: VerifyError| errors::verify(&error))
+}
+
+/// Verify a chain against the roots of its leaf's own trust domain, as a server's and as a client's.
+#[pyfunction]
+#[pyo3(signature = (chain, bundles, *, at, revocations=Vec::new()))]
+pub fn verify_svid(
+    py: Python<'_>,
+    chain: Vec<PyBackedBytes>,
+    bundles: BTreeMap<String, Vec<PyBackedBytes>>,
+    at: i64,
+    revocations: Vec<Py<Revocation>>,
+) -> PyResult<(String, i64)> {
+    let chain = material::owned(&chain);
+    let bundles = material::bundles(&bundles)?;
+    let revocations = Revocations::new(revocations.iter().map(|revocation| revocation.get().get().clone()));
+    let verified = py.detach(|| {
+        let roots = bundles.into_iter().map(|(domain, ders)| Ok((domain, Arc::new(Roots::parse(&ders)?))));
+        let roots = RootsByDomain::new(roots.collect::<Result<_, VerifyError>>()?);
+        let chain: Vec<_> = chain.iter().map(|der| der.as_slice().into()).collect();
+        verify_chain(&chain, &roots, &revocations, Direction::PeerIsServer, None, at)?;
+        verify_chain(&chain, &roots, &revocations, Direction::PeerIsClient, None, at)
+    });
+    let verified = verified.map_err(|error| errors::verify(&error))?;
+    Ok((verified.id().to_string(), verified.deadline()))
+}
