@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from firedoor.broker.errors import AgentBanned, AgentExpired, AgentNotActive, AgentNotAttested
-from firedoor.certs import Selector, SpiffeId
+from firedoor.certs import Selector, SpiffeId, TrustDomain
 
 MAX_VERSION: Final = 255
 # The join token is the last part of the agent's ID, SPIRE's habit.
-JOIN_TOKEN_PATH: Final = "/spire/agent/join_token/"
+JOIN_TOKEN_PATH: Final = "/spire/agent/join_token/"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,6 @@ def check_agent(agent: Agent | None, serial: str, not_after: int, now: int) -> A
     raise AgentNotActive("agent SVID is not active")
 
 
-def join_token_id(server: SpiffeId, token: str) -> SpiffeId:
+def join_token_id(trust_domain: TrustDomain, token: str) -> SpiffeId:
     """Return the ID of the agent that attests with this token. Raise SpiffeIdError for a token that fits no path."""
-    return server.trust_domain.with_path(JOIN_TOKEN_PATH + token)
+    return trust_domain.with_path(JOIN_TOKEN_PATH + token)

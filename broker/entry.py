@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration entries: which selectors, attested below which parent, get which SPIFFE ID (SPIRE's semantics).
 
-`parse_entry` is the only door from the wire. The sentences are SPIRE's where SPIRE has one, because its tools look for them.
+`parse_entry` is the only door from the wire. The sentences are SPIRE's where SPIRE has one: its tools look for them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from firedoor.broker.errors import InvalidRequest, Unsupported
-from firedoor.certs import Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain
+from firedoor.certs import IssueError, Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain, check_dns_name
 from firedoor.wire import types
 
 MAX_HINT_BYTES: Final = 1024
 MAX_SELECTORS: Final = 256
-MAX_DNS_NAMES: Final = 64
+# A certificate has at most 32 alternative names (certs), one of them the SPIFFE ID.
+MAX_DNS_NAMES: Final = 31
 MAX_FEDERATES: Final = 64
 # A year. No SVID outlives its authority anyway; this keeps sums inside 32 bits.
 MAX_TTL: Final = 366 * 86400
 _ID: Final = re.compile(r"[a-zA-Z0-9_.-]{1,255}")
-# RFC 1123 section 2.1; underscores as SPIRE allows them.
-_LABEL: Final = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?")
-_MAX_DNS_NAME: Final = 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +153,10 @@ def check_dns_names(names: Sequence[str]) -> tuple[str, ...]:
     if len(names) > MAX_DNS_NAMES:
         raise InvalidRequest(f"an entry has at most {MAX_DNS_NAMES} DNS names")
     for name in names:
-        labels = name.split(".")
-        if labels[0] == "*" and len(labels) > 1:
-            labels = labels[1:]
-        if not name or len(name) > _MAX_DNS_NAME or not all(_LABEL.fullmatch(label) for label in labels):
-            raise InvalidRequest("invalid DNS name: a label is empty, too long or has a bad character")
+        try:
+            check_dns_name(name)
+        except IssueError as error:
+            raise InvalidRequest(f"invalid DNS name: {error}") from None
     wildcards = {name[1:] for name in names if name.startswith("*.")}
     for name in names:
         if not name.startswith("*.") and name[name.find(".") :] in wildcards:

@@ -76,7 +76,7 @@ class Conflict(CallerError):
 
 
 class Unsupported(CallerError):
-    """This broker does not serve what was asked."""
+    """The broker does not serve what was asked."""
 
     code = "unsupported"
 
@@ -166,9 +166,13 @@ class BrokerFault(BrokerError):
 
 
 class ConfigError(BrokerFault):
-    """The configuration is wrong; the message names file, line and key."""
+    """The configuration is wrong. `findings` has a line for each problem, with file, line and key."""
 
     code = "config"
+
+    def __init__(self, *findings: str) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
 
 
 class DatabaseError(BrokerFault):

@@ -48,10 +48,10 @@ def renew_agent(connection: Connection, agent: Agent, serial: str, not_after: in
 
 
 def promote_agent(connection: Connection, agent: Agent) -> None:
-    """Make the agent's present serial the one of `agent`, which was its new one. Raise NotFound."""
+    """Make the agent's present serial the one of `agent`, which was its new one, unless another call just did."""
     where = (agents.c.id == str(agent.id)) & (agents.c.new_serial == agent.serial) & ~agents.c.banned
     values = {"serial": agent.serial, "not_after": agent.not_after, "new_serial": "", "new_not_after": 0}
-    _one(connection.execute(update(agents).where(where).values(values)).rowcount)
+    connection.execute(update(agents).where(where).values(values))
 
 
 def set_agent_version(connection: Connection, agent_id: SpiffeId, version: str) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables. Portable SQL: SQLite now, nothing here that PostgreSQL would not take.
 
-Times are Unix seconds. Private keys and join tokens are never in the database (a token's SHA-256 is).
+Times are Unix seconds. Private keys are never in the database. A join token stands in its table as a SHA-256; the ID of
+the agent that attests by one ends in it, as SPIRE has it, so entries below such an agent name it.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ bundles = Table(
     Column("trust_domain", String(255), primary_key=True),
     # SPIFFE bundle format (JWKS), with its sequence number and refresh hint inside.
     Column("jwks", LargeBinary, nullable=False),
+    # IDs of the tainted authorities, separated by blanks: the bundle format has no field for them.
+    Column("tainted", Text, nullable=False),
 )
 
 entry_federates = Table(

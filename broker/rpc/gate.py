@@ -235,4 +235,3 @@ def _identity(caller: Caller) -> SpiffeId | None:
         return SpiffeId.parse(caller.spiffe_id)
     except CertsError:
         return None
-

@@ -36,6 +36,7 @@ def upgrade() -> None:
         "bundles",
         sa.Column("trust_domain", sa.String(length=255), nullable=False),
         sa.Column("jwks", sa.LargeBinary(), nullable=False),
+        sa.Column("tainted", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("trust_domain", name=op.f("pk_bundles")),
     )
     op.create_table(

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smaller tables: generation, bundles, authorities, what was issued, revocations, policy. Jobs for `Database`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from firedoor.broker.db.schema import authorities, bundles, generation, issued, policy_documents, revocations
+from firedoor.broker.errors import Conflict, NotFound
+from firedoor.certs import TrustBundle, TrustDomain, X509Root
+from firedoor.segments import Document
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Generation:
+    """A state of everything that the broker publishes. A restore from a backup starts a new epoch."""
+
+    epoch: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.number}"
+
+
+def load_generation(connection: Connection, now: int) -> Generation:
+    """Return the present generation; a new database begins an epoch that no older one can have had."""
+    row = connection.execute(select(generation.c.epoch, generation.c.number)).one_or_none()
+    if row is None:
+        connection.execute(insert(generation).values(id=1, epoch=now, number=1))
+        return Generation(now, 1)
+    return Generation(row.epoch, row.number)
+
+
+def bump(connection: Connection) -> Generation:
+    """Go to the next generation, in the transaction of the change that it stands for."""
+    statement = update(generation).values(number=generation.c.number + 1)
+    row = connection.execute(statement.returning(generation.c.epoch, generation.c.number)).one()
+    return Generation(row.epoch, row.number)
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------
+
+
+def load_bundles(connection: Connection) -> dict[TrustDomain, TrustBundle]:
+    """Return all bundles, our own among them."""
+    found: dict[TrustDomain, TrustBundle] = {}
+    for row in connection.execute(select(bundles)):
+        trust_domain = TrustDomain.parse(row.trust_domain)
+        found[trust_domain] = _tainted(TrustBundle.parse(trust_domain, row.jwks), set(row.tainted.split()))
+    return found
+
+
+def _tainted(bundle: TrustBundle, tainted: set[str]) -> TrustBundle:
+    roots = tuple(X509Root(root.der, root.authority_id in tainted) for root in bundle.x509_roots)
+    return replace(bundle, x509_roots=roots)
+
+
+def put_bundle(connection: Connection, bundle: TrustBundle) -> None:
+    """Write a bundle in place of the one before."""
+    name = bundle.trust_domain.name
+    tainted = " ".join(root.authority_id for root in bundle.x509_roots if root.tainted)
+    values = {"jwks": bundle.to_json(), "tainted": tainted}
+    if connection.execute(update(bundles).where(bundles.c.trust_domain == name).values(values)).rowcount == 0:
+        connection.execute(insert(bundles).values(trust_domain=name, **values))
+
+
+def delete_bundle(connection: Connection, trust_domain: TrustDomain) -> None:
+    """Delete a bundle that no entry federates with. Raise NotFound."""
+    if connection.execute(delete(bundles).where(bundles.c.trust_domain == trust_domain.name)).rowcount != 1:
+        raise NotFound("bundle not found")
+
+
+# --- authorities ------------------------------------------------------------------------------------------------
+
+
+def load_journal(connection: Connection, kind: str) -> list[bytes]:
+    """Return the journal records of one kind of authority."""
+    return list(connection.scalars(select(authorities.c.record).where(authorities.c.kind == kind)))
+
+
+def replace_journal(connection: Connection, kind: str, records: Sequence[tuple[str, bytes]]) -> None:
+    """Write the journal of one kind anew: (authority ID, record) each."""
+    connection.execute(delete(authorities).where(authorities.c.kind == kind))
+    if records:
+        rows = [{"authority_id": name, "kind": kind, "record": record} for name, record in records]
+        connection.execute(insert(authorities), rows)
+
+
+# --- what was issued --------------------------------------------------------------------------------------------
+
+_insert_issued = insert(issued)
+
+
+def insert_issued(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write down what is about to be handed out."""
+    connection.execute(_insert_issued, rows)
+
+
+def prune(connection: Connection, now: int) -> None:
+    """Delete what was issued and has expired, and revocations that nothing valid can match any more."""
+    connection.execute(delete(issued).where(issued.c.not_after <= now))
+    connection.execute(delete(revocations).where(revocations.c.expires_at <= now))
+
+
+# --- revocations ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """One revocation. `kind` is "serial", "authority" or "pattern"; `issued_before` counts for a pattern only."""
+
+    kind: str
+    value: str
+    issued_before: int
+    reason: str
+    expires_at: int
+
+
+def load_revocations(connection: Connection) -> dict[tuple[str, str], Revoked]:
+    """Return all revocations."""
+    columns = revocations.c
+    found = connection.execute(
+        select(columns.kind, columns.value, columns.issued_before, columns.reason, columns.expires_at)
+    )
+    return {(row.kind, row.value): Revoked(*row) for row in found}
+
+
+def revoke_issued(connection: Connection, column: str, value: str, reason: str, now: int) -> list[Revoked]:
+    """Revoke by serial everything that lives and was issued through an agent or an entry; return what is new."""
+    known = select(revocations.c.value).where(revocations.c.kind == "serial")
+    where = (issued.c[column] == value) & (issued.c.not_after > now) & issued.c.serial.not_in(known)
+    found = connection.execute(select(issued.c.serial, issued.c.not_after).where(where))
+    made = [Revoked("serial", row.serial, 0, reason, row.not_after) for row in found]
+    if made:
+        names = Revoked.__slots__
+        connection.execute(insert(revocations), [{name: getattr(one, name) for name in names} for one in made])
+    return made
+
+
+# --- policy -----------------------------------------------------------------------------------------------------
+
+
+def load_documents(connection: Connection) -> tuple[Document, ...]:
+    """Return the policy's documents in their order."""
+    found = connection.execute(select(policy_documents).order_by(policy_documents.c.position))
+    return tuple(Document(row.name, row.text) for row in found)
+
+
+def replace_documents(connection: Connection, documents: Sequence[Document], if_generation: Generation | None) -> None:
+    """Write the policy anew. Raise Conflict when the generation in force is another than the one given."""
+    if if_generation is not None:
+        row = connection.execute(select(generation.c.epoch, generation.c.number)).one()
+        if Generation(row.epoch, row.number) != if_generation:
+            raise Conflict(f"the generation in force is {row.epoch}.{row.number}; look at the difference and try again")
+    connection.execute(delete(policy_documents))
+    if documents:
+        rows = [{"position": i, "name": d.name, "text": d.text} for i, d in enumerate(documents)]
+        connection.execute(insert(policy_documents), rows)

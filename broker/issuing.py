@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signing X.509-SVIDs, and the proof without which nothing is signed.
+
+`AuthorizedIssuance` is made by the functions here that check, and by nothing else: for a workload, that the agent is
+entitled to the entry and that the ID's segment admits it; for an agent, that it attested or renews in good standing. The row
+in the table of what was issued is committed before the certificate leaves the broker, and the proof is asked for once more
+after that commit: whoever was banned, or lost the entry, in between gets nothing, and what was written is revocable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
+
+from sqlalchemy import Connection
+
+from firedoor.broker.agent import Agent
+from firedoor.broker.db.rows import insert_issued
+from firedoor.broker.errors import (
+    AgentBanned,
+    AgentMustReattest,
+    BrokerError,
+    InvalidRequest,
+    NotAdmitted,
+    PolicyUnavailable,
+)
+from firedoor.certs import (
+    NOT_BEFORE_CUSHION,
+    CsrError,
+    PublicKey,
+    SpiffeId,
+    X509Issuer,
+    X509Svid,
+    issue_x509,
+    parse_csr,
+)
+from firedoor.segments import Refused, check_admission
+
+if TYPE_CHECKING:
+    from firedoor.broker.attest import AttestedNode
+    from firedoor.broker.metrics import Metrics
+    from firedoor.broker.policy import PolicyKeeper
+    from firedoor.broker.state import State
+
+NO_POLICY: Final = (
+    "no segments are declared, so nothing is issued: start the broker with --segments PATH, "
+    "or apply some with `firedoor segment apply PATH`"
+)
+# How many are signed before other calls get a turn: about 2 ms.
+_SLICE: Final = 8
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class AuthorizedIssuance:
+    """Leave to sign one SVID. Made by the `authorize_...` functions alone."""
+
+    spiffe_id: SpiffeId
+    ttl: int
+    dns_names: tuple[str, ...]
+    # Empty for an agent's own SVID and the broker's.
+    entry_id: str
+    # None for the broker's own SVID.
+    agent_id: SpiffeId | None
+
+    def __init__(self) -> None:
+        raise TypeError("AuthorizedIssuance is made by the functions that check")
+
+
+def _proof(
+    spiffe_id: SpiffeId, ttl: int, *, agent_id: SpiffeId | None, entry_id: str = "", dns_names: tuple[str, ...] = ()
+) -> AuthorizedIssuance:
+    made = object.__new__(AuthorizedIssuance)
+    values = {"spiffe_id": spiffe_id, "ttl": ttl, "agent_id": agent_id, "entry_id": entry_id, "dns_names": dns_names}
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def authorize_workload(
+    state: State, policy: PolicyKeeper, agent_id: SpiffeId, entry_id: str, default_ttl: int
+) -> AuthorizedIssuance:
+    """Check that the agent is entitled to the entry and that the ID's segment admits it.
+
+    Raise NotEntitled, NotAdmitted (it names the selector that is missing), PolicyUnavailable or AgentNotAttested.
+    """
+    entry = state.entitled_entry(agent_id, entry_id)
+    if policy.current.policy is None:
+        raise PolicyUnavailable(NO_POLICY)
+    node = state.entitlement(agent_id).node_selectors
+    try:
+        admitted = check_admission(policy.current.policy, entry.spiffe_id, entry=entry.selectors, node=node)
+    except Refused as error:
+        raise NotAdmitted(str(error)) from None
+    return _proof(
+        admitted.spiffe_id,
+        entry.x509_svid_ttl or default_ttl,
+        agent_id=agent_id,
+        entry_id=entry.id,
+        dns_names=entry.dns_names,
+    )
+
+
+def authorize_attested(node: AttestedNode, ttl: int) -> AuthorizedIssuance:
+    """Give leave to sign the SVID of an agent whose evidence an attestor has checked."""
+    return _proof(node.agent_id, ttl, agent_id=node.agent_id)
+
+
+def authorize_renewal(agent: Agent, ttl: int) -> AuthorizedIssuance:
+    """Give leave to renew the SVID of an agent in good standing. Raise AgentBanned or AgentMustReattest."""
+    if agent.banned:
+        raise AgentBanned("agent is banned")
+    if agent.can_reattest:
+        raise AgentMustReattest("agent must reattest instead of renew")
+    return _proof(agent.id, ttl, agent_id=agent.id)
+
+
+def authorize_server(state: State, ttl: int) -> AuthorizedIssuance:
+    """Give leave to sign the broker's own SVID."""
+    return _proof(state.server_id, ttl, agent_id=None)
+
+
+def read_csr(csr: bytes) -> PublicKey:
+    """Return the key of a request whose holder signed it; its names count for nothing. Raise InvalidRequest."""
+    if not csr:
+        raise InvalidRequest("missing CSR")
+    try:
+        return parse_csr(csr).public_key
+    except CsrError as error:
+        raise InvalidRequest(_CSR_TEXTS.get(error.code, str(error))) from None
+
+
+# SPIRE's words.
+_CSR_TEXTS: Final = {"malformed_csr": "malformed CSR", "invalid_csr_signature": "invalid CSR signature"}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One SVID to make, or why there is none. `again` authorizes anew, after the commit."""
+
+    proof: AuthorizedIssuance
+    key: PublicKey
+    again: Callable[[], AuthorizedIssuance]
+
+
+@dataclass(frozen=True, slots=True)
+class Pen:
+    """An authority and a moment to sign at, taken on the event loop so that a writer thread can use them."""
+
+    issuer: X509Issuer
+    at: int
+
+    def sign(self, proof: AuthorizedIssuance, key: PublicKey) -> X509Svid:
+        """Sign one SVID. The caller commits its row before it hands it out. Raise CertsError."""
+        return issue_x509(
+            proof.spiffe_id,
+            key,
+            self.issuer,
+            at=self.at,
+            random=secrets.token_bytes,
+            ttl=proof.ttl,
+            dns_names=proof.dns_names,
+        )
+
+
+class Signer:
+    """Signs with the active authority, writing down what it signs."""
+
+    def __init__(self, state: State, issuer: Callable[[], X509Issuer], metrics: Metrics) -> None:
+        self._state, self._issuer, self._metrics = state, issuer, metrics
+
+    def pen(self) -> Pen:
+        """Return what signs now. Raise AuthorityError."""
+        return Pen(self._issuer(), self._state.clock.now_for_issuing())
+
+    def issued_row(self, proof: AuthorizedIssuance, svid: X509Svid) -> dict[str, Any]:
+        """Return the row that says who holds this SVID."""
+        self._metrics.issued.labels("workload" if proof.entry_id else "agent").inc()
+        return {
+            "serial": svid.serial,
+            "spiffe_id": str(proof.spiffe_id),
+            "entry_id": proof.entry_id,
+            "agent_id": str(proof.agent_id),
+            "authority_id": svid.authority_id,
+            "issued_at": svid.not_before + NOT_BEFORE_CUSHION,
+            "not_after": svid.not_after,
+        }
+
+    async def issue(self, orders: Sequence[Order]) -> list[X509Svid | BrokerError]:
+        """Sign all, commit their rows together, and return what may be handed out: an SVID or a refusal each."""
+        pen = self.pen()
+        signed: list[X509Svid] = []
+        for number, order in enumerate(orders):
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+            signed.append(pen.sign(order.proof, order.key))
+        rows = [self.issued_row(order.proof, svid) for order, svid in zip(orders, signed, strict=True)]
+
+        def run(connection: Connection) -> None:
+            insert_issued(connection, rows)
+
+        if rows:
+            await self._state.database.write(run)
+        return [_still(order, svid) for order, svid in zip(orders, signed, strict=True)]
+
+
+def _still(order: Order, svid: X509Svid) -> X509Svid | BrokerError:
+    try:
+        if order.again() != order.proof:
+            return NotAdmitted("the entry changed while the SVID was signed; ask again")
+    except BrokerError as error:
+        return error
+    return svid

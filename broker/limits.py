@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which calls are limited by remote address, and how much. Callers on the admin socket are not."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from firedoor.broker.ratelimit import Limiter, Rate
+from firedoor.mtls import Caller
+
+# SPIRE's: how often an agent may say which version it runs.
+_STATUS: Final = Rate(10, 100)
+
+
+class Limits:
+    """The limiters of one broker."""
+
+    def __init__(self, attestation: Rate, signing: Rate) -> None:
+        self._attestation = Limiter(attestation, "attestation")
+        self._signing = Limiter(signing, "X.509 signing")
+        self._status = Limiter(_STATUS, "status posting")
+
+    def attestation(self, caller: Caller) -> None:
+        """Count an attestation. Raise RateLimited."""
+        _take(self._attestation, caller, 1)
+
+    def signing(self, caller: Caller, count: int) -> None:
+        """Count so many signatures. Raise RateLimited."""
+        _take(self._signing, caller, count)
+
+    def status(self, caller: Caller) -> None:
+        """Count a status. Raise RateLimited."""
+        _take(self._status, caller, 1)
+
+
+def _take(limiter: Limiter, caller: Caller, cost: int) -> None:
+    if caller.transport == "tls":
+        limiter.take(caller.remote, time.monotonic(), cost)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker's end of the control streams: who listens, what each is told, what each has acknowledged.
+
+Rust holds the streams; here a view is computed for each agent that listens, again at every generation, in slices that never
+keep the event loop for long. An agent that is not attested, or banned, is told nothing and loses its streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+
+from firedoor.broker.db.rows import Generation
+from firedoor.broker.errors import BrokerError
+from firedoor.broker.views import VERSION, Viewer
+from firedoor.certs import CertsError, SpiffeId
+from firedoor.mtls import ControlServer
+from firedoor.wire import control_pb2
+
+if TYPE_CHECKING:
+    from firedoor.broker.metrics import Metrics
+    from firedoor.broker.policy import PolicyKeeper
+    from firedoor.broker.state import State
+
+_log = logging.getLogger("firedoor.broker.control")
+# Events taken, and seconds of views computed, before other calls get a turn.
+_EVENTS: Final = 128
+_SLICE_SECONDS: Final = 0.003
+
+
+@dataclass(slots=True)
+class Listening:
+    """One agent with open streams, and what it last said."""
+
+    streams: set[int] = field(default_factory=set)
+    agent_version: str = ""
+    running: Generation | None = None
+    acknowledged: Generation | None = None
+    view_hash: bytes = b""
+    # Entry ID to (notAfter, authority ID) of the SVID that the sidecar holds.
+    svids: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refused: str = ""
+
+
+class Pusher:
+    """Tells every listening agent its view of the present generation."""
+
+    def __init__(self, state: State, policy: PolicyKeeper, control: ControlServer, metrics: Metrics) -> None:
+        self._state, self._policy, self._control, self._metrics = state, policy, control, metrics
+        self._listening: dict[SpiffeId, Listening] = {}
+        self._changed = asyncio.Event()
+        self._viewer: tuple[Generation, Viewer] | None = None
+        state.watch(self._changed.set)
+
+    @property
+    def listening(self) -> dict[SpiffeId, Listening]:
+        """Which agents listen, and what each acknowledged: what an authority rotation waits for."""
+        return self._listening
+
+    def missing(self, generation: Generation) -> list[SpiffeId]:
+        """Return the agents that listen and have not acknowledged this generation or a later one."""
+        return [
+            agent_id
+            for agent_id, one in self._listening.items()
+            if one.acknowledged is None or one.acknowledged < generation
+        ]
+
+    def take_events(self) -> None:
+        """Take what sidecars said. Called when the core's descriptor is readable."""
+        for kind, agent, stream, data in self._control.drain(_EVENTS):
+            try:
+                agent_id = SpiffeId.parse(agent)
+                if kind == "closed":
+                    self._closed(agent_id, stream)
+                else:
+                    self._said(agent_id, stream, control_pb2.FromSidecar.FromString(data))
+            except (CertsError, DecodeError) as error:
+                _log.warning("a control stream sent what cannot be read: %s", type(error).__name__)
+                self._control.forget(agent)
+        self._metrics.streams.set(self._control.streams())
+
+    async def run(self) -> None:
+        """Publish views at every generation, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._publish_all()
+
+    def cut(self, agent_id: SpiffeId) -> None:
+        """Tell an agent nothing more and reset its streams (ban, evict)."""
+        self._listening.pop(agent_id, None)
+        self._control.forget(str(agent_id))
+
+    # --- what sidecars say --------------------------------------------------------------------------------------
+
+    def _said(self, agent_id: SpiffeId, stream: int, message: control_pb2.FromSidecar) -> None:
+        match message.WhichOneof("kind"):
+            case "hello":
+                self._hello(agent_id, stream, message.hello)
+            case "ack":
+                self._ack(agent_id, message.ack)
+            case "nack":
+                self._nack(agent_id, message.nack)
+            case _:
+                # A later version says something that this one does not know; it will be told by what it is sent.
+                _log.info("a sidecar said something unknown; ignored")
+
+    def _hello(self, agent_id: SpiffeId, stream: int, hello: control_pb2.Hello) -> None:
+        if VERSION not in hello.versions:
+            _log.warning("%s speaks none of our versions of the control stream", agent_id)
+            self._control.forget(str(agent_id))
+            return
+        one = self._listening.setdefault(agent_id, Listening())
+        one.streams.add(stream)
+        one.agent_version = hello.agent_version[:255]
+        one.running = _generation(hello.running) if hello.HasField("running") else None
+        view = self._view(agent_id)
+        if view is not None:
+            self._control.publish([([str(agent_id)], view)])
+
+    def _ack(self, agent_id: SpiffeId, ack: control_pb2.Ack) -> None:
+        one = self._listening.get(agent_id)
+        if one is not None:
+            one.acknowledged, one.view_hash, one.refused = _generation(ack.generation), ack.view_hash, ""
+            one.svids = {svid.entry_id: (svid.not_after, svid.authority_id) for svid in ack.svids}
+
+    def _nack(self, agent_id: SpiffeId, nack: control_pb2.Nack) -> None:
+        one = self._listening.get(agent_id)
+        if one is not None:
+            one.refused = nack.code[:64]
+        _log.warning("%s refused generation %s: %s", agent_id, _generation(nack.generation), nack.code[:64])
+
+    def _closed(self, agent_id: SpiffeId, stream: int) -> None:
+        one = self._listening.get(agent_id)
+        if one is None:
+            return
+        one.streams.discard(stream)
+        if not one.streams:
+            del self._listening[agent_id]
+
+    # --- what they are told -------------------------------------------------------------------------------------
+
+    async def _publish_all(self) -> None:
+        """Compute and hand over every view. A change meanwhile starts it anew afterwards; nothing older is sent twice."""
+        began, ready = time.perf_counter(), []
+        for agent_id in list(self._listening):
+            view = self._view(agent_id)
+            if view is not None:
+                ready.append(([str(agent_id)], view))
+            if time.perf_counter() - began > _SLICE_SECONDS:
+                self._control.publish(ready)
+                ready = []
+                await asyncio.sleep(0)
+                began = time.perf_counter()
+        self._control.publish(ready)
+        self._metrics.generation.set(self._state.generation.number)
+
+    def _view(self, agent_id: SpiffeId) -> bytes | None:
+        """Return an agent's view, or cut it off when it has none."""
+        try:
+            entitlement = self._state.entitlement(agent_id)
+        except BrokerError as error:
+            _log.warning("control stream of %s closed: %s", agent_id, error)
+            self.cut(agent_id)
+            return None
+        generation = self._state.generation
+        if self._viewer is None or self._viewer[0] != generation:
+            state = self._state
+            made = Viewer(state.trust_domain, state.bundles, self._policy.current, state.revocations.values())
+            self._viewer = (generation, made)
+        return self._viewer[1].update(entitlement, generation)
+
+
+def _generation(message: control_pb2.Generation) -> Generation:
+    return Generation(message.epoch, message.number)

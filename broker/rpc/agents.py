@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SPIRE's Agent service: nodes attest and renew here, administrators watch and cut them off."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection
+
+from firedoor.broker.agent import MAX_VERSION, Agent, join_token_id
+from firedoor.broker.attest import MAX_PAYLOAD, MAX_TOKEN, Attestor, find
+from firedoor.broker.audit import digest
+from firedoor.broker.db.agent_rows import (
+    ban_agent,
+    delete_agent,
+    insert_token,
+    put_agent,
+    renew_agent,
+    set_agent_version,
+)
+from firedoor.broker.db.entry_rows import delete_entry, insert_entry
+from firedoor.broker.db.rows import Revoked, insert_issued, revoke_issued
+from firedoor.broker.entry import Entry, is_agent, is_node_alias, is_reserved, parse_spiffe_id
+from firedoor.broker.errors import AgentBanned, InvalidRequest, NotFound
+from firedoor.broker.issuing import authorize_attested, authorize_renewal, read_csr
+from firedoor.broker.messages import agent_message, svid_message
+from firedoor.broker.rpc.listing import filter_selectors, matches, page
+from firedoor.broker.rpc.masks import show
+from firedoor.certs import CertsError, Selector, SpiffeId, SpiffeIdError, X509Svid
+from firedoor.wire import agent_pb2, types
+from firedoor.wire.well_known import Empty
+
+if TYPE_CHECKING:
+    from firedoor.broker.attest import AttestedNode
+    from firedoor.broker.issuing import Signer
+    from firedoor.broker.limits import Limits
+    from firedoor.broker.metrics import Metrics
+    from firedoor.broker.rpc.gate import Call
+    from firedoor.broker.state import State
+    from firedoor.certs import PublicKey
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# How SPIRE's command line writes `by_expires_before`, Go's "2006-01-02 15:04:05 -0700 -07".
+_EXPIRES_BEFORE: Final = "%Y-%m-%d %H:%M:%S %z"
+
+
+class AgentService:
+    """`spire.api.server.agent.v1.Agent`. `cut` closes what an agent has open."""
+
+    def __init__(
+        self,
+        state: State,
+        signer: Signer,
+        attestors: Mapping[str, Attestor],
+        limits: Limits,
+        metrics: Metrics,
+        agent_ttl: int,
+        cut: Callable[[SpiffeId], None],
+    ) -> None:
+        self._state, self._signer, self._attestors = state, signer, attestors
+        self._limits, self._metrics, self._ttl, self._cut = limits, metrics, agent_ttl, cut
+
+    # --- agents -------------------------------------------------------------------------------------------------
+
+    async def AttestAgent(
+        self, requests: AsyncIterator[agent_pb2.AttestAgentRequest], call: Call
+    ) -> AsyncIterator[agent_pb2.AttestAgentResponse]:
+        """Check a node's evidence and sign its agent SVID."""
+        self._limits.attestation(call.caller)
+        first = await anext(requests, None)
+        if first is None or not first.HasField("params"):
+            raise InvalidRequest("malformed param: missing params")
+        params = first.params
+        call.audit.update(
+            event="attest", attestation_type=params.data.type[:64], payload_hash=digest(params.data.payload)
+        )
+        try:
+            agent, svid = await self._attest(params)
+        except Exception:
+            # A type that nobody configured must not make a time series of its own.
+            self._metrics.attested.labels(
+                params.data.type if params.data.type in self._attestors else "", "refused"
+            ).inc()
+            raise
+        self._metrics.attested.labels(agent.attestation_type, "attested").inc()
+        call.audit.update(agent_id=str(agent.id), serial=agent.serial, not_after=agent.not_after)
+        yield agent_pb2.AttestAgentResponse(
+            result=agent_pb2.AttestAgentResponse.Result(svid=svid_message(svid), reattestable=agent.can_reattest)
+        )
+
+    async def _attest(self, params: agent_pb2.AttestAgentRequest.Params) -> tuple[Agent, X509Svid]:
+        if not params.HasField("data"):
+            raise InvalidRequest("malformed param: missing attestation data")
+        if not params.data.type:
+            raise InvalidRequest("malformed param: missing attestation data type")
+        if not params.HasField("params"):
+            raise InvalidRequest("malformed param: missing X509-SVID parameters")
+        if len(params.data.payload) > MAX_PAYLOAD:
+            raise InvalidRequest("malformed param: the attestation payload is too long")
+        attestor = find(self._attestors, params.data.type)
+        key = read_csr(params.params.csr)
+        node = await attestor.attest(params.data.payload, _no_challenge, self._state.clock.now())
+        present = self._state.agents.get(node.agent_id)
+        if present is not None and present.banned:
+            raise AgentBanned("failed to attest: agent is banned")
+        return await self._admit(node, key)
+
+    async def _admit(self, node: AttestedNode, key: PublicKey) -> tuple[Agent, X509Svid]:
+        """Use the evidence up, sign, and write the agent, all in one transaction."""
+        proof, pen = authorize_attested(node, self._ttl), self._signer.pen()
+
+        def run(connection: Connection) -> tuple[Agent, X509Svid]:
+            node.use_up(connection)
+            svid = pen.sign(proof, key)
+            agent = Agent(
+                id=node.agent_id,
+                attestation_type=node.attestation_type,
+                serial=_decimal(svid),
+                not_after=svid.not_after,
+                selectors=node.selectors,
+                can_reattest=node.can_reattest,
+            )
+            put_agent(connection, agent)
+            insert_issued(connection, [self._signer.issued_row(proof, svid)])
+            return agent, svid
+
+        def apply(result: tuple[Agent, X509Svid]) -> None:
+            self._state.agents[node.agent_id] = result[0]
+
+        return await self._state.database.write(run, apply)
+
+    async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, call: Call) -> agent_pb2.RenewAgentResponse:
+        """Sign a new SVID for an agent; the present one counts until the new one is used."""
+        self._limits.signing(call.caller, 1)
+        agent = call.the_agent()
+        call.audit.update(event="renew", agent_id=str(agent.id))
+        proof = authorize_renewal(agent, self._ttl)
+        if not request.HasField("params"):
+            raise InvalidRequest("params cannot be nil")
+        svid = self._signer.pen().sign(proof, read_csr(request.params.csr))
+        row = self._signer.issued_row(proof, svid)
+
+        def run(connection: Connection) -> None:
+            renew_agent(connection, agent, _decimal(svid), svid.not_after)
+            insert_issued(connection, [row])
+
+        def apply(_: None) -> None:
+            self._state.renewed(agent.id, _decimal(svid), svid.not_after)
+
+        await self._state.database.write(run, apply)
+        call.audit.update(serial=_decimal(svid), not_after=svid.not_after)
+        return agent_pb2.RenewAgentResponse(svid=svid_message(svid))
+
+    async def PostStatus(self, request: agent_pb2.PostStatusRequest, call: Call) -> agent_pb2.PostStatusResponse:
+        """Take down which version an agent runs."""
+        self._limits.status(call.caller)
+        agent = call.the_agent()
+        version = request.agent_version
+        if len(version) > MAX_VERSION:
+            raise InvalidRequest(f"agent version is too long (max {MAX_VERSION} characters)")
+        if version and version != agent.agent_version:
+            await self._state.database.write(
+                lambda connection: set_agent_version(connection, agent.id, version),
+                lambda _: self._state.set_version(agent.id, version),
+            )
+        return agent_pb2.PostStatusResponse()
+
+    # --- administrators -----------------------------------------------------------------------------------------
+
+    async def CountAgents(self, request: agent_pb2.CountAgentsRequest, _: Call) -> agent_pb2.CountAgentsResponse:
+        """Count the agents that pass the filter."""
+        given = request.filter if request.HasField("filter") else None
+        return agent_pb2.CountAgentsResponse(count=len(self._filtered(given)))
+
+    async def ListAgents(self, request: agent_pb2.ListAgentsRequest, _: Call) -> agent_pb2.ListAgentsResponse:
+        """List the agents that pass the filter, a page at a time."""
+        given = request.filter if request.HasField("filter") else None
+        found, token = page(self._filtered(given), lambda agent: str(agent.id), request.page_size, request.page_token)
+        mask = request.output_mask if request.HasField("output_mask") else None
+        return agent_pb2.ListAgentsResponse(agents=[show(agent_message(a), mask) for a in found], next_page_token=token)
+
+    async def GetAgent(self, request: agent_pb2.GetAgentRequest, _: Call) -> types.Agent:
+        """Show one agent."""
+        agent = self._state.agents.get(self._agent_id(request.id))
+        if agent is None:
+            raise NotFound("agent not found")
+        return show(agent_message(agent), request.output_mask if request.HasField("output_mask") else None)
+
+    async def BanAgent(self, request: agent_pb2.BanAgentRequest, call: Call) -> Empty:
+        """Ban an agent for good: what it has open is closed, what was issued through it is revoked."""
+        agent_id = self._agent_id(request.id)
+        call.audit["agent_id"] = str(agent_id)
+        now = self._state.clock.now()
+
+        def run(connection: Connection) -> list[Revoked]:
+            ban_agent(connection, agent_id)
+            return revoke_issued(connection, "agent_id", str(agent_id), "agent_banned", now)
+
+        def apply(revoked: Sequence[Revoked]) -> None:
+            self._state.banned(agent_id, revoked)
+            self._cut(agent_id)
+
+        await self._state.change(run, apply)
+        return Empty()
+
+    async def DeleteAgent(self, request: agent_pb2.DeleteAgentRequest, call: Call) -> Empty:
+        """Evict an agent: it may attest again. Its join token's alias entry goes with it."""
+        agent_id = self._agent_id(request.id)
+        call.audit["agent_id"] = str(agent_id)
+        aliases = [entry.id for entry in self._state.entries.with_parent(agent_id) if is_node_alias(entry)]
+        now = self._state.clock.now()
+
+        def run(connection: Connection) -> list[Revoked]:
+            delete_agent(connection, agent_id)
+            for entry_id in aliases:
+                delete_entry(connection, entry_id)
+            return revoke_issued(connection, "agent_id", str(agent_id), "agent_evicted", now)
+
+        def apply(revoked: Sequence[Revoked]) -> None:
+            for entry_id in aliases:
+                self._state.entries.remove(entry_id)
+            self._state.evicted(agent_id, revoked)
+            self._cut(agent_id)
+
+        await self._state.change(run, apply)
+        return Empty()
+
+    async def CreateJoinToken(self, request: agent_pb2.CreateJoinTokenRequest, call: Call) -> types.JoinToken:
+        """Make a one-time token; with `agent_id`, the node that uses it gets that alias."""
+        if request.ttl < 1:
+            raise InvalidRequest("ttl is required, you must provide one")
+        token = request.token or str(uuid.uuid4())
+        if len(token) > MAX_TOKEN or not _TOKEN.fullmatch(token):
+            raise InvalidRequest(f"a token holds letters, digits, dash, dot and underscore, at most {MAX_TOKEN}")
+        expires_at = self._state.clock.now() + request.ttl
+        alias = self._alias(request.agent_id, token) if request.HasField("agent_id") else None
+        call.audit.update(
+            token_hash=digest(token.encode()), expires_at=expires_at, alias=str(alias.spiffe_id) if alias else ""
+        )
+
+        def run(connection: Connection) -> None:
+            insert_token(connection, token, expires_at)
+            if alias is not None:
+                insert_entry(connection, alias)
+
+        def apply(_: None) -> None:
+            if alias is not None:
+                self._state.entries.put(alias)
+
+        await self._state.change(run, apply)
+        return types.JoinToken(value=token, expires_at=expires_at)
+
+    def _alias(self, message: types.SPIFFEID, token: str) -> Entry:
+        try:
+            spiffe_id = parse_spiffe_id(message)
+        except SpiffeIdError as error:
+            raise InvalidRequest(f"invalid agent ID: {error}") from None
+        if spiffe_id.trust_domain != self._state.trust_domain or not spiffe_id.path or is_reserved(spiffe_id):
+            raise InvalidRequest("invalid agent ID: it must be of this trust domain and not below /spire")
+        parent_id = join_token_id(self._state.trust_domain, token)
+        return Entry(
+            id=str(uuid.uuid4()),
+            spiffe_id=spiffe_id,
+            parent_id=parent_id,
+            selectors=frozenset({Selector.of("spiffe_id", str(parent_id))}),
+            created_at=self._state.clock.now(),
+        )
+
+    def _agent_id(self, message: types.SPIFFEID) -> SpiffeId:
+        try:
+            agent_id = parse_spiffe_id(message)
+        except CertsError as error:
+            raise InvalidRequest(f"invalid agent ID: {error}") from None
+        if agent_id.trust_domain != self._state.trust_domain or not is_agent(agent_id):
+            raise InvalidRequest(f'invalid agent ID: "{agent_id}" is not an agent of this trust domain')
+        return agent_id
+
+    def _filtered(
+        self, given: agent_pb2.ListAgentsRequest.Filter | agent_pb2.CountAgentsRequest.Filter | None
+    ) -> list[Agent]:
+        if given is None:
+            return list(self._state.agents.values())
+        tests = _tests(given)
+        return [agent for agent in self._state.agents.values() if all(test(agent) for test in tests)]
+
+
+def _tests(
+    given: agent_pb2.ListAgentsRequest.Filter | agent_pb2.CountAgentsRequest.Filter,
+) -> list[Callable[[Agent], bool]]:
+    tests: list[Callable[[Agent], bool]] = []
+    if given.by_attestation_type:
+        tests.append(lambda agent: agent.attestation_type == given.by_attestation_type)
+    if given.HasField("by_selector_match"):
+        selectors, how = filter_selectors(given.by_selector_match), given.by_selector_match.match
+        tests.append(lambda agent: matches(how, agent.selectors, selectors))
+    if given.HasField("by_banned"):
+        tests.append(lambda agent: agent.banned == given.by_banned.value)
+    if given.HasField("by_can_reattest"):
+        tests.append(lambda agent: agent.can_reattest == given.by_can_reattest.value)
+    before = _expires_before(given.by_expires_before)
+    if before is not None:
+        tests.append(lambda agent: agent.not_after < before)
+    return tests
+
+
+def _expires_before(text: str) -> float | None:
+    """Read SPIRE's time, "2026-01-31 12:00:00 +0100 +01"; what cannot be read filters nothing, as there."""
+    try:
+        return datetime.strptime(text[:25], _EXPIRES_BEFORE).timestamp()
+    except ValueError:
+        return None
+
+
+def _decimal(svid: X509Svid) -> str:
+    """Return a serial number as SPIRE writes it."""
+    return str(int(svid.serial, 16))
+
+
+async def _no_challenge(_: bytes) -> bytes:
+    raise InvalidRequest("this attestor has no challenge")

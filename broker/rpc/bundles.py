@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SPIRE's Bundle service: our own bundle for everybody, those of others for who must verify them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection
+
+from firedoor.broker.db.rows import delete_bundle, put_bundle
+from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotFound, Unsupported
+from firedoor.broker.messages import bundle_message
+from firedoor.broker.rpc.listing import page
+from firedoor.broker.rpc.masks import show
+from firedoor.broker.rpc.status import OK, status_of
+from firedoor.certs import CertsError, JwtKey, TrustBundle, TrustDomain
+from firedoor.wire import bundle_pb2, types
+
+if TYPE_CHECKING:
+    from firedoor.broker.rpc.gate import Call
+    from firedoor.broker.state import State
+
+MAX_BATCH: Final = 256
+_MAX_HINT: Final = 366 * 86400
+
+
+class BundleService:
+    """`spire.api.server.bundle.v1.Bundle`."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _: Call) -> types.Bundle:
+        """Show the trust domain's own bundle."""
+        mask = request.output_mask if request.HasField("output_mask") else None
+        return show(bundle_message(self._own()), mask)
+
+    async def GetFederatedBundle(self, request: bundle_pb2.GetFederatedBundleRequest, _: Call) -> types.Bundle:
+        """Show the bundle of another trust domain."""
+        trust_domain = self._foreign(request.trust_domain, "getting")
+        bundle = self._state.bundles.get(trust_domain)
+        if bundle is None:
+            raise NotFound("bundle not found")
+        return show(bundle_message(bundle), request.output_mask if request.HasField("output_mask") else None)
+
+    async def CountBundles(self, _request: bundle_pb2.CountBundlesRequest, _: Call) -> bundle_pb2.CountBundlesResponse:
+        """Count all bundles, our own among them."""
+        return bundle_pb2.CountBundlesResponse(count=len(self._state.bundles))
+
+    async def ListFederatedBundles(
+        self, request: bundle_pb2.ListFederatedBundlesRequest, _: Call
+    ) -> bundle_pb2.ListFederatedBundlesResponse:
+        """List the bundles of other trust domains, a page at a time."""
+        others = [bundle for td, bundle in self._state.bundles.items() if td != self._state.trust_domain]
+        found, token = page(others, lambda bundle: bundle.trust_domain.name, request.page_size, request.page_token)
+        mask = request.output_mask if request.HasField("output_mask") else None
+        return bundle_pb2.ListFederatedBundlesResponse(
+            bundles=[show(bundle_message(bundle), mask) for bundle in found], next_page_token=token
+        )
+
+    async def BatchCreateFederatedBundle(
+        self, request: bundle_pb2.BatchCreateFederatedBundleRequest, call: Call
+    ) -> bundle_pb2.BatchCreateFederatedBundleResponse:
+        """Add bundles that are not there yet."""
+        result = bundle_pb2.BatchCreateFederatedBundleResponse.Result
+        mask = request.output_mask if request.HasField("output_mask") else None
+        results = [
+            result(status=status, bundle=show(bundle_message(bundle), mask) if bundle else None)
+            for status, bundle in await self._put_all(request.bundle, call, self._absent)
+        ]
+        return bundle_pb2.BatchCreateFederatedBundleResponse(results=results)
+
+    async def BatchSetFederatedBundle(
+        self, request: bundle_pb2.BatchSetFederatedBundleRequest, call: Call
+    ) -> bundle_pb2.BatchSetFederatedBundleResponse:
+        """Write bundles, whether they are there or not."""
+        result = bundle_pb2.BatchSetFederatedBundleResponse.Result
+        mask = request.output_mask if request.HasField("output_mask") else None
+        results = [
+            result(status=status, bundle=show(bundle_message(bundle), mask) if bundle else None)
+            for status, bundle in await self._put_all(request.bundle, call, lambda _: None)
+        ]
+        return bundle_pb2.BatchSetFederatedBundleResponse(results=results)
+
+    async def BatchDeleteFederatedBundle(
+        self, request: bundle_pb2.BatchDeleteFederatedBundleRequest, call: Call
+    ) -> bundle_pb2.BatchDeleteFederatedBundleResponse:
+        """Delete bundles that no entry federates with."""
+        if request.mode != bundle_pb2.BatchDeleteFederatedBundleRequest.RESTRICT:
+            raise Unsupported("only mode RESTRICT is served: take the trust domain out of the entries first")
+        results, records = [], []
+        for name in _batch(request.trust_domains):
+            try:
+                await self._delete(self._foreign(name, "deleting"))
+                status = OK.in_batch()
+            except BrokerError as error:
+                status = status_of(error).in_batch()
+            results.append(bundle_pb2.BatchDeleteFederatedBundleResponse.Result(status=status, trust_domain=name))
+            records.append({"trust_domain": name[:255], "status_code": status.code})
+        call.audit["each"] = records
+        return bundle_pb2.BatchDeleteFederatedBundleResponse(results=results)
+
+    async def _delete(self, trust_domain: TrustDomain) -> None:
+        users = sum(trust_domain in entry.federates_with for entry in self._state.entries)
+        if users:
+            raise Conflict(f"failed to delete federated bundle: cannot delete bundle; federated with {users} entries")
+        await self._state.change(
+            lambda connection: delete_bundle(connection, trust_domain),
+            lambda _: self._state.drop_bundle(trust_domain),
+        )
+
+    async def _put_all(
+        self, messages: Any, call: Call, check: Callable[[TrustDomain], None]
+    ) -> list[tuple[types.Status, TrustBundle | None]]:
+        results: list[tuple[types.Status, TrustBundle | None]] = []
+        for message in _batch(messages):
+            try:
+                bundle = self._parse(message)
+                check(bundle.trust_domain)
+                await self._put(bundle)
+                results.append((OK.in_batch(), bundle))
+            except (BrokerError, CertsError) as error:
+                results.append((status_of(error).in_batch(), None))
+        call.audit["each"] = [
+            {"trust_domain": message.trust_domain[:255], "status_code": status.code}
+            for message, (status, _) in zip(messages, results, strict=True)
+        ]
+        return results
+
+    async def _put(self, bundle: TrustBundle) -> None:
+        def run(connection: Connection) -> None:
+            put_bundle(connection, bundle)
+
+        await self._state.change(run, lambda _: self._state.put_bundle(bundle))
+
+    def _absent(self, trust_domain: TrustDomain) -> None:
+        if trust_domain in self._state.bundles:
+            raise AlreadyExists("bundle already exists")
+
+    def _parse(self, message: types.Bundle) -> TrustBundle:
+        trust_domain = self._foreign(message.trust_domain, "setting")
+        if not 0 <= message.refresh_hint <= _MAX_HINT:
+            raise InvalidRequest("the refresh hint is not a number of seconds up to a year")
+        bundle = TrustBundle.of(trust_domain, [authority.asn1 for authority in message.x509_authorities])
+        return replace(
+            bundle,
+            jwt_keys=tuple(JwtKey(k.key_id, k.public_key, k.expires_at, k.tainted) for k in message.jwt_authorities),
+            sequence=message.sequence_number,
+            refresh_hint=message.refresh_hint,
+        )
+
+    def _foreign(self, name: str, what: str) -> TrustDomain:
+        try:
+            trust_domain = TrustDomain.parse(name.removeprefix("spiffe://"))
+        except CertsError as error:
+            raise InvalidRequest(f"trust domain argument is not valid: {error}") from None
+        if trust_domain == self._state.trust_domain:
+            raise InvalidRequest(f"{what} a federated bundle for the server's own trust domain is not allowed")
+        return trust_domain
+
+    def _own(self) -> TrustBundle:
+        bundle = self._state.bundles.get(self._state.trust_domain)
+        if bundle is None:
+            raise NotFound("bundle not found")
+        return bundle
+
+
+def _batch(items: Any) -> Any:
+    if len(items) > MAX_BATCH:
+        raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
+    return items

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SPIRE's Entry service: what administrators write, and what agents may know of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection
+
+from firedoor.broker.audit import redact_id
+from firedoor.broker.db.entry_rows import delete_entry, insert_entry, update_entry
+from firedoor.broker.db.rows import Revoked, revoke_issued
+from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_spiffe_id
+from firedoor.broker.errors import AlreadyExists, BrokerError, InvalidRequest, NotAdmitted, NotFound
+from firedoor.broker.messages import entry_message
+from firedoor.broker.rpc.listing import filter_selectors, matches, page
+from firedoor.broker.rpc.masks import overlay, show
+from firedoor.broker.rpc.status import OK, status_of
+from firedoor.certs import CertsError, SpiffeId
+from firedoor.segments import Refused, check_entry
+from firedoor.wire import entry_pb2, types
+
+if TYPE_CHECKING:
+    from firedoor.broker.policy import PolicyKeeper
+    from firedoor.broker.rpc.gate import Call
+    from firedoor.broker.state import State
+
+# SPIRE's page of SyncAuthorizedEntries.
+SYNC_PAGE: Final = 500
+# Under gRPC's 4 MB with the largest entries that are allowed; more must come in several calls.
+MAX_BATCH: Final = 10_000
+
+
+class EntryService:
+    """`spire.api.server.entry.v1.Entry`."""
+
+    def __init__(self, state: State, policy: PolicyKeeper) -> None:
+        self._state, self._policy = state, policy
+
+    # --- administrators -----------------------------------------------------------------------------------------
+
+    async def CountEntries(self, request: entry_pb2.CountEntriesRequest, _: Call) -> entry_pb2.CountEntriesResponse:
+        """Count the entries that pass the filter."""
+        given = request.filter if request.HasField("filter") else None
+        return entry_pb2.CountEntriesResponse(count=len(self._filtered(given)))
+
+    async def ListEntries(self, request: entry_pb2.ListEntriesRequest, _: Call) -> entry_pb2.ListEntriesResponse:
+        """List the entries that pass the filter, a page at a time."""
+        given = request.filter if request.HasField("filter") else None
+        found, token = page(self._filtered(given), lambda entry: entry.id, request.page_size, request.page_token)
+        mask = request.output_mask if request.HasField("output_mask") else None
+        return entry_pb2.ListEntriesResponse(
+            entries=[show(entry_message(entry), mask) for entry in found], next_page_token=token
+        )
+
+    async def GetEntry(self, request: entry_pb2.GetEntryRequest, _: Call) -> types.Entry:
+        """Show one entry."""
+        if not request.id:
+            raise InvalidRequest("missing entry ID")
+        entry = self._present(request.id)
+        return show(entry_message(entry), request.output_mask if request.HasField("output_mask") else None)
+
+    async def BatchCreateEntry(
+        self, request: entry_pb2.BatchCreateEntryRequest, call: Call
+    ) -> entry_pb2.BatchCreateEntryResponse:
+        """Create entries, each by itself. What its segment does not admit is refused here already."""
+        mask = request.output_mask if request.HasField("output_mask") else None
+        results, records = [], []
+        for message in _batch(request.entries):
+            status, entry = await self._create(message)
+            results.append(
+                entry_pb2.BatchCreateEntryResponse.Result(
+                    status=status, entry=show(entry_message(entry), mask) if entry else None
+                )
+            )
+            records.append(self._record(entry, message, status))
+        call.audit["each"] = records
+        return entry_pb2.BatchCreateEntryResponse(results=results)
+
+    async def _create(self, message: types.Entry) -> tuple[types.Status, Entry | None]:
+        try:
+            entry = parse_entry(message, self._state.trust_domain)
+            entry = replace(entry, id=entry.id or str(uuid.uuid4()), created_at=self._state.clock.now())
+            self._admit(entry)
+            await self._state.change(
+                lambda connection: insert_entry(connection, entry), lambda _: self._state.entries.put(entry)
+            )
+        except AlreadyExists as error:
+            # SPIRE returns the entry that is there, so that a client can go on with it.
+            return status_of(error).in_batch(), self._similar(message)
+        except (BrokerError, CertsError) as error:
+            return _in_batch(error, "failed to convert entry: "), None
+        return OK.in_batch(), entry
+
+    async def BatchUpdateEntry(
+        self, request: entry_pb2.BatchUpdateEntryRequest, call: Call
+    ) -> entry_pb2.BatchUpdateEntryResponse:
+        """Change the fields that the input mask names (all without one), each entry by itself."""
+        input_mask = request.input_mask if request.HasField("input_mask") else None
+        mask = request.output_mask if request.HasField("output_mask") else None
+        results, records = [], []
+        for message in _batch(request.entries):
+            status, entry = await self._update(message, input_mask)
+            results.append(
+                entry_pb2.BatchUpdateEntryResponse.Result(
+                    status=status, entry=show(entry_message(entry), mask) if entry else None
+                )
+            )
+            records.append(self._record(entry, message, status))
+        call.audit["each"] = records
+        return entry_pb2.BatchUpdateEntryResponse(results=results)
+
+    async def _update(self, message: types.Entry, mask: types.EntryMask | None) -> tuple[types.Status, Entry | None]:
+        try:
+            if not message.id:
+                raise InvalidRequest("missing entry ID")
+            present = self._present(message.id)
+            wanted = overlay(entry_message(present), message, mask)
+            wanted.id = present.id
+            entry = replace(
+                parse_entry(wanted, self._state.trust_domain),
+                revision_number=present.revision_number + 1,
+                created_at=present.created_at,
+            )
+            self._admit(entry)
+            await self._state.change(
+                lambda connection: update_entry(connection, entry), lambda _: self._state.entries.put(entry)
+            )
+        except (BrokerError, CertsError) as error:
+            return _in_batch(error, "failed to convert entry: "), None
+        return OK.in_batch(), entry
+
+    async def BatchDeleteEntry(
+        self, request: entry_pb2.BatchDeleteEntryRequest, call: Call
+    ) -> entry_pb2.BatchDeleteEntryResponse:
+        """Delete entries, each by itself, and revoke what was issued through them."""
+        results, records = [], []
+        for entry_id in _batch(request.ids):
+            try:
+                await self._delete(entry_id)
+                status = OK.in_batch()
+            except BrokerError as error:
+                status = status_of(error).in_batch()
+            results.append(entry_pb2.BatchDeleteEntryResponse.Result(status=status, id=entry_id))
+            records.append({"entry_id": entry_id[:255], **_outcome(status)})
+        call.audit["each"] = records
+        return entry_pb2.BatchDeleteEntryResponse(results=results)
+
+    async def _delete(self, entry_id: str) -> None:
+        if not entry_id:
+            raise InvalidRequest("missing entry ID")
+        now = self._state.clock.now()
+
+        def run(connection: Connection) -> list[Revoked]:
+            delete_entry(connection, entry_id)
+            return revoke_issued(connection, "entry_id", entry_id, "entry_deleted", now)
+
+        def apply(revoked: Sequence[Revoked]) -> None:
+            self._state.entries.remove(entry_id)
+            self._state.revoked(revoked)
+
+        await self._state.change(run, apply)
+
+    def _admit(self, entry: Entry) -> None:
+        """Refuse an entry that its segment could never admit; which node it runs on is known at the signature only."""
+        policy = self._policy.current.policy
+        # Without segments nothing is issued at all; node aliases are in none.
+        if policy is None or is_node_alias(entry):
+            return
+        try:
+            check_entry(policy, entry.spiffe_id, entry=entry.selectors)
+        except Refused as error:
+            raise NotAdmitted(str(error)) from None
+
+    def _present(self, entry_id: str) -> Entry:
+        entry = self._state.entries.get(entry_id)
+        if entry is None:
+            raise NotFound("entry not found")
+        return entry
+
+    def _similar(self, message: types.Entry) -> Entry | None:
+        entry = parse_entry(message, self._state.trust_domain)
+        same = (e for e in self._state.entries.with_spiffe_id(entry.spiffe_id) if e.similarity == entry.similarity)
+        return next(same, None) or self._state.entries.get(entry.id)
+
+    def _record(self, entry: Entry | None, message: types.Entry, status: types.Status) -> dict[str, Any]:
+        """Return what the audit log keeps of an entry: selectors by type and key, an unused join token hashed."""
+        if entry is None:
+            return {"entry_id": message.id[:255], **_outcome(status)}
+        spent = entry.parent_id in self._state.agents
+        return {
+            "entry_id": entry.id,
+            "spiffe_id": str(entry.spiffe_id),
+            "parent_id": str(entry.parent_id) if spent else redact_id(str(entry.parent_id)),
+            "selectors": sorted(selector.redacted for selector in entry.selectors),
+            "admin": entry.admin,
+            **_outcome(status),
+        }
+
+    def _filtered(
+        self, given: entry_pb2.ListEntriesRequest.Filter | entry_pb2.CountEntriesRequest.Filter | None
+    ) -> list[Entry]:
+        if given is None:
+            return list(self._state.entries)
+        tests = _tests(given)
+        return [entry for entry in self._state.entries if all(test(entry) for test in tests)]
+
+    # --- agents -------------------------------------------------------------------------------------------------
+
+    async def GetAuthorizedEntries(
+        self, request: entry_pb2.GetAuthorizedEntriesRequest, call: Call
+    ) -> entry_pb2.GetAuthorizedEntriesResponse:
+        """Show an agent all that it is entitled to."""
+        mask = request.output_mask if request.HasField("output_mask") else None
+        entries = self._authorized(call)
+        return entry_pb2.GetAuthorizedEntriesResponse(entries=[show(entry_message(e), mask) for e in entries])
+
+    async def SyncAuthorizedEntries(
+        self, requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], call: Call
+    ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse]:
+        """Show an agent what it is entitled to: up to 500 entries at once, else revisions first and entries as asked."""
+        first = await anext(requests, None)
+        if first is None:
+            return
+        mask = _sync_mask(first)
+        entries = self._authorized(call)
+        if len(entries) <= SYNC_PAGE:
+            yield entry_pb2.SyncAuthorizedEntriesResponse(entries=[show(entry_message(e), mask) for e in entries])
+        else:
+            for part, more in _pages(entries):
+                revisions = [
+                    entry_pb2.EntryRevision(id=e.id, revision_number=e.revision_number, created_at=e.created_at)
+                    for e in part
+                ]
+                yield entry_pb2.SyncAuthorizedEntriesResponse(entry_revisions=revisions, more=more)
+        async for request in requests:
+            if call.again is not None:
+                await call.again()
+            if request.HasField("output_mask"):
+                raise InvalidRequest("specifying the output mask is only allowed in the first request")
+            wanted = {entry_id: None for entry_id in request.ids}
+            present = {e.id: e for e in self._authorized(call)}
+            asked = [present[entry_id] for entry_id in wanted if entry_id in present]
+            for part, more in _pages(asked):
+                yield entry_pb2.SyncAuthorizedEntriesResponse(
+                    entries=[show(entry_message(e), mask) for e in part], more=more
+                )
+
+    def _authorized(self, call: Call) -> list[Entry]:
+        entries = self._state.entitlement(call.the_agent().id).workloads.values()
+        return sorted(entries, key=lambda entry: entry.id)
+
+
+def _sync_mask(first: entry_pb2.SyncAuthorizedEntriesRequest) -> types.EntryMask | None:
+    if first.ids:
+        raise InvalidRequest("specifying IDs on initial request is not supported")
+    if not first.HasField("output_mask"):
+        return None
+    if not first.output_mask.revision_number:
+        raise InvalidRequest("revision number cannot be masked")
+    return first.output_mask
+
+
+def _pages(entries: Sequence[Entry]) -> list[tuple[Sequence[Entry], bool]]:
+    """Return the pages and whether more follow; nothing asked for is one empty page."""
+    starts = range(0, len(entries), SYNC_PAGE) or [0]
+    return [(entries[start : start + SYNC_PAGE], start + SYNC_PAGE < len(entries)) for start in starts]
+
+
+def _tests(
+    given: entry_pb2.ListEntriesRequest.Filter | entry_pb2.CountEntriesRequest.Filter,
+) -> list[Callable[[Entry], bool]]:
+    tests: list[Callable[[Entry], bool]] = []
+    if given.HasField("by_spiffe_id"):
+        spiffe_id = _filter_id(given.by_spiffe_id, "SPIFFE ID")
+        tests.append(lambda entry: entry.spiffe_id == spiffe_id)
+    if given.HasField("by_parent_id"):
+        parent_id = _filter_id(given.by_parent_id, "parent ID")
+        tests.append(lambda entry: entry.parent_id == parent_id)
+    if given.HasField("by_selectors"):
+        selectors, how = filter_selectors(given.by_selectors), given.by_selectors.match
+        tests.append(lambda entry: matches(how, entry.selectors, selectors))
+    if given.HasField("by_federates_with"):
+        if not given.by_federates_with.trust_domains:
+            raise InvalidRequest("malformed federates with filter: empty trust domain set")
+        names = {name.removeprefix("spiffe://") for name in given.by_federates_with.trust_domains}
+        how_federated = given.by_federates_with.match
+        tests.append(lambda entry: matches(how_federated, {td.name for td in entry.federates_with}, names))
+    if given.HasField("by_hint"):
+        tests.append(lambda entry: entry.hint == given.by_hint.value)
+    if given.HasField("by_downstream"):
+        tests.append(lambda entry: entry.downstream == given.by_downstream.value)
+    return tests
+
+
+def _filter_id(message: types.SPIFFEID, what: str) -> SpiffeId:
+    try:
+        return parse_spiffe_id(message)
+    except CertsError as error:
+        raise InvalidRequest(f"malformed {what} filter: {error}") from None
+
+
+def _batch(items: Sequence[Any]) -> Sequence[Any]:
+    if len(items) > MAX_BATCH:
+        raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
+    return items
+
+
+def _in_batch(error: Exception, prefix: str) -> types.Status:
+    status = status_of(error)
+    message = f"{prefix}{status.message}" if isinstance(error, InvalidRequest) else status.message
+    return replace(status, message=message).in_batch()
+
+
+def _outcome(status: types.Status) -> dict[str, Any]:
+    return {"status_code": status.code, "status_message": status.message}

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the broker knows, in memory, as of the last commit; and the one way to change it.
+
+Reads never wait for the database. A change is a job for the database, and a function that brings memory up to the commit;
+the generation is bumped in the same transaction, so that a sidecar which has acknowledged a generation has everything that
+was committed before it. Touched on the event loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from firedoor.broker.agent import Agent, check_agent
+from firedoor.broker.authorized import Entitlement, EntryIndex
+from firedoor.broker.clock import Clock
+from firedoor.broker.db import Database
+from firedoor.broker.db.agent_rows import load_agents, promote_agent
+from firedoor.broker.db.entry_rows import load_entries
+from firedoor.broker.db.rows import Generation, Revoked, bump, load_bundles, load_generation, load_revocations
+from firedoor.broker.entry import Entry, server_id
+from firedoor.broker.errors import AgentNotAttested, NotEntitled
+from firedoor.certs import Selector, SpiffeId, TrustBundle, TrustDomain
+from firedoor.mtls import Caller
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Cached:
+    version: int
+    attested: frozenset[Selector]
+    entitlement: Entitlement
+
+
+class State:
+    """Entries, agents, bundles, revocations and the generation."""
+
+    def __init__(self, trust_domain: TrustDomain, database: Database, clock: Clock) -> None:
+        self.trust_domain = trust_domain
+        self.server_id = server_id(trust_domain)
+        self.entries = EntryIndex(self.server_id)
+        self.agents: dict[SpiffeId, Agent] = {}
+        self.bundles: dict[TrustDomain, TrustBundle] = {}
+        self.revocations: dict[tuple[str, str], Revoked] = {}
+        self.generation = Generation(0, 0)
+        self.database = database
+        self.clock = clock
+        self._cache: dict[SpiffeId, _Cached] = {}
+        self._watchers: list[Callable[[], None]] = []
+
+    async def load(self) -> None:
+        """Read everything from the database, at start."""
+        now = self.clock.now()
+
+        def run(connection: Connection) -> None:
+            self.generation = load_generation(connection, now)
+            self.entries = EntryIndex(self.server_id, load_entries(connection))
+            self.agents = {agent.id: agent for agent in load_agents(connection)}
+            self.bundles = load_bundles(connection)
+            self.revocations = load_revocations(connection)
+
+        await self.database.write(run)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have a function called after every change. It must be quick."""
+        self._watchers.append(changed)
+
+    async def change(self, run: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
+        """Commit a job together with the next generation, then bring memory up to it. Raise what the job raises."""
+
+        def bumped(connection: Connection) -> tuple[T, Generation]:
+            return run(connection), bump(connection)
+
+        def applied(result: tuple[T, Generation]) -> None:
+            apply(result[0])
+            self.generation = result[1]
+            for watcher in self._watchers:
+                watcher()
+
+        value, _ = await self.database.write(bumped, applied)
+        return value
+
+    # --- who is calling -----------------------------------------------------------------------------------------
+
+    async def check_agent(self, spiffe_id: SpiffeId, caller: Caller) -> Agent:
+        """Return the agent in good standing; the first use of a renewed certificate makes it the present one."""
+        checked = self._checked(spiffe_id, caller)
+        if checked is self.agents.get(spiffe_id):
+            return checked
+
+        def apply(_: None) -> None:
+            present = self.agents.get(spiffe_id)
+            if present is not None and present.new_serial == checked.serial:
+                self.agents[spiffe_id] = present.promoted()
+
+        await self.database.write(lambda connection: promote_agent(connection, checked), apply)
+        # It may have been banned in the meantime.
+        return self._checked(spiffe_id, caller)
+
+    def _checked(self, spiffe_id: SpiffeId, caller: Caller) -> Agent:
+        serial = str(int(caller.serial, 16)) if caller.serial else ""
+        return check_agent(self.agents.get(spiffe_id), serial, caller.not_after or 0, self.clock.now())
+
+    def is_admin(self, spiffe_id: SpiffeId) -> bool:
+        """Say whether a live entry makes this ID an administrator's."""
+        now = self.clock.now()
+        return any(entry.admin and not entry.expired(now) for entry in self.entries.with_spiffe_id(spiffe_id))
+
+    def is_downstream(self, spiffe_id: SpiffeId) -> bool:
+        """Say whether a live entry makes this ID a downstream authority's."""
+        now = self.clock.now()
+        return any(entry.downstream and not entry.expired(now) for entry in self.entries.with_spiffe_id(spiffe_id))
+
+    # --- what an agent may have ---------------------------------------------------------------------------------
+
+    def entitlement(self, agent_id: SpiffeId) -> Entitlement:
+        """Return what an agent is entitled to; cheap while nothing changes. Raise AgentNotAttested."""
+        agent = self.agents.get(agent_id)
+        if agent is None or agent.banned:
+            self._cache.pop(agent_id, None)
+            raise AgentNotAttested("agent is not attested")
+        now = self.clock.now()
+        cached = self._cache.get(agent_id)
+        if cached is not None and cached.version == self.entries.version and cached.attested == agent.selectors:
+            until = cached.entitlement.valid_until
+            if not until or now < until:
+                return cached.entitlement
+        made = self.entries.entitlement(agent_id, agent.selectors, now)
+        self._cache[agent_id] = _Cached(self.entries.version, agent.selectors, made)
+        return made
+
+    def entitled_entry(self, agent_id: SpiffeId, entry_id: str) -> Entry:
+        """Return an entry that the agent is entitled to. Raise NotEntitled or AgentNotAttested."""
+        entry = self.entitlement(agent_id).workloads.get(entry_id)
+        if entry is None:
+            raise NotEntitled("entry not found or not authorized")
+        return entry
+
+    # --- bringing memory up to a commit ---------------------------------------------------------------------------
+
+    def renewed(self, agent_id: SpiffeId, serial: str, not_after: int) -> None:
+        """Remember an agent's renewed certificate."""
+        agent = self.agents.get(agent_id)
+        if agent is not None:
+            self.agents[agent_id] = replace(agent, new_serial=serial, new_not_after=not_after)
+
+    def set_version(self, agent_id: SpiffeId, version: str) -> None:
+        """Remember which version an agent runs."""
+        agent = self.agents.get(agent_id)
+        if agent is not None:
+            self.agents[agent_id] = replace(agent, agent_version=version)
+
+    def banned(self, agent_id: SpiffeId, revoked: Iterable[Revoked]) -> None:
+        """Remember that an agent is banned, and what that revoked."""
+        agent = self.agents[agent_id]
+        self.agents[agent_id] = replace(agent, banned=True, serial="", new_serial="", new_not_after=0)
+        self._cache.pop(agent_id, None)
+        self.revoked(revoked)
+
+    def evicted(self, agent_id: SpiffeId, revoked: Iterable[Revoked]) -> None:
+        """Forget an agent, and remember what that revoked."""
+        self.agents.pop(agent_id, None)
+        self._cache.pop(agent_id, None)
+        self.revoked(revoked)
+
+    def revoked(self, revoked: Iterable[Revoked]) -> None:
+        """Remember revocations."""
+        self.revocations.update({(one.kind, one.value): one for one in revoked})
+
+    def put_bundle(self, bundle: TrustBundle) -> None:
+        """Remember a bundle."""
+        self.bundles[bundle.trust_domain] = bundle
+
+    def drop_bundle(self, trust_domain: TrustDomain) -> None:
+        """Forget a bundle."""
+        self.bundles.pop(trust_domain, None)
