@@ -9,6 +9,7 @@ returns an exit code, or raises a CliError.
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from firedoor.cli.errors import CliError, UsageError, part_missing
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
+    except Exception:  # noqa: BLE001 - the last resort: Python's own exit code would mean "no"
+        traceback.print_exc()
+        return Exit.FAULT
 
 
 def _fail(error: CliError) -> int:

@@ -13,8 +13,8 @@ def runtime_dir() -> Path:
 
 
 def broker_admin_socket() -> str:
-    """Return the broker's admin socket: $FIREDOOR_ADMIN_SOCKET or the default."""
-    return os.environ.get("FIREDOOR_ADMIN_SOCKET") or str(runtime_dir() / "broker/admin.sock")
+    """Return the broker's admin socket: $FIREDOOR_BROKER_ADMIN_SOCKET or the default."""
+    return os.environ.get("FIREDOOR_BROKER_ADMIN_SOCKET") or str(runtime_dir() / "broker/admin.sock")
 
 
 def sidecar_admin_socket() -> str:

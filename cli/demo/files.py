@@ -191,7 +191,7 @@ def write_commands(world: World) -> Path:
         "#!/bin/sh",
         "# SPDX-License-Identifier: Apache-2.0",
         "# What the demo did, by hand; what runs in the foreground deserves a terminal of its own.",
-        f"export FIREDOOR_ADMIN_SOCKET={q(str(world.admin_socket))}",
+        f"export FIREDOOR_BROKER_ADMIN_SOCKET={q(str(world.admin_socket))}",
         f"{firedoor} broker run --config {q(str(world.folder / 'broker.yaml'))} &",
         f"{firedoor} bundle show > {q(str(world.bundle))}",
     ]
@@ -218,7 +218,7 @@ def worth_trying(world: World) -> list[str]:
     q = shlex.quote
     admin = (
         ""
-        if os.environ.get("FIREDOOR_ADMIN_SOCKET") == str(world.admin_socket)
+        if os.environ.get("FIREDOOR_BROKER_ADMIN_SOCKET") == str(world.admin_socket)
         else f"--admin-socket {q(str(world.admin_socket))}"
     )
     return [
