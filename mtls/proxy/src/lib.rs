@@ -1,1 +1,30 @@
-//! TODO
+// SPDX-License-Identifier: Apache-2.0
+//! The data path: listeners that let a byte through only when both ends have proved who they are and a flow allows it.
+//!
+//! An outbound connection begins in [`outbound`] with the local client ([`local`]) and ends with a verified peer
+//! ([`dial`]); an inbound one begins in [`inbound`] with a handshake and ends at the app. Both are decided on by the
+//! same function ([`decide`]), leave one record ([`records`]), stand in the [`registry`] while they live, and are
+//! carried by [`relay`].
+#![forbid(unsafe_code)]
+
+mod caps;
+mod connection;
+mod decide;
+mod dial;
+mod draft;
+mod inbound;
+mod listener;
+pub mod local;
+mod outbound;
+mod proxy;
+pub mod records;
+pub mod registry;
+mod relay;
+mod spec;
+mod stream;
+pub mod time;
+
+pub use decide::{Input, Verdict};
+pub use listener::Listener;
+pub use proxy::Proxy;
+pub use spec::{ListenError, Spec};

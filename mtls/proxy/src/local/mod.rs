@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who the local client of an outbound listener is, known before a byte of it is read.
+//!
+//! A Unix connection names a process: its credentials and its pidfd are taken from the socket, `/proc` is read, and
+//! the process must be alive before and after. A loopback TCP connection names a uid, nothing else.
+
+pub mod diag;
+pub mod executable;
+pub mod process;
+pub mod rules;
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use firedoor_front::UnixPeer;
+use firedoor_identity::ClientRule;
+
+use executable::Executables;
+use process::Process;
+use rules::Facts;
+
+use crate::records::ClientId;
+
+/// Why a local client is not served; the codes that records carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The kernel names no owner: the client has closed already, or is not on this machine.
+    Unknown,
+    /// The process has ended.
+    Gone,
+    /// The process or its user lives in a namespace that this one cannot see.
+    Foreign,
+    /// No entry of the identity lets this client use it.
+    NotEntitled,
+}
+
+impl Refusal {
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Refusal::Unknown => "client_unknown",
+            Refusal::Gone => "client_gone",
+            Refusal::Foreign => "client_foreign",
+            Refusal::NotEntitled => "client_not_entitled",
+        }
+    }
+}
+
+/// What the kernel shows in place of a user that this user namespace has no name for.
+const OVERFLOW_UID: u32 = 65_534;
+
+/// A local client, known to the kernel but not yet entitled to anything.
+#[derive(Debug)]
+pub struct Client {
+    facts: Facts,
+    process: Option<Arc<Process>>,
+}
+
+impl Client {
+    /// Ask the kernel who opened an accepted loopback connection.
+    ///
+    /// # Errors
+    /// It is closed again, or nobody's.
+    pub fn of_tcp(local: SocketAddr, peer: SocketAddr) -> Result<Self, Refusal> {
+        let uid = diag::owner(peer, local).ok().flatten().ok_or(Refusal::Unknown)?;
+        if uid == OVERFLOW_UID {
+            return Err(Refusal::Foreign);
+        }
+        Ok(Client { facts: Facts { uid, ..Facts::default() }, process: None })
+    }
+
+    /// Take the credentials of an accepted Unix connection.
+    ///
+    /// # Errors
+    /// The process has ended, or is of another namespace.
+    pub fn of_unix(socket: impl AsFd) -> Result<Self, Refusal> {
+        let peer = UnixPeer::of(socket).map_err(|_| Refusal::Unknown)?;
+        peer.check_tellable().map_err(|_| Refusal::Foreign)?;
+        let facts = Facts { uid: peer.uid, gid: Some(peer.gid), ..Facts::default() };
+        Ok(Client { facts, process: Some(Arc::new(Process::new(peer))) })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> ClientId {
+        ClientId { uid: self.facts.uid, pid: self.process.as_ref().map(|process| process.pid()) }
+    }
+
+    #[must_use]
+    pub fn process(&self) -> Option<&Arc<Process>> {
+        self.process.as_ref()
+    }
+
+    /// Say whether one of the rules lets this client in, by what is known about it.
+    ///
+    /// # Errors
+    /// None does.
+    pub fn check(&self, rules: &[ClientRule]) -> Result<(), Refusal> {
+        rules.iter().any(|rule| self.facts.satisfy(rule)).then_some(()).ok_or(Refusal::NotEntitled)
+    }
+
+    /// Learn about the process what the rules need, and check them.
+    ///
+    /// # Errors
+    /// No rule lets the client in, or it ended meanwhile, so that what was learnt may be another process's.
+    pub async fn attest(&mut self, rules: &[ClientRule], executables: &Arc<Executables>) -> Result<(), Refusal> {
+        let Some(process) = self.process.clone() else { return self.check(rules) };
+        still_alive(&process)?;
+        self.facts.supplementary_gids = process.supplementary_gids().ok();
+        self.facts.path = process.path().ok();
+        if rules.iter().any(|rule| rule.sha256.is_some() && self.facts.satisfy_but_digest(rule)) {
+            let (process, executables) = (process.clone(), executables.clone());
+            let digest = tokio::task::spawn_blocking(move || process.digest(&executables));
+            self.facts.sha256 = digest.await.ok().and_then(Result::ok);
+        }
+        still_alive(&process)?;
+        self.check(rules)
+    }
+}
+
+fn still_alive(process: &Process) -> Result<(), Refusal> {
+    process.alive().then_some(()).ok_or(Refusal::Gone)
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The data path of one process: its listeners, its live connections, its records.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use firedoor_front::{Threads, WakeSource};
+use firedoor_identity::{Material, MaterialStore};
+use tokio::runtime::Handle;
+
+use crate::listener::Listener;
+use crate::local::executable::Executables;
+use crate::records::{Direction, Records};
+use crate::registry::{Registry, STOPPED};
+use crate::spec::{ListenError, Spec};
+
+/// How often a drain looks whether everything has ended.
+const DRAIN_STEP: Duration = Duration::from_millis(10);
+/// How long connections that are cut at a stop have to leave.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub store: Arc<MaterialStore>,
+    pub records: Records,
+    pub registry: Arc<Registry>,
+    pub executables: Arc<Executables>,
+    pub counters: Counters,
+    threads: Arc<Threads>,
+    /// Connections that each data thread serves now, in the order of `threads.data()`.
+    loads: Vec<AtomicUsize>,
+}
+
+/// Counters beside those of the records.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub accepted_inbound: AtomicU64,
+    pub accepted_outbound: AtomicU64,
+    pub accept_errors: AtomicU64,
+    pub handshakes_failed: AtomicU64,
+    /// Connections that new material ended.
+    pub cut: AtomicU64,
+}
+
+impl Shared {
+    /// Serve a connection on the data thread with the fewest. The count falls when the task ends, however it does.
+    pub fn spawn(self: &Arc<Self>, serve: impl Future<Output = ()> + Send + 'static) {
+        let least = (0..self.loads.len()).min_by_key(|at| self.loads[*at].load(Ordering::Relaxed));
+        let load = Load::new(self.clone(), least.unwrap_or(0));
+        self.threads.data()[load.at].spawn(async move {
+            let _load = load;
+            serve.await;
+        });
+    }
+
+    pub fn now(&self) -> i64 {
+        self.store.clock().now()
+    }
+
+    fn connections(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Acquire)).sum()
+    }
+}
+
+/// One connection's share of a data thread's load.
+struct Load {
+    shared: Arc<Shared>,
+    at: usize,
+}
+
+impl Load {
+    fn new(shared: Arc<Shared>, at: usize) -> Self {
+        shared.loads[at].fetch_add(1, Ordering::AcqRel);
+        Load { shared, at }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.shared.loads[self.at].fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The data path of one process.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    listeners: Mutex<Vec<Arc<Listener>>>,
+}
+
+impl Proxy {
+    /// Make a data path on running threads. `wake` is raised while records wait.
+    #[must_use]
+    pub fn new(store: Arc<MaterialStore>, threads: Arc<Threads>, record_capacity: usize, wake: WakeSource) -> Self {
+        let loads = threads.data().iter().map(|_| AtomicUsize::new(0)).collect();
+        let shared = Shared {
+            store,
+            records: Records::new(record_capacity, wake),
+            registry: Arc::default(),
+            executables: Arc::default(),
+            counters: Counters::default(),
+            threads,
+            loads,
+        };
+        Proxy { shared: Arc::new(shared), listeners: Mutex::default() }
+    }
+
+    /// Open a listener. Without an SVID for its identity it waits for one, closed.
+    ///
+    /// # Errors
+    /// The specification is wrong, the address cannot be bound, or the identity's entry cannot be decided here.
+    pub fn listen(&self, spec: &str) -> Result<Arc<Listener>, ListenError> {
+        let spec = Spec::parse(spec)?;
+        let mut listeners = self.lock();
+        if listeners.iter().any(|other| other.same_name(&spec)) {
+            let sentence = format!("listener {}: there is another one of that name and direction", spec.common.name);
+            return Err(ListenError::new("name_taken", sentence));
+        }
+        let acceptor = self.acceptor(listeners.len());
+        let listener = Arc::new(Listener::new(self.shared.clone(), acceptor, spec));
+        listener.open_first(self.shared.store.present().as_deref())?;
+        listeners.push(listener.clone());
+        Ok(listener)
+    }
+
+    /// The runtime on which the next listener accepts.
+    fn acceptor(&self, number: usize) -> Handle {
+        let data = self.shared.threads.data();
+        data[number % data.len()].clone()
+    }
+
+    /// Take over what the store has published: decide all live connections again, open and close listeners.
+    ///
+    /// Connections that are not admitted any more have been told to end when this returns.
+    pub fn material_changed(&self) {
+        let Some(material) = self.shared.store.present() else { return };
+        self.review(&material);
+        let mut listeners = self.lock();
+        listeners.retain(|listener| !listener.stopped());
+        for listener in &*listeners {
+            listener.follow(&material);
+        }
+    }
+
+    fn review(&self, material: &Material) {
+        let cut = self.shared.registry.review(material, self.shared.now());
+        self.shared.counters.cut.fetch_add(cut as u64, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn drain_records(&self, limit: usize) -> Vec<u8> {
+        self.shared.records.drain(limit)
+    }
+
+    /// The live registry as a JSON array.
+    #[must_use]
+    pub fn connections(&self) -> String {
+        self.shared.registry.snapshot().to_string()
+    }
+
+    /// The state of all listeners as a JSON array.
+    #[must_use]
+    pub fn listeners(&self) -> String {
+        let listeners = self.lock();
+        listeners.iter().filter(|listener| !listener.stopped()).map(|l| l.status()).collect::<serde_json::Value>().to_string()
+    }
+
+    /// Stop accepting and wait for connections to end; say whether all did.
+    pub fn drain(&self, patience: Duration) -> bool {
+        for listener in &*self.lock() {
+            listener.stop();
+        }
+        self.wait_until_idle(patience)
+    }
+
+    /// Stop accepting and cut what still runs. The threads are not this type's to stop.
+    pub fn stop(&self) {
+        for listener in self.lock().drain(..) {
+            listener.stop();
+        }
+        self.shared.registry.cut_all(STOPPED);
+        self.wait_until_idle(STOP_GRACE);
+    }
+
+    fn wait_until_idle(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.shared.connections() > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            std::thread::sleep(left.min(DRAIN_STEP));
+        }
+        true
+    }
+
+    /// All counters of the data path.
+    #[must_use]
+    pub fn stats(&self) -> BTreeMap<String, u64> {
+        let shared = &self.shared;
+        let (counts, tally) = (shared.records.counts(), shared.records.tally());
+        let (forward, back) = shared.registry.carried();
+        let counters = &shared.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let plain = [
+            ("accepted_inbound", read(&counters.accepted_inbound)),
+            ("accepted_outbound", read(&counters.accepted_outbound)),
+            ("accept_errors", read(&counters.accept_errors)),
+            ("data_handshakes_failed", read(&counters.handshakes_failed)),
+            ("connections", shared.connections() as u64),
+            ("connections_inbound", shared.registry.count(Direction::Inbound)),
+            ("connections_outbound", shared.registry.count(Direction::Outbound)),
+            ("connections_cut", read(&counters.cut)),
+            ("bytes_forward", forward),
+            ("bytes_back", back),
+            ("decisions", counts.decisions),
+            ("allowed", tally.allowed),
+            ("audit", tally.audit),
+            ("denied", tally.denied.values().sum()),
+            ("records_drained", counts.drained),
+            ("records_waiting", counts.waiting),
+            ("records_lost", counts.lost),
+        ];
+        let mut all: BTreeMap<_, _> = plain.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        all.extend(tally.denied.into_iter().map(|(reason, count)| (format!("denied_{reason}"), count)));
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Listener>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

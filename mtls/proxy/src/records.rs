@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Decision records: one a connection at each end, kept in a bounded ring until somebody drains them.
+//!
+//! A quarter of the ring takes denials alone, so that a busy allowed listener cannot push them out. What finds no
+//! room is counted, never waited for: `decisions = drained + waiting + lost` at every moment.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use firedoor_front::WakeSource;
+use serde::Serialize;
+
+use crate::time;
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Allowed,
+    Denied,
+    /// No flow allows it; it passed because the segment is in audit mode.
+    Audit,
+}
+
+/// Which end of the mTLS connection decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        })
+    }
+}
+
+/// The local client of an outbound connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ClientId {
+    pub uid: u32,
+    /// None over TCP, where the kernel names no process.
+    pub pid: Option<u32>,
+}
+
+/// One decision. Unknown parts are empty, so that every line has every field.
+#[derive(Debug, Clone, Serialize)]
+pub struct Record {
+    #[serde(serialize_with = "time::serialize")]
+    pub time: SystemTime,
+    pub direction: Direction,
+    pub listener: Arc<str>,
+    /// The same at both ends of one connection; proves nothing.
+    pub correlation: String,
+    pub source: Arc<str>,
+    pub source_segment: Arc<str>,
+    pub destination: Arc<str>,
+    pub destination_segment: Arc<str>,
+    pub port: u16,
+    pub protocol: &'static str,
+    pub decision: Outcome,
+    pub flow: Arc<str>,
+    pub reason: &'static str,
+    #[serde(serialize_with = "peer_address")]
+    pub peer_address: Option<SocketAddr>,
+    /// (epoch, number) of the policy, as the broker counts.
+    pub generation: (u64, u64),
+    /// The material, as this process counts.
+    pub revision: u64,
+    pub client: Option<ClientId>,
+}
+
+fn peer_address<S: serde::Serializer>(address: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => to.collect_str(address),
+        None => to.serialize_str(""),
+    }
+}
+
+/// How many decisions there were and what became of their records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecordCounts {
+    pub decisions: u64,
+    pub drained: u64,
+    pub waiting: u64,
+    pub lost: u64,
+}
+
+/// How many decisions came to what, whether their records were kept or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub allowed: u64,
+    pub audit: u64,
+    pub denied: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    waiting: VecDeque<Record>,
+    tally: Tally,
+    decisions: u64,
+    drained: u64,
+    lost: u64,
+}
+
+impl Ring {
+    fn count(&mut self, record: &Record) {
+        self.decisions += 1;
+        match record.decision {
+            Outcome::Allowed => self.tally.allowed += 1,
+            Outcome::Audit => self.tally.audit += 1,
+            Outcome::Denied => *self.tally.denied.entry(record.reason).or_default() += 1,
+        }
+    }
+}
+
+/// The ring. Shared by all data threads.
+pub struct Records {
+    ring: Mutex<Ring>,
+    capacity: usize,
+    wake: WakeSource,
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").field("capacity", &self.capacity).field("counts", &self.counts()).finish()
+    }
+}
+
+impl Records {
+    /// Make a ring for `capacity` records (at least 4). `wake` is raised while records wait.
+    #[must_use]
+    pub fn new(capacity: usize, wake: WakeSource) -> Self {
+        Records { ring: Mutex::default(), capacity: capacity.max(4), wake }
+    }
+
+    /// Keep a record, or count it as lost.
+    pub fn push(&self, record: Record) {
+        let mut ring = self.lock();
+        ring.count(&record);
+        if ring.waiting.len() >= self.room_for(record.decision) {
+            ring.lost += 1;
+            return;
+        }
+        ring.waiting.push_back(record);
+        if ring.waiting.len() == 1 {
+            self.wake.raise();
+        }
+    }
+
+    /// Take up to `limit` records as JSON lines, oldest first.
+    pub fn drain(&self, limit: usize) -> Vec<u8> {
+        let batch = self.take(limit);
+        let mut lines = Vec::with_capacity(batch.len() * 512);
+        for record in &batch {
+            // Nothing in a record can fail to be JSON, and a Vec takes everything.
+            if serde_json::to_writer(&mut lines, record).is_ok() {
+                lines.push(b'\n');
+            }
+        }
+        lines
+    }
+
+    fn take(&self, limit: usize) -> Vec<Record> {
+        let mut ring = self.lock();
+        let count = limit.min(ring.waiting.len());
+        ring.drained += count as u64;
+        let batch = ring.waiting.drain(..count).collect();
+        if ring.waiting.is_empty() {
+            self.wake.lower();
+        }
+        batch
+    }
+
+    /// How many decisions of each kind there were; denials by reason.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.lock().tally.clone()
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> RecordCounts {
+        let ring = self.lock();
+        RecordCounts {
+            decisions: ring.decisions,
+            drained: ring.drained,
+            waiting: ring.waiting.len() as u64,
+            lost: ring.lost,
+        }
+    }
+
+    fn room_for(&self, decision: Outcome) -> usize {
+        match decision {
+            Outcome::Denied => self.capacity,
+            Outcome::Allowed | Outcome::Audit => self.capacity - self.capacity / 4,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use firedoor_front::Wake;
+
+    use super::*;
+
+    pub(crate) fn ring(capacity: usize) -> Records {
+        Records::new(capacity, Wake::new().unwrap().source())
+    }
+
+    pub(crate) fn record(decision: Outcome) -> Record {
+        Record {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250),
+            direction: Direction::Inbound,
+            listener: "models".into(),
+            correlation: "00ff".into(),
+            source: "spiffe://td/a".into(),
+            source_segment: "a".into(),
+            destination: "spiffe://td/b".into(),
+            destination_segment: "b".into(),
+            port: 9000,
+            protocol: "tcp",
+            decision,
+            flow: "f".into(),
+            reason: "allowed",
+            peer_address: Some("127.0.0.1:5".parse().unwrap()),
+            generation: (1, 2),
+            revision: 3,
+            client: None,
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_with_every_field() {
+        let records = ring(8);
+        records.push(Record {
+            peer_address: None,
+            client: Some(ClientId { uid: 5, pid: None }),
+            ..record(Outcome::Allowed)
+        });
+        let lines = String::from_utf8(records.drain(10)).unwrap();
+        assert_eq!(
+            lines,
+            concat!(
+                r#"{"time":"2023-11-14T22:13:20.250Z","direction":"inbound","listener":"models","correlation":"00ff","#,
+                r#""source":"spiffe://td/a","source_segment":"a","destination":"spiffe://td/b","#,
+                r#""destination_segment":"b","port":9000,"protocol":"tcp","decision":"allowed","flow":"f","#,
+                r#""reason":"allowed","peer_address":"","generation":[1,2],"revision":3,"#,
+                r#""client":{"uid":5,"pid":null}}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_quarter_is_kept_for_denials() {
+        let records = ring(8);
+        for _ in 0..7 {
+            records.push(record(Outcome::Allowed));
+        }
+        assert_eq!(records.counts(), RecordCounts { decisions: 7, waiting: 6, lost: 1, drained: 0 });
+        for _ in 0..3 {
+            records.push(record(Outcome::Denied));
+        }
+        assert_eq!(records.counts(), RecordCounts { decisions: 10, waiting: 8, lost: 2, drained: 0 });
+    }
+
+    #[test]
+    fn the_event_stays_raised_while_records_wait() {
+        let wake = Wake::new().unwrap();
+        let readable = || {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", wake.raw_fd())).unwrap();
+            info.lines().any(|line| line.starts_with("eventfd-count:") && line.ends_with('1'))
+        };
+        let records = Records::new(8, wake.source());
+        assert!(!readable());
+        for _ in 0..3 {
+            records.push(record(Outcome::Denied));
+        }
+        assert!(readable());
+        records.drain(2);
+        assert!(readable());
+        records.drain(2);
+        assert!(!readable());
+    }
+
+    #[test]
+    fn records_and_losses_are_all_decisions_under_concurrency() {
+        let records = Arc::new(ring(64));
+        let writers: Vec<_> = (0..4)
+            .map(|n| {
+                let records = Arc::clone(&records);
+                std::thread::spawn(move || {
+                    for i in 0..5_000 {
+                        let denied = (n + i) % 3 == 0;
+                        records.push(record(if denied { Outcome::Denied } else { Outcome::Allowed }));
+                    }
+                })
+            })
+            .collect();
+        let mut lines = 0;
+        while lines < 2_000 || writers.iter().any(|w| !w.is_finished()) {
+            lines += records.drain(7).iter().filter(|b| **b == b'\n').count() as u64;
+            if writers.iter().all(|w| w.is_finished()) && records.counts().waiting == 0 {
+                break;
+            }
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        lines += records.drain(usize::MAX).iter().filter(|b| **b == b'\n').count() as u64;
+        let counts = records.counts();
+        assert_eq!(counts.decisions, 20_000);
+        assert_eq!(counts.waiting, 0);
+        assert_eq!(counts.drained, lines);
+        assert_eq!(lines + counts.lost, counts.decisions);
+    }
+}

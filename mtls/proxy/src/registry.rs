@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every live connection with what it was decided on, so that a new generation can decide again.
+//!
+//! New material cuts what it no longer admits: a revoked or untrusted peer, an identity of ours that is gone, a local
+//! client that is no longer entitled, a flow or segment that is not there any more. What it does admit goes on, with
+//! the deadline that it has under the new table.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use firedoor_identity::{Material, VerifiedPeer};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use firedoor_front::copy::Carried;
+use crate::decide::{self, Input, Verdict};
+use crate::local::Client;
+use crate::local::process::Process;
+use crate::local::rules::hex;
+use crate::records::{Direction, Outcome};
+
+/// Why a connection was ended by us; the codes that connections are cut with.
+pub(crate) const EXPIRED: &str = "svid_expired";
+pub(crate) const LIFETIME: &str = "max_lifetime";
+pub(crate) const IDENTITY_LOST: &str = "identity_lost";
+pub(crate) const STOPPED: &str = "stopped";
+
+/// When a connection must end, by its parts. Unix seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The earliest notAfter over the peer's verified path.
+    pub peer: i64,
+    /// The earliest notAfter over our own.
+    pub own: i64,
+    /// What the listener allows, if it says so.
+    pub lifetime: Option<i64>,
+}
+
+impl Limits {
+    /// The deadline and the reason that a connection is cut with when it has come.
+    fn deadline(&self, verdict: &Verdict) -> (i64, &'static str) {
+        let grace = i64::try_from(verdict.grace.as_secs()).unwrap_or(i64::MAX);
+        let svids = self.peer.min(self.own).saturating_add(grace);
+        match self.lifetime {
+            Some(lifetime) if lifetime < svids => (lifetime, LIFETIME),
+            _ => (svids, EXPIRED),
+        }
+    }
+}
+
+/// What is known of a connection when it is admitted.
+#[derive(Debug)]
+pub struct Admitted {
+    pub direction: Direction,
+    pub listener: Arc<str>,
+    pub input: Input,
+    pub peer: VerifiedPeer,
+    pub peer_address: Option<SocketAddr>,
+    /// The local client of an outbound connection.
+    pub client: Option<Client>,
+    pub verdict: Verdict,
+    pub limits: Limits,
+    /// Of the material that it was decided on.
+    pub revision: u64,
+    pub opened: i64,
+}
+
+/// One live connection.
+#[derive(Debug)]
+pub struct Live {
+    id: u64,
+    facts: Admitted,
+    verdict: Mutex<(Verdict, u64)>,
+    deadline: AtomicI64,
+    cut: OnceLock<&'static str>,
+    /// Told when `cut` or `deadline` has changed.
+    changed: Notify,
+    pub carried: Carried,
+}
+
+impl Live {
+    /// Wait until the connection is cut or its deadline has moved.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Why it was cut, if it was.
+    #[must_use]
+    pub fn cut_reason(&self) -> Option<&'static str> {
+        self.cut.get().copied()
+    }
+
+    /// When it must end and why, Unix seconds.
+    #[must_use]
+    pub fn deadline(&self) -> (i64, &'static str) {
+        let (_, reason) = self.facts.limits.deadline(&self.lock().0);
+        (self.deadline.load(Ordering::Acquire), reason)
+    }
+
+    /// The decision as it stands.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.lock().0.clone()
+    }
+
+    /// The process of the local client, if it has one.
+    #[must_use]
+    pub fn process(&self) -> Option<Arc<Process>> {
+        self.facts.client.as_ref()?.process().cloned()
+    }
+
+    /// End the connection. Only the first reason counts.
+    pub fn cut(&self, reason: &'static str) {
+        if self.cut.set(reason).is_ok() {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Decide again under other material, and cut what it does not admit.
+    fn review(&self, material: &Material, now: i64) {
+        if let Err(reason) = self.admitted_by(material, now) {
+            self.cut(reason);
+        }
+    }
+
+    fn admitted_by(&self, material: &Material, now: i64) -> Result<(), &'static str> {
+        let Admitted { direction, input, peer, client, limits, .. } = &self.facts;
+        let own = match direction {
+            Direction::Inbound => &input.destination,
+            Direction::Outbound => &input.source,
+        };
+        let identity = material.identity(own).ok_or(IDENTITY_LOST)?;
+        // Expiry is the deadline's business: a segment may let a stream outlive its SVIDs.
+        peer.recheck(identity, now.min(peer.deadline())).map_err(|error| error.code.as_str())?;
+        if let Some(client) = client {
+            client.check(identity.clients()).map_err(|refusal| refusal.code())?;
+        }
+        let verdict = decide::judge(&decide::engine(material), *direction, input, now);
+        if verdict.outcome == Outcome::Denied {
+            return Err(verdict.reason);
+        }
+        let (deadline, _) = limits.deadline(&verdict);
+        *self.lock() = (verdict, material.revision());
+        if self.deadline.swap(deadline, Ordering::AcqRel) != deadline {
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Verdict, u64)> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self) -> Value {
+        let (verdict, revision) = self.lock().clone();
+        let facts = &self.facts;
+        json!({
+            "id": self.id,
+            "direction": facts.direction,
+            "listener": &*facts.listener,
+            "source": facts.input.source.as_str(),
+            "source_segment": verdict.source_segment.as_deref().unwrap_or(""),
+            "destination": facts.input.destination.as_str(),
+            "destination_segment": verdict.destination_segment.as_deref().unwrap_or(""),
+            "port": facts.input.port,
+            "protocol": "tcp",
+            "decision": verdict.outcome,
+            "flow": verdict.flow.as_deref().unwrap_or(""),
+            "peer_address": facts.peer_address.map(|address| address.to_string()).unwrap_or_default(),
+            "peer_serial": facts.peer.serial(),
+            "peer_chain": hex(facts.peer.chain_hash()),
+            "authority_ids": facts.peer.authority_ids(),
+            "client": facts.client.as_ref().map(Client::id),
+            "opened": facts.opened,
+            "deadline": self.deadline.load(Ordering::Acquire),
+            "revision": revision,
+            "bytes_forward": self.carried.forward.load(Ordering::Relaxed),
+            "bytes_back": self.carried.back.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// All live connections of a process.
+#[derive(Debug, Default)]
+pub struct Registry {
+    live: Mutex<Table>,
+    bytes_forward: AtomicU64,
+    bytes_back: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    all: HashMap<u64, Arc<Live>>,
+}
+
+impl Registry {
+    /// Enter an admitted connection; it leaves when the guard is dropped.
+    ///
+    /// `present` is asked after the entry: material that was published while the connection was decided on may not
+    /// have seen it, so that the connection reviews itself. Thus no connection lives on what is not in force any more.
+    pub fn enter(
+        self: &Arc<Self>,
+        facts: Admitted,
+        now: i64,
+        present: impl FnOnce() -> Option<Arc<Material>>,
+    ) -> Entered {
+        let live = {
+            let mut table = self.lock();
+            table.next += 1;
+            let live = Arc::new(Live {
+                id: table.next,
+                deadline: AtomicI64::new(facts.limits.deadline(&facts.verdict).0),
+                verdict: Mutex::new((facts.verdict.clone(), facts.revision)),
+                cut: OnceLock::new(),
+                changed: Notify::new(),
+                carried: Carried::default(),
+                facts,
+            });
+            table.all.insert(live.id, live.clone());
+            live
+        };
+        match present() {
+            Some(material) if material.revision() != live.facts.revision => live.review(&material, now),
+            Some(_) => {}
+            None => live.cut(IDENTITY_LOST),
+        }
+        Entered { live, registry: self.clone() }
+    }
+
+    /// Decide every connection again; return how many are cut now that were not before.
+    pub fn review(&self, material: &Material, now: i64) -> usize {
+        let all = self.all();
+        let running = all.iter().filter(|live| live.cut_reason().is_none());
+        running.filter(|live| {
+            live.review(material, now);
+            live.cut_reason().is_some()
+        })
+        .count()
+    }
+
+    /// Cut everything.
+    pub fn cut_all(&self, reason: &'static str) {
+        for live in self.all() {
+            live.cut(reason);
+        }
+    }
+
+    #[must_use]
+    pub fn count(&self, direction: Direction) -> u64 {
+        self.lock().all.values().filter(|live| live.facts.direction == direction).count() as u64
+    }
+
+    /// All live connections, oldest first.
+    #[must_use]
+    pub fn snapshot(&self) -> Value {
+        let mut all = self.all();
+        all.sort_unstable_by_key(|live| live.id);
+        all.iter().map(|live| live.show()).collect()
+    }
+
+    /// Bytes carried by all connections, ended ones too: from local programs to peers, and back.
+    #[must_use]
+    pub fn carried(&self) -> (u64, u64) {
+        let table = self.lock();
+        let ended = (self.bytes_forward.load(Ordering::Relaxed), self.bytes_back.load(Ordering::Relaxed));
+        table.all.values().fold(ended, |(forward, back), live| {
+            let more = &live.carried;
+            (forward + more.forward.load(Ordering::Relaxed), back + more.back.load(Ordering::Relaxed))
+        })
+    }
+
+    fn all(&self) -> Vec<Arc<Live>> {
+        self.lock().all.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place in the registry.
+#[derive(Debug)]
+pub struct Entered {
+    live: Arc<Live>,
+    registry: Arc<Registry>,
+}
+
+impl std::ops::Deref for Entered {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut table = self.registry.lock();
+        table.all.remove(&self.live.id);
+        // Added under the lock, so that `carried` counts no connection twice.
+        let carried = &self.live.carried;
+        self.registry.bytes_forward.fetch_add(carried.forward.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.registry.bytes_back.fetch_add(carried.back.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
