@@ -168,5 +168,5 @@ def certs_revocation(one: control_pb2.Revocation, trust_domain: TrustDomain) -> 
         return certs.Revocation(serial=one.serial, reason=one.reason)
     if kind == "authority_id":
         return certs.Revocation(authority_id=one.authority_id, reason=one.reason)
-    pattern = IdPattern.parse(one.issued_before.pattern, trust_domain)
+    pattern = IdPattern.parse(one.issued_before.pattern, trust_domain, allow_reserved=True)
     return certs.Revocation(pattern=pattern, issued_before=one.issued_before.time, reason=one.reason)
