@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SPIFFE IDs, SVIDs, trust bundles, authorities and keys. Pure: no socket, clock, file or environment."""
 
+from firedoor.certs.authority import Authority, AuthoritySlots, Due, Event, Status
 from firedoor.certs.bundle import JwtKey, TrustBundle, X509Root
 from firedoor.certs.certificate import split_der
 from firedoor.certs.csr import Csr, make_csr, parse_csr
@@ -50,13 +51,17 @@ from firedoor.certs.verify import Revocation, VerifiedSvid, verify_x509_svid
 
 __all__ = [
     "NOT_BEFORE_CUSHION",
+    "Authority",
     "AuthorityError",
+    "AuthoritySlots",
     "BundleError",
     "CallerError",
     "CertsError",
     "Csr",
     "CsrError",
     "DiskKeyManager",
+    "Due",
+    "Event",
     "Fingerprint",
     "FingerprintError",
     "IdPattern",
@@ -78,6 +83,7 @@ __all__ = [
     "SelectorError",
     "SpiffeId",
     "SpiffeIdError",
+    "Status",
     "SvidError",
     "TrustBundle",
     "TrustDomain",
