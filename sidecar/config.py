@@ -30,7 +30,7 @@ L = TypeVar("L", bound=Listener)
 ENVIRONMENT = "FIREDOOR_SIDECAR_"
 # Private sockets below the data directory; the longest name decides whether the directory's own path is short enough.
 RUN_DIR = "run"
-LONGEST_SOCKET_NAME = "server-agent.sock"
+LONGEST_SOCKET_NAME = "server-boot.sock"
 ROTATE_BYTES = 64 * 1024 * 1024
 ROTATE_KEEP = 5
 METRICS: str | None = "127.0.0.1:9091"
@@ -297,3 +297,10 @@ def _check_names(config: Config, findings: Findings) -> None:
     for key, group in (("inbound", config.inbound), ("outbound", config.outbound)):
         named = [(one.at, f"{key}[{n}].name", one.name) for n, one in enumerate(group)]
         settings.unique(named, findings)
+
+
+def validate(config: Config) -> list[str]:
+    """Return what would keep this sidecar from working, a line each; nothing is started or changed."""
+    from firedoor.sidecar import validation
+
+    return validation.validate(config)

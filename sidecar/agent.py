@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: attested, connected, and kept so."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from firedoor.mtls import Core, MtlsError
+from firedoor.sidecar.backoff import Backoff
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.enrolment import Enrolment, not_after
+from firedoor.sidecar.errors import AgentBanned, AgentLost, AttestationRefused, ServerUnavailable, TokenMissing
+from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.identities import renewal_time
+from firedoor.sidecar.issuer import Issuer
+from firedoor.sidecar.link import EventKind, Link
+from firedoor.sidecar.state import State, StoredAgent
+from firedoor.sidecar.tasks import until_first
+from firedoor.sidecar.updates import Updates
+from firedoor.sidecar.version import VERSION
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Attests, follows the server, and keeps all SVIDs fresh."""
+
+    def __init__(
+        self,
+        core: Core,
+        config: Config,
+        state: State,
+        holder: Holder,
+        now: Callable[[], float],
+        local_table: bytes | None,
+    ) -> None:
+        self._state, self._holder, self._now = state, holder, now
+        self._enrolment = Enrolment(core, config, state, now)
+        self.link = Link(core, config)
+        self._issuer = Issuer(holder, state, now, keep_on_disk=config.keep_workload_keys)
+        self._updates = Updates(holder, self.link, state, local_table, self._issuer.wake)
+        self._keep_on_disk = config.keep_workload_keys
+        self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
+        self._lost: asyncio.Event = asyncio.Event()
+
+    def restore(self) -> None:
+        """Take up what is stored for the view that the holder has."""
+        if self._keep_on_disk:
+            self._issuer.restore()
+
+    def drain_events(self) -> None:
+        """Take over what the control stream has to say; `run` works on it."""
+        for event in self.link.drain():
+            self._events.put_nowait(event)
+
+    async def run(self) -> None:
+        """Run for ever. Raise AgentBanned, AttestationRefused or TokenMissing: a person must act then."""
+        try:
+            await self._use(self._enrolment.stored() or await self._attest())
+            await until_first(
+                self._follow(),
+                self._keep_agent(),
+                self._updates.poll(),
+                self._issuer.run(lambda: self.link.server, self._updates.acknowledge),
+            )
+        except AgentBanned as error:
+            self._state.delete_agent()
+            raise AgentBanned(f"{error}; its SVID is deleted, and this sidecar stops") from error
+
+    async def close(self) -> None:
+        """Close the connections to the server."""
+        await self.link.close()
+
+    async def _attest(self) -> StoredAgent:
+        """Attest, however long the server is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._enrolment.attest()
+            except ServerUnavailable as error:
+                wait = backoff.failed()
+                log.warning("not attested yet", extra={"reason": str(error), "next_try_seconds": round(wait, 1)})
+                await asyncio.sleep(wait)
+            except AttestationRefused as error:
+                raise AttestationRefused(
+                    f"{error}; make a token with `firedoor token create` and start the sidecar with it"
+                ) from error
+
+    async def _use(self, agent: StoredAgent) -> None:
+        """Run as this agent: publish its SVID and call the server with it, which makes it the one that counts."""
+        try:
+            self._holder.set(agent=agent)
+        except MtlsError as error:
+            raise ServerUnavailable(f"the agent SVID cannot be used: {error}") from error
+        await self.link.open(agent.spiffe_id)
+        try:
+            await self.link.server.post_status(VERSION)
+        except ServerUnavailable as error:
+            log.warning("the server does not answer", extra={"reason": str(error)})
+            if not self._holder.identities and self._holder.view.synced:
+                log.warning("nothing can be served until it does: workload keys are not on disk (keep_workload_keys)")
+        except AgentLost as error:
+            log.error("attesting again", extra={"reason": str(error)})
+            self._lost.set()
+
+    async def _follow(self) -> None:
+        """Work on the control stream's events."""
+        while True:
+            kind, data = await self._events.get()
+            try:
+                await self._updates.on_event(kind, data)
+            except AgentLost as error:
+                log.error("attesting again", extra={"reason": str(error)})
+                self._lost.set()
+
+    async def _keep_agent(self) -> None:
+        """Renew the agent SVID at half life, or attest again when it counts no longer."""
+        backoff = Backoff()
+        due = self._due()
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, due - self._now())):
+                    await self._lost.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self._use(await self._next_agent())
+                backoff.reset()
+                due = self._due()
+            except ServerUnavailable as error:
+                remaining = not_after(self._agent) - self._now()
+                log.warning("the agent SVID is not renewed", extra={"reason": str(error)})
+                due = self._now() + backoff.failed(remaining)
+            except AgentLost as error:
+                log.error("attesting again", extra={"reason": str(error)})
+                self._lost.set()
+
+    async def _next_agent(self) -> StoredAgent:
+        agent = self._agent
+        if not self._lost.is_set() and not agent.reattestable and not_after(agent) > self._now():
+            return await self._enrolment.renew(self.link.server, agent)
+        renewed = await self._enrolment.attest()
+        self._lost.clear()
+        return renewed
+
+    @property
+    def _agent(self) -> StoredAgent:
+        if self._holder.agent is None:
+            raise TokenMissing("the sidecar has not attested yet")
+        return self._holder.agent
+
+    def _due(self) -> float:
+        return renewal_time(self._now(), not_after(self._agent))

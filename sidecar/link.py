@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connections to the server as this agent: a channel for calls, and the control stream.
+
+The server takes a renewed SVID from its first use on and refuses the old one after it, so both are opened anew when
+the agent SVID changes.
+"""
+
+import itertools
+from typing import Literal
+
+from firedoor.certs import SpiffeId
+from firedoor.mtls import ControlClient, Core
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.errors import ServerUnavailable
+from firedoor.sidecar.server import Server
+from firedoor.wire import control_pb2
+
+EventKind = Literal["connected", "message", "disconnected", "unsupported"]
+EVENTS_AT_ONCE = 64
+
+
+class Link:
+    """What connects this agent to its server now."""
+
+    def __init__(self, core: Core, config: Config) -> None:
+        self._core, self._config = core, config
+        # Two names in turn: the old socket may still be in use while the new one opens.
+        self._names = itertools.cycle(("server-0.sock", "server-1.sock"))
+        self._server: Server | None = None
+        self._control: ControlClient | None = None
+        self.connected = False
+
+    @property
+    def server(self) -> Server:
+        """Return the channel. Raise ServerUnavailable before there is one."""
+        if self._server is None:
+            raise ServerUnavailable("the sidecar has not attested yet")
+        return self._server
+
+    async def open(self, agent_id: SpiffeId) -> None:
+        """Connect as this agent, with the SVID that the core has now; what was open is closed."""
+        old_server, old_control = self._server, self._control
+        config = self._config
+        path = config.run_dir / next(self._names)
+        self._server = Server.open(self._core, path, config.broker, config.server_id, agent_id)
+        self._control = self._core.control_client(
+            addresses=config.broker, as_id=str(agent_id), expect=str(config.server_id)
+        )
+        self.connected = False
+        if old_control is not None:
+            old_control.stop()
+        if old_server is not None:
+            await old_server.close()
+
+    def send(self, message: control_pb2.FromSidecar) -> None:
+        """Send on the control stream; lost when there is none, as every state is told again after a reconnect."""
+        if self._control is not None and self.connected:
+            self._control.send(message.SerializeToString())
+
+    def drain(self) -> list[tuple[EventKind, bytes]]:
+        """Return what the control stream has to say."""
+        events = self._control.drain(EVENTS_AT_ONCE) if self._control is not None else []
+        for kind, _ in events:
+            if kind != "message":
+                self.connected = kind == "connected"
+        return events
+
+    async def close(self) -> None:
+        """Close both."""
+        if self._control is not None:
+            self._control.stop()
+        if self._server is not None:
+            await self._server.close()

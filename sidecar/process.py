@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running sidecar: what is started, in which order, and how it stops.
+
+state → core → stored generation → sockets → agent SVID (stored, or attested now)
+→ control stream, SVIDs, listeners → "ready"
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from firedoor import segments
+from firedoor.certs import TrustBundle, TrustDomain
+from firedoor.mtls import Core, MtlsError
+from firedoor.sidecar import bundles, logs
+from firedoor.sidecar.agent import Agent
+from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
+from firedoor.sidecar.clock import Clock
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.datapath import DataPath
+from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, StateError, UpdateRefused
+from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.metrics import MetricsServer, Snapshot
+from firedoor.sidecar.policy_files import read_policy
+from firedoor.sidecar.records import RotatingFile, Sink, Stdout
+from firedoor.sidecar.report import Report
+from firedoor.sidecar.sockets import Sockets
+from firedoor.sidecar.state import PRIVATE_DIR, State
+from firedoor.sidecar.tasks import until_first
+from firedoor.sidecar.view import View, read_update
+from firedoor.sidecar.workload import WorkloadApi
+
+log = logging.getLogger(__name__)
+
+# One busy Python thread delays every call by this much (CPython's default is 5 ms).
+SWITCH_SECONDS = 0.0005
+DRAIN_SECONDS = 10.0
+RECORDS_AT_ONCE = 1024
+# Records that could not be written and listeners that could not be opened are tried again this often.
+UPKEEP_SECONDS = 2.0
+
+EXIT_DONE = 0
+EXIT_OPERATOR = 2
+EXIT_REFUSED = 4
+
+
+def run(config: Config) -> int:
+    """Run until SIGTERM or SIGINT, or until the server refuses this agent for good; return an exit code."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    logs.set_up(config.log)
+    try:
+        asyncio.run(Process(config).run())
+    except OperatorError as error:
+        print(f"firedoor sidecar: {error}", file=sys.stderr)
+        return EXIT_OPERATOR
+    except SidecarError as error:
+        print(f"firedoor sidecar: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except MtlsError as error:
+        print(f"firedoor sidecar: {error}", file=sys.stderr)
+        return EXIT_OPERATOR
+    return EXIT_DONE
+
+
+class Process:
+    """Everything that one sidecar process holds."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.state = State.open(config.data_dir)
+        self._make_run_dir()
+        table = self._local_table()
+        self.clock = Clock(stepped_back=lambda by: log.error("the clock went back", extra={"seconds": round(by)}))
+        view = View(config.trust_domain, bundles=self._first_bundles())
+        records = config.records
+        self.sink = Sink(RotatingFile(records.path, records.rotate_bytes, records.keep) if records.path else Stdout())
+        self.core = Core()
+        names = Names()
+        self.holder = Holder(self.core, view, self.clock.now, lambda selectors: rule_of(selectors, names))
+        self.agent = Agent(self.core, config, self.state, self.holder, self.clock.now, table)
+        self.datapath = DataPath(self.core, self.holder, config.listeners)
+        self.report = Report(config, self.holder, self.datapath, self.agent, self.core, self.sink, self.clock.now)
+        self.sockets = Sockets(self.core, config)
+        self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
+        self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now)
+
+    def _make_run_dir(self) -> None:
+        folder = self.config.run_dir
+        try:
+            folder.mkdir(mode=PRIVATE_DIR, exist_ok=True)
+            folder.chmod(PRIVATE_DIR)
+            for socket in folder.glob("*.sock"):
+                socket.unlink()
+        except OSError as error:
+            raise StateError(f"{folder}: {error.strerror}") from error
+
+    def _local_table(self) -> bytes | None:
+        """Return the local policy's table, if there is one and the server has never pushed any."""
+        config = self.config
+        if config.reset_policy:
+            self.state.forget_generation()
+        if config.segments is None:
+            return None
+        if self.state.load_generation() is not None:
+            raise StateError(
+                "the server of this sidecar pushes its policy, and `segments` would replace it; remove `segments`, or "
+                "set reset_policy once the server pushes none any more"
+            )
+        return segments.table_bytes(segments.compile_table(read_policy(config.segments, config.trust_domain)))
+
+    def _first_bundles(self) -> dict[TrustDomain, TrustBundle]:
+        """Return what verifies the server at first: the stored bundles, else the bootstrap bundle."""
+        stored = self.state.load_bundles()
+        if stored is not None:
+            found = dict(bundles.load(stored))
+            if self.config.trust_domain in found:
+                return found
+        file = self.config.bootstrap_bundle
+        if file is None:
+            raise ConfigError(["bootstrap_bundle: is missing: the server cannot be verified at the first connection"])
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise ConfigError([f"{file}: bootstrap_bundle: the file cannot be read: {error.strerror}"]) from error
+        bundle = bundles.read_bootstrap(text, self.config.trust_domain, str(file))
+        return {bundle.trust_domain: bundle}
+
+    async def run(self) -> None:
+        """Run until told to stop. Raise SidecarError when the agent cannot go on."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            self._begin()
+            await self._open_sockets()
+            loop.add_reader(self.core.event_fd(), self._drain_events)
+            await until_first(stop.wait(), self.agent.run(), self._watch(), self._upkeep())
+        finally:
+            loop.remove_reader(self.core.event_fd())
+            await self._end()
+
+    def _begin(self) -> None:
+        """Publish what is known already: the stored generation, or the bundles alone."""
+        self.holder.set(view=self.holder.view)
+        update = self.state.load_generation()
+        if update is None:
+            return
+        try:
+            self.holder.set(view=read_update(update, self.config.trust_domain, None))
+        except (UpdateRefused, MtlsError) as error:
+            log.warning("the stored generation is not used", extra={"reason": str(error)})
+            return
+        self.agent.restore()
+
+    async def _open_sockets(self) -> None:
+        await self.sockets.open_auth(self._api)
+        await self.sockets.open_admin(self.report, self.report.ready)
+        if self.config.metrics is not None:
+            try:
+                await self.metrics.start(self.config.metrics)
+            except OSError as error:
+                raise ConfigError([f"metrics: {self.config.metrics} cannot be bound: {error.strerror}"]) from error
+            log.info("metrics", extra={"address": self.metrics.address})
+
+    def _drain_events(self) -> None:
+        """Take what the core has to say; it stays readable while more waits."""
+        self.agent.drain_events()
+        self.sink.put(self.core.drain_records(RECORDS_AT_ONCE))
+
+    async def _watch(self) -> None:
+        """Open and close listeners as identities come and go, and say once when everything is there."""
+        said = False
+        async for _ in self.holder.changes():
+            self.datapath.adjust(self.clock.now())
+            if not said and self.report.ready():
+                said = True
+                print(self.report.ready_line(), flush=True)
+
+    async def _upkeep(self) -> None:
+        told: list[str] = []
+        while True:
+            await asyncio.sleep(UPKEEP_SECONDS)
+            self.sink.flush()
+            missing = self.report.missing()
+            if missing:
+                self.holder.notify()
+            if missing != told and missing:
+                log.warning("not ready", extra={"missing": missing})
+            told = missing
+
+    async def _end(self) -> None:
+        log.info("stopping")
+        await self.sockets.close()
+        await self.metrics.stop()
+        await self.agent.close()
+        drained = await asyncio.to_thread(self.core.drain, DRAIN_SECONDS)
+        if not drained:
+            log.warning("connections were cut", extra={"after_seconds": DRAIN_SECONDS})
+        while lines := self.core.drain_records(RECORDS_AT_ONCE):
+            self.sink.put(lines)
+        self.sink.close()
+        await asyncio.to_thread(self.core.stop)
+        self.state.close()

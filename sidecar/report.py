@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a running sidecar is: for `sidecar status`, health, metrics and the line that says ready."""
+
+from collections.abc import Callable, Iterable
+
+from firedoor.mtls import Core, Engine
+from firedoor.sidecar.agent import Agent
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.datapath import DataPath
+from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.records import Sink
+from firedoor.wire import admin_pb2, control_pb2
+
+
+class Report:
+    """Reads the sidecar's parts; changes nothing."""
+
+    def __init__(
+        self,
+        config: Config,
+        holder: Holder,
+        datapath: DataPath,
+        agent: Agent,
+        core: Core,
+        sink: Sink,
+        now: Callable[[], float],
+    ) -> None:
+        self._config, self._holder, self._datapath = config, holder, datapath
+        self._agent, self._core, self._sink, self._now = agent, core, sink, now
+        # The engine of the table that was asked last.
+        self._engine: tuple[bytes, Engine] | None = None
+
+    def missing(self) -> list[str]:
+        """Say what keeps the sidecar from being ready; nothing when it is."""
+        return self._datapath.missing(self._now())
+
+    def ready(self) -> bool:
+        """Whether everything that is configured works."""
+        return not self.missing()
+
+    def ready_line(self) -> str:
+        """Return the one line that is printed on stdout."""
+        agent = self._holder.agent
+        return (
+            f"firedoor sidecar ready: agent {agent.spiffe_id if agent else '-'}, generation {self._generation_text()}, "
+            f"{len(self._holder.identities)} identities, {len(self._config.listeners)} listeners, "
+            f"auth socket {self._config.auth_socket}"
+        )
+
+    def _generation_text(self) -> str:
+        generation = self._holder.view.generation
+        return f"{generation[0]}.{generation[1]}" if generation else "-"
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """Answer GetStatus."""
+        holder = self._holder
+        epoch, number = holder.view.generation or (0, 0)
+        return admin_pb2.GetStatusResponse(
+            trust_domain=self._config.trust_domain.name,
+            agent_id=str(holder.agent.spiffe_id) if holder.agent else "",
+            server=", ".join(self._config.broker),
+            connected=self._agent.link.connected,
+            generation=control_pb2.Generation(epoch=epoch, number=number),
+            revision=holder.revision,
+            svids=self._svids(),
+            listeners=self._listeners(),
+            missing=self.missing(),
+            counters={name: int(value) for name, value in self.values().items()},
+        )
+
+    def _svids(self) -> Iterable[admin_pb2.SvidStatus]:
+        for one in sorted(self._holder.identities.values(), key=lambda one: one.entry.order):
+            yield admin_pb2.SvidStatus(
+                spiffe_id=str(one.svid.id),
+                entry_id=one.entry.id,
+                segment=self._segment_of(str(one.svid.id)),
+                not_before=one.svid.not_before,
+                not_after=one.svid.not_after,
+                authority_id=one.svid.authority_id,
+            )
+
+    def _segment_of(self, spiffe_id: str) -> str:
+        table = self._holder.view.table
+        if not table:
+            return ""
+        if self._engine is None or self._engine[0] != table:
+            self._engine = (table, Engine(table))
+        return self._engine[1].segment_of(spiffe_id) or ""
+
+    def _listeners(self) -> Iterable[admin_pb2.ListenerStatus]:
+        for listener, address, reason in self._datapath.status():
+            yield admin_pb2.ListenerStatus(
+                name=listener.name,
+                direction=listener.direction,
+                listen=address or listener.listen,
+                open=bool(address),
+                reason=reason,
+                **{"as": str(listener.identity)},
+            )
+
+    def values(self) -> dict[str, float]:
+        """Return all counters and gauges by name."""
+        return {
+            **{name: float(value) for name, value in self._core.stats().items()},
+            "records_written": float(self._sink.written),
+            "records_lost_at_the_sink": float(self._sink.lost),
+            "connected_to_server_now": float(self._agent.link.connected),
+            "ready_now": float(self.ready()),
+            "svids_live": float(len(self._holder.live(self._now()))),
+        }
+
+    def expiries(self) -> Iterable[tuple[str, int]]:
+        """Return when each identity expires."""
+        return sorted({str(one.svid.id): one.svid.not_after for one in self._holder.identities.values()}.items())

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The auth and the admin socket: each a grpc.aio server of its own, on a private socket behind a Unix front.
+
+The private sockets lie in a 0700 folder; a connection that did not come through the front has no name there, and its
+calls are refused. Which services a caller reaches is decided by the socket that it opened.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc.aio
+
+from firedoor.mtls import Core, Front
+from firedoor.sidecar.admin import Gate, Health, Reporter, SidecarAdmin
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.errors import StateError
+from firedoor.sidecar.workload import WorkloadApi
+from firedoor.wire import admin_grpc, health_grpc, workload_grpc
+
+# Every local program may ask who it is; the answer depends on who asks. Only our own user gets near the other one.
+AUTH_MODE = 0o666
+ADMIN_MODE = 0o600
+FOLDER_MODE = 0o755
+STOP_SECONDS = 1.0
+SERVER_OPTIONS = (
+    # The default cancels calls when many programs reconnect at once.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class Sockets:
+    """Opens and closes both."""
+
+    def __init__(self, core: Core, config: Config) -> None:
+        self._core, self._config = core, config
+        self._servers: list[grpc.aio.Server] = []
+        self._fronts: list[Front] = []
+
+    async def open_auth(self, api: WorkloadApi) -> None:
+        """Serve local programs. Raise ListenError."""
+        server = self._server()
+        workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)
+        api.serve_on(await self._open(server, "auth.sock", self._config.auth_socket, AUTH_MODE))
+
+    async def open_admin(self, reporter: Reporter, ready: Callable[[], bool]) -> None:
+        """Serve whoever runs this sidecar. Raise ListenError."""
+        server, gate = self._server(), Gate()
+        admin_grpc.add_SidecarAdminServicer_to_server(SidecarAdmin(gate, reporter), server)
+        health_grpc.add_HealthServicer_to_server(Health(gate, ready), server)
+        gate.serve_on(await self._open(server, "admin.sock", self._config.admin_socket, ADMIN_MODE))
+
+    def _server(self) -> grpc.aio.Server:
+        return grpc.aio.server(options=SERVER_OPTIONS)
+
+    async def _open(self, server: grpc.aio.Server, name: str, path: Path, mode: int) -> Front:
+        backend = self._config.run_dir / name
+        backend.unlink(missing_ok=True)
+        server.add_insecure_port(f"unix:{backend}")
+        await server.start()
+        self._servers.append(server)
+        try:
+            path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"the folder of the socket {path} cannot be made: {error.strerror}") from error
+        front = self._core.unix_front(path=str(path), backend=str(backend), mode=mode)
+        self._fronts.append(front)
+        return front
+
+    async def close(self) -> None:
+        """Close the sockets, then the servers behind them."""
+        for front in self._fronts:
+            front.stop()
+        for server in self._servers:
+            await server.stop(STOP_SECONDS)
+        with contextlib.suppress(OSError):
+            for name in ("auth.sock", "admin.sock"):
+                (self._config.run_dir / name).unlink(missing_ok=True)

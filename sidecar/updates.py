@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Following the server: updates of the control stream, or polls of a server that has none.
+
+An update is published as soon as it is read: flows and revocations do not wait for new SVIDs. It is acknowledged when
+the SVIDs that it calls for have been asked for, so that an acknowledgement says what this sidecar runs with.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError
+
+from firedoor.mtls import MtlsError
+from firedoor.sidecar import bundles
+from firedoor.sidecar.errors import ServerUnavailable, StateError, UpdateRefused
+from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.link import EventKind, Link
+from firedoor.sidecar.server import Server
+from firedoor.sidecar.state import State
+from firedoor.sidecar.version import VERSION
+from firedoor.sidecar.view import View, read_entry, read_update
+from firedoor.wire import control_pb2
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_VERSIONS = (1,)
+POLL_SECONDS = 5.0
+
+
+class Updates:
+    """Keeps the view that of the server. `wake` is called when SVIDs may be lacking."""
+
+    def __init__(
+        self, holder: Holder, link: Link, state: State, local_table: bytes | None, wake: Callable[[], None]
+    ) -> None:
+        self._holder, self._link, self._state, self._wake = holder, link, state, wake
+        self._local_table = local_table
+        self._owed: View | None = None
+        self._polling: asyncio.Event = asyncio.Event()
+        # Why the stream broke last; the same reason is logged once.
+        self._reason = ""
+
+    @property
+    def polling(self) -> bool:
+        """Whether the server has no control stream."""
+        return self._polling.is_set()
+
+    async def on_event(self, kind: EventKind, data: bytes) -> None:
+        """Take one event of the control stream. Raise AgentBanned or AgentLost."""
+        if kind == "connected":
+            self._polling.clear()
+            self._reason = ""
+            log.info("connected to the server")
+            self._link.send(self._hello())
+        elif kind == "message":
+            self._on_message(data)
+        elif kind == "unsupported":
+            if not self.polling:
+                log.info("the server has no control stream: it is asked every few seconds")
+            self._polling.set()
+        else:
+            await self._on_disconnect(data.decode(errors="replace"))
+
+    def _hello(self) -> control_pb2.FromSidecar:
+        view = self._holder.view
+        hello = control_pb2.Hello(versions=PROTOCOL_VERSIONS, view_hash=view.hash, agent_version=VERSION)
+        if view.generation is not None:
+            hello.running.CopyFrom(_generation(view))
+        return control_pb2.FromSidecar(hello=hello)
+
+    def _on_message(self, data: bytes) -> None:
+        message = control_pb2.FromBroker()
+        try:
+            message.ParseFromString(data)
+            if message.WhichOneof("kind") != "update":
+                raise UpdateRefused("unknown_message", "the server sent a message of an unknown kind")
+            self._take(message.update)
+        except DecodeError:
+            self._refuse(message.update, UpdateRefused("malformed", "the server sent what is no message"))
+        except UpdateRefused as error:
+            self._refuse(message.update, error)
+
+    def _take(self, update: control_pb2.Update) -> None:
+        old = self._holder.view
+        view = read_update(update, old.trust_domain, old.generation)
+        try:
+            self._holder.set(view=view)
+        except MtlsError as error:
+            raise UpdateRefused("material_refused", f"the update cannot be used: {error}") from error
+        self._keep(update, view)
+        log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
+        self._owed = view
+        self._wake()
+
+    def _refuse(self, update: control_pb2.Update, error: UpdateRefused) -> None:
+        log.error("an update was refused", extra={"code": error.nack, "reason": str(error)})
+        nack = control_pb2.Nack(generation=update.generation, code=error.nack, error=str(error))
+        self._link.send(control_pb2.FromSidecar(nack=nack))
+
+    def _keep(self, update: control_pb2.Update, view: View) -> None:
+        """Store what a restart begins with; when that fails, this process still runs on it."""
+        try:
+            self._state.store_generation(update)
+            self._state.store_bundles(bundles.dump(view.bundles.values()))
+        except StateError as error:
+            log.error("the update is not stored", extra={"reason": str(error)})
+
+    def acknowledge(self) -> None:
+        """Say what runs here, if an update is owed an answer or identities have changed since."""
+        view = self._holder.view
+        if view.generation is None or not view.hash or (self._owed is not None and self._owed is not view):
+            return
+        self._owed = None
+        svids = [
+            control_pb2.SvidState(
+                entry_id=one.entry.id, not_after=one.svid.not_after, authority_id=one.svid.authority_id
+            )
+            for one in self._holder.identities.values()
+        ]
+        ack = control_pb2.Ack(generation=_generation(view), view_hash=view.hash, svids=svids)
+        self._link.send(control_pb2.FromSidecar(ack=ack))
+
+    async def _on_disconnect(self, reason: str) -> None:
+        """Ask the server whether it still knows us: a stream that was reset does not say why."""
+        if reason != self._reason:
+            log.warning("the control stream is down", extra={"reason": reason})
+            self._reason = reason
+        try:
+            await self._link.server.post_status(VERSION)
+        except ServerUnavailable as error:
+            log.debug("the server does not answer", extra={"reason": str(error)})
+
+    async def poll(self) -> None:
+        """Ask the server every few seconds for as long as it has no control stream. Raise AgentBanned or AgentLost."""
+        while True:
+            await self._polling.wait()
+            try:
+                await self._poll_once(self._link.server)
+            except (ServerUnavailable, UpdateRefused, MtlsError) as error:
+                log.warning("the server was asked in vain", extra={"reason": str(error)})
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _poll_once(self, server: Server) -> None:
+        old = self._holder.view
+        entries = [read_entry(one, old.trust_domain) for one in await server.entries()]
+        own = await server.bundle()
+        federated = {name for entry in entries for name in entry.federates_with} - {old.trust_domain}
+        others = [await server.federated_bundle(name) for name in sorted(federated)]
+        view = View(
+            old.trust_domain,
+            synced=True,
+            generation=None if self._local_table is None else (0, 1),
+            table=self._local_table or b"",
+        )
+        view = view.with_entries(entries).with_bundles([own, *(one for one in others if one is not None)])
+        if view == old or not self.polling:
+            return
+        self._holder.set(view=view)
+        self._state.store_bundles(bundles.dump(view.bundles.values()))
+        log.info("entries", extra={"entries": len(view.entries)})
+        self._wake()
+
+
+def _generation(view: View) -> control_pb2.Generation:
+    epoch, number = view.generation or (0, 0)
+    return control_pb2.Generation(epoch=epoch, number=number)
