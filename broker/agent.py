@@ -39,7 +39,7 @@ class Agent:
 
 
 def check_agent(agent: Agent | None, serial: str, not_after: int, now: int) -> Agent:
-    """Return the agent as it stands after this call; it differs when the call used the new certificate for the first time.
+    """Return the agent as it stands after this call: changed when the call is the first to use the new certificate.
 
     In SPIRE's order: raise AgentExpired, AgentNotAttested, AgentBanned or AgentNotActive.
     """

@@ -22,7 +22,7 @@ from firedoor.certs import Selector, SpiffeId, SpiffeIdError, TrustDomain
 # A UUID has 36 characters; people may choose their own.
 MAX_TOKEN: Final = 255
 MAX_PAYLOAD: Final = 64 * 1024
-NO_TOKEN: Final = "failed to attest: join token does not exist or has already been used"
+NO_TOKEN: Final = "failed to attest: join token does not exist or has already been used"  # noqa: S105
 
 
 @final

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audit log: one JSON line for every admin call, attestation, issue and refusal.
 
-A line is in the file before the caller has an answer; when it cannot be written, the caller gets none. Secrets do not come
-here: tokens and requests stand as a SHA-256, selectors as type and key, and the ID of an agent whose join token was not
-used yet with the token hashed.
+A line is in the file before the caller has an answer; when it cannot be written, the caller gets none. Secrets do not
+come here: tokens and requests stand as a SHA-256, selectors as type and key, and the ID of an agent whose join token
+was not used yet with the token hashed.
 
 >>> redact_id("spiffe://td/spire/agent/join_token/s3cret")[:46]
 'spiffe://td/spire/agent/join_token/sha256:1ec1'
@@ -69,7 +69,7 @@ class Audit:
             self._descriptor = None
 
     def call(self, method: str, caller: Caller | None, status: RpcStatus, fields: Mapping[str, Any]) -> None:
-        """Write the record of one call, and one more for each item under `each` (a batch). Raise StorageError."""
+        """Write the record of a call, or one for each item of a batch (under `each`). Raise StorageError."""
         common = {"type": "audit", "request_id": str(uuid.uuid4()), "method": method, **_caller(caller)}
         result = {"status": status.code.name, "status_code": status.code.value[0], "status_message": status.message}
         plain = {name: value for name, value in fields.items() if name != "each"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which entries an agent is entitled to. Pure: an index in memory, no database and no clock.
 
-An agent is entitled to every entry below itself and below its node aliases: first those whose parent is one of them, then
-those whose parent is the SPIFFE ID of an entry already found, as deep as it goes. A cycle ends where it began.
+An agent is entitled to every entry below itself and below its node aliases: first those whose parent is one of them,
+then those whose parent is the SPIFFE ID of an entry already found, as deep as it goes. A cycle ends where it began.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BROKER_TYPE: Final = "spire_agent"
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:
-    """What an agent is entitled to. `workloads` leaves out node aliases; `valid_until` 0 is for as long as the index stays."""
+    """What an agent is entitled to, without node aliases. `valid_until` 0: for as long as the index stays."""
 
     workloads: Mapping[str, Entry]
     aliases: frozenset[SpiffeId]

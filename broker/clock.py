@@ -2,7 +2,7 @@
 """The time: the later of the wall clock, and the last time seen plus the monotonic time since.
 
 A wall clock that is set back never takes the broker back with it. A step back of more than five minutes is logged, and
-nothing is issued until the wall clock has caught up: somebody's clock is wrong, and a certificate says when it was made.
+nothing is issued until the wall clock has caught up: some clock is wrong, and a certificate says when it was made.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     ca_ttl: 24h
     log: {format: json}
 
-A flag wins over the environment, the environment over the file. `load` reads and checks the form and names every problem
-with file, line and key; `validate` also looks at the files that it names, and at the policy.
+A flag wins over the environment, the environment over the file. `load` reads and checks the form and names every
+problem with file, line and key; `validate` also looks at the files that it names, and at the policy.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _state_dir(kind: Literal["state", "run"]) -> Path:
 
 OPTIONS: Final = (
     Option("trust_domain", "TD", "the trust domain", TrustDomain.parse),
-    Option("listen", "HOST:PORT", "where sidecars and agents connect", values.address, "0.0.0.0:8081"),  # noqa: S104
+    Option("listen", "HOST:PORT", "where sidecars and agents connect", values.address, "0.0.0.0:8081"),
     Option("data_dir", "DIR", "the database and the keys", values.path, None),
     Option("admin_socket", "PATH", "where root and the broker's own user administer", values.socket_path, None),
     Option("segments", "PATH", "policy file or folder; without it the policy is in the database", values.path, None),

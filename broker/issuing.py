@@ -2,9 +2,10 @@
 """Signing X.509-SVIDs, and the proof without which nothing is signed.
 
 `AuthorizedIssuance` is made by the functions here that check, and by nothing else: for a workload, that the agent is
-entitled to the entry and that the ID's segment admits it; for an agent, that it attested or renews in good standing. The row
-in the table of what was issued is committed before the certificate leaves the broker, and the proof is asked for once more
-after that commit: whoever was banned, or lost the entry, in between gets nothing, and what was written is revocable.
+entitled to the entry and that the ID's segment admits it; for an agent, that it attested or renews in good standing.
+The row in the table of what was issued is committed before the certificate leaves the broker, and the proof is asked
+for once more after that commit: whoever was banned, or lost the entry, in between gets nothing, and what was written
+is revocable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The broker's end of the control streams: who listens, what each is told, what each has acknowledged.
 
-Rust holds the streams; here a view is computed for each agent that listens, again at every generation, in slices that never
-keep the event loop for long. An agent that is not attested, or banned, is told nothing and loses its streams.
+Rust holds the streams; here a view is computed for each agent that listens, again at every generation, in slices that
+never keep the event loop for long. An agent that is not attested, or banned, is told nothing and loses its streams.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Pusher:
     # --- what they are told -------------------------------------------------------------------------------------
 
     async def _publish_all(self) -> None:
-        """Compute and hand over every view. A change meanwhile starts it anew afterwards; nothing older is sent twice."""
+        """Compute and hand over every view. A change in the meantime starts it anew afterwards."""
         began, ready = time.perf_counter(), []
         for agent_id in list(self._listening):
             view = self._view(agent_id)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the broker knows, in memory, as of the last commit; and the one way to change it.
 
-Reads never wait for the database. A change is a job for the database, and a function that brings memory up to the commit;
-the generation is bumped in the same transaction, so that a sidecar which has acknowledged a generation has everything that
-was committed before it. Touched on the event loop only.
+Reads never wait for the database. A change is a job for the database, and a function that brings memory up to the
+commit; the generation is bumped in the same transaction, so that a sidecar which has acknowledged a generation has
+everything that was committed before it. Touched on the event loop only.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from firedoor.broker.db.rows import Generation, Revoked
 from firedoor.broker.messages import bundle_message, entry_message
 from firedoor.broker.policy import Compiled
 from firedoor.certs import TrustBundle, TrustDomain
-from firedoor.wire import control_pb2, policy_pb2, view_hash
+from firedoor.wire import control_pb2, policy_pb2
+from firedoor.wire.views import view_hash
 
 # The version of the conversation in firedoor/control/v1/control.proto.
 VERSION: Final = 1

@@ -41,7 +41,7 @@ def put_agent(connection: Connection, agent: Agent) -> None:
 
 
 def renew_agent(connection: Connection, agent: Agent, serial: str, not_after: int) -> None:
-    """Write the serial of a renewed certificate beside the present one. Raise NotFound when the agent is gone or banned."""
+    """Write the serial of a renewed certificate beside the present one. Raise NotFound: gone, or banned."""
     where = (agents.c.id == str(agent.id)) & (agents.c.serial == agent.serial) & ~agents.c.banned
     values = {"new_serial": serial, "new_not_after": not_after}
     _one(connection.execute(update(agents).where(where).values(values)).rowcount)
@@ -102,9 +102,10 @@ def spend_token(connection: Connection, token: bytes) -> int:
     return expires_at
 
 
-def delete_expired_tokens(connection: Connection, now: int) -> int:
-    """Delete join tokens that nobody used in time."""
-    return connection.execute(delete(join_tokens).where(join_tokens.c.expires_at <= now)).rowcount
+def delete_expired_tokens(connection: Connection, now: int) -> list[bytes]:
+    """Delete join tokens that nobody used in time, and return what stood for them."""
+    statement = delete(join_tokens).where(join_tokens.c.expires_at <= now)
+    return list(connection.scalars(statement.returning(join_tokens.c.token_sha256)))
 
 
 def _row(agent: Agent) -> dict[str, Any]:

@@ -77,17 +77,17 @@ def delete_bundle(connection: Connection, trust_domain: TrustDomain) -> None:
 # --- authorities ------------------------------------------------------------------------------------------------
 
 
-def load_journal(connection: Connection, kind: str) -> list[bytes]:
-    """Return the journal records of one kind of authority."""
-    return list(connection.scalars(select(authorities.c.record).where(authorities.c.kind == kind)))
+def load_journal(connection: Connection, kind: str) -> bytes | None:
+    """Return the journal of one kind of authority."""
+    found: bytes | None = connection.scalar(select(authorities.c.journal).where(authorities.c.kind == kind))
+    return found
 
 
-def replace_journal(connection: Connection, kind: str, records: Sequence[tuple[str, bytes]]) -> None:
-    """Write the journal of one kind anew: (authority ID, record) each."""
-    connection.execute(delete(authorities).where(authorities.c.kind == kind))
-    if records:
-        rows = [{"authority_id": name, "kind": kind, "record": record} for name, record in records]
-        connection.execute(insert(authorities), rows)
+def put_journal(connection: Connection, kind: str, journal: bytes) -> None:
+    """Write the journal of one kind of authority."""
+    where = authorities.c.kind == kind
+    if connection.execute(update(authorities).where(where).values(journal=journal)).rowcount == 0:
+        connection.execute(insert(authorities).values(kind=kind, journal=journal))
 
 
 # --- what was issued --------------------------------------------------------------------------------------------

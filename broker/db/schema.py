@@ -131,13 +131,12 @@ join_tokens = Table(
     Column("expires_at", BigInteger, nullable=False, index=True),
 )
 
-# The journal of our own signing keys. `slot` is "A" or "B"; the keys live in the key manager under `key_id`.
+# The journal of our own authorities, a record a kind; their keys are in the key manager.
 authorities = Table(
     "authorities",
     METADATA,
-    Column("authority_id", String(64), primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("record", LargeBinary, nullable=False),
+    Column("kind", String(16), primary_key=True),
+    Column("journal", LargeBinary, nullable=False),
 )
 
 policy_documents = Table(

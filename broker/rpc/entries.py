@@ -221,7 +221,7 @@ class EntryService:
     async def SyncAuthorizedEntries(
         self, requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], call: Call
     ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse]:
-        """Show an agent what it is entitled to: up to 500 entries at once, else revisions first and entries as asked."""
+        """Show an agent what it is entitled to: up to 500 entries at once, else revisions, then entries as asked."""
         first = await anext(requests, None)
         if first is None:
             return
@@ -241,7 +241,7 @@ class EntryService:
                 await call.again()
             if request.HasField("output_mask"):
                 raise InvalidRequest("specifying the output mask is only allowed in the first request")
-            wanted = {entry_id: None for entry_id in request.ids}
+            wanted = dict.fromkeys(request.ids)
             present = {e.id: e for e in self._authorized(call)}
             asked = [present[entry_id] for entry_id in wanted if entry_id in present]
             for part, more in _pages(asked):

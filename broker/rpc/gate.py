@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one gate in front of every method: who calls, may they, what went wrong, what the audit log keeps.
 
-Handlers are made from the service's descriptor, so that no method can be registered past the gate; what the service does
-not implement is refused behind it. Who calls is what the front knows about the connection: no header says it. Requests are
-read here too, so that bytes which are no message end as InvalidArgument.
+Handlers are made from the service's descriptor, so that no method can be registered past the gate; what the service
+does not implement is refused behind it. Who calls is what the front knows about the connection: no header says it.
+Requests are read here too, so that bytes which are no message end as InvalidArgument.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from firedoor.broker.audit import Audit
     from firedoor.broker.metrics import Metrics
 
+    _Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
+
 _log = logging.getLogger("firedoor.broker.rpc")
-_Context = grpc.aio.ServicerContext[bytes, bytes] if TYPE_CHECKING else Any
 
 # Asked every few seconds by whatever watches the broker; only refusals of these are kept.
 _QUIET: Final = "/grpc.health.v1.Health/"

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Filters and pages of SPIRE's List and Count calls.
 
-A page is cut from what is there: no number that a client sends is ever allocated (SPIRE 1.9.3). The page token is the last
-key of the page before.
+A page is cut from what is there: no number that a client sends is ever allocated (SPIRE 1.9.3). The page token is the
+last key of the page before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from heapq import nsmallest
 from typing import Any, Final, TypeVar
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 # SelectorMatch and FederatesWithMatch have the same behaviours. SUBSET: what the candidate has is among what was given.
-_BEHAVIOURS: Final[dict[int, Callable[[Set[Any], Set[Any]], bool]]] = {
+_BEHAVIOURS: Final[dict[int, Callable[[AbstractSet[Any], AbstractSet[Any]], bool]]] = {
     types.SelectorMatch.MATCH_EXACT: lambda has, given: has == given,
     types.SelectorMatch.MATCH_SUBSET: lambda has, given: has <= given,
     types.SelectorMatch.MATCH_SUPERSET: lambda has, given: has >= given,
@@ -28,7 +29,7 @@ _BEHAVIOURS: Final[dict[int, Callable[[Set[Any], Set[Any]], bool]]] = {
 }
 
 
-def matches(behaviour: int, has: Set[E], given: Set[E]) -> bool:
+def matches(behaviour: int, has: AbstractSet[E], given: AbstractSet[E]) -> bool:
     """Compare two sets as SPIRE's datastore does. Raise InvalidRequest for a behaviour that nobody knows."""
     if behaviour not in _BEHAVIOURS:
         raise InvalidRequest("malformed filter: unknown match behavior")
@@ -47,7 +48,7 @@ def filter_selectors(match: types.SelectorMatch) -> frozenset[Selector]:
 
 
 def page(items: Iterable[T], key: Callable[[T], str], size: int, token: str) -> tuple[list[T], str]:
-    """Return the items of one page in the order of their keys, and the token of the next; `size` <= 0 is all of them."""
+    """Return the items of one page in the order of their keys, and the token of the next; `size` <= 0 means all."""
     after = [item for item in items if key(item) > token]
     if size <= 0 or size >= len(after):
         return sorted(after, key=key), ""

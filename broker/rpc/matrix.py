@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may call what. A method without a row here is refused, whoever calls.
 
-`LOCAL` is the admin socket (root or the broker's own uid), `ADMIN` an SVID whose entry says `admin`, `AGENT` an attested
-agent in good standing, `DOWNSTREAM` an SVID whose entry says `downstream`. The rows for SPIRE's services are SPIRE's own.
+`LOCAL` is the admin socket (root or the broker's own uid), `ADMIN` an SVID whose entry says `admin`, `AGENT` an
+attested agent in good standing, `DOWNSTREAM` an SVID whose entry says `downstream`. The rows of SPIRE's services are
+SPIRE's own.
 """
 
 from __future__ import annotations

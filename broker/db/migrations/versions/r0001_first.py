@@ -27,10 +27,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "authorities",
-        sa.Column("authority_id", sa.String(length=64), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("record", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("authority_id", name=op.f("pk_authorities")),
+        sa.Column("journal", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", name=op.f("pk_authorities")),
     )
     op.create_table(
         "bundles",

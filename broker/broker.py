@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One broker: its parts, put together and kept going."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import grpc
+from sqlalchemy import Connection
+
+from firedoor import mtls
+from firedoor.broker import server
+from firedoor.broker.agent import JOIN_TOKEN_PATH
+from firedoor.broker.attest import attestors
+from firedoor.broker.audit import Audit
+from firedoor.broker.authority import AuthorityManager
+from firedoor.broker.clock import Clock
+from firedoor.broker.config import Config, read_passphrase
+from firedoor.broker.db import Database
+from firedoor.broker.db.agent_rows import delete_expired_tokens
+from firedoor.broker.db.entry_rows import delete_entry, delete_expired_entries
+from firedoor.broker.db.migrate import migrate
+from firedoor.broker.db.rows import prune
+from firedoor.broker.entry import is_node_alias
+from firedoor.broker.errors import BrokerError, StorageError
+from firedoor.broker.files import FileStore, make_private_folder
+from firedoor.broker.identity import ServerIdentity
+from firedoor.broker.issuing import Signer
+from firedoor.broker.limits import Limits
+from firedoor.broker.metrics import Metrics
+from firedoor.broker.policy import PolicyKeeper
+from firedoor.broker.push import Pusher
+from firedoor.broker.rpc.agents import AgentService
+from firedoor.broker.rpc.bundles import BundleService
+from firedoor.broker.rpc.entries import EntryService
+from firedoor.broker.rpc.gate import Gate
+from firedoor.broker.rpc.health import HealthService
+from firedoor.broker.rpc.policy_admin import PolicyAdminService
+from firedoor.broker.rpc.svids import SvidService
+from firedoor.broker.state import State
+from firedoor.broker.web import Web
+from firedoor.certs import CertsError, DiskKeyManager, KeyManager, MemoryKeyManager, SpiffeId
+from firedoor.wire import admin_pb2, agent_pb2, bundle_pb2, entry_pb2, health_pb2, svid_pb2
+
+_log = logging.getLogger("firedoor.broker")
+
+# How often files, authorities and expired entries are looked at.
+_TICK: Final = 1.0
+_PRUNE_EVERY: Final = 60.0
+# What calls get to finish after SIGTERM.
+_GRACE: Final = 3.0
+
+
+class Broker:
+    """A broker's parts. `start`, then `stop` once; `reread` after SIGHUP."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clock = Clock()
+        self.metrics = Metrics()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._servers: list[grpc.aio.Server] = []
+        self._missing = ["start-up"]
+        self._stack = contextlib.AsyncExitStack()
+        self.listen = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Open everything. Raise BrokerError, and leave nothing open."""
+        try:
+            await self._open_state()
+            await self._open_network()
+        except BaseException:
+            await self.stop()
+            raise
+        self._missing.clear()
+
+    async def _open_state(self) -> None:
+        config = self.config
+        make_private_folder(config.data_dir)
+        make_private_folder(config.run_dir)
+        self.audit = Audit(config.audit_log, self.clock.now)
+        self._stack.callback(self.audit.close)
+        self.database = Database(config.database)
+        self._stack.callback(self.database.close)
+        await asyncio.to_thread(migrate, self.database.engine)
+        self.state = State(config.trust_domain, self.database, self.clock)
+        await self.state.load()
+        self.authority = AuthorityManager(self.state, self._key_manager(), config.ca_key_type, config.ca_ttl)
+        await self.authority.start()
+        self.policy = PolicyKeeper(self.state, config.segments, self.audit, self.metrics)
+        await self.policy.start()
+        if self.policy.current.policy is None:
+            _log.warning("no segments are declared: nothing is issued until there are some")
+        ceiling = self.authority.max_svid_ttl
+        for name, ttl in (("x509_svid_ttl", config.x509_svid_ttl), ("agent_ttl", config.agent_ttl)):
+            if ttl > ceiling:
+                _log.warning(
+                    "%s is more than a sixth of ca_ttl: SVIDs will often end before it, with their authority", name
+                )
+
+    def _key_manager(self) -> KeyManager:
+        config = self.config
+        if config.key_manager == "memory":
+            _log.warning(
+                "authority keys are in memory: a restart makes a new authority, and peers must fetch the bundle"
+            )
+            return MemoryKeyManager()
+        passphrase = read_passphrase(config.key_passphrase_file) if config.key_passphrase_file else None
+        if passphrase is None:
+            _log.warning("authority keys on disk are not encrypted; --key-passphrase-file encrypts them")
+        return DiskKeyManager(FileStore(config.data_dir / "keys"), passphrase)
+
+    async def _open_network(self) -> None:
+        config, state = self.config, self.state
+        self.core = mtls.Core()
+        self._stack.callback(self.core.stop)
+        self.identity = ServerIdentity(state, self.authority, self.core, config.agent_ttl)
+        self.identity.refresh()
+        control = self.core.control_server()
+        self.pusher = Pusher(state, self.policy, control, self.metrics)
+        asyncio.get_running_loop().add_reader(self.core.event_fd(), self.pusher.take_events)
+        self._stack.callback(asyncio.get_running_loop().remove_reader, self.core.event_fd())
+
+        signer = Signer(state, self.authority.issuer, self.metrics)
+        limits = Limits(config.attestation, config.signing)
+        agents = AgentService(
+            state, signer, attestors(config.trust_domain), limits, self.metrics, config.agent_ttl, self._cut
+        )
+        common = {
+            agent_pb2.DESCRIPTOR.services_by_name["Agent"]: agents,
+            entry_pb2.DESCRIPTOR.services_by_name["Entry"]: EntryService(state, self.policy),
+            svid_pb2.DESCRIPTOR.services_by_name["SVID"]: SvidService(
+                state, self.policy, signer, limits, self.metrics, config.x509_svid_ttl
+            ),
+            bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]: BundleService(state),
+            admin_pb2.DESCRIPTOR.services_by_name["PolicyAdmin"]: PolicyAdminService(state, self.policy),
+        }
+        health = {health_pb2.DESCRIPTOR.services_by_name["Health"]: HealthService(self.missing)}
+        network = Gate(local=False, standing=state, audit=self.audit, metrics=self.metrics)
+        admin = Gate(local=True, standing=state, audit=self.audit, metrics=self.metrics)
+        network_socket, admin_socket = config.run_dir / "network.sock", config.run_dir / "admin.sock"
+        self._servers = [
+            await server.start_server(network, common, network_socket),
+            await server.start_server(admin, {**common, **health}, admin_socket),
+        ]
+        self._open_admin_folder()
+        front = self.core.unix_front(path=str(config.admin_socket), backend=str(admin_socket), mode=0o600)
+        admin.attach(front.caller)
+        self.front = self.core.tls_front(
+            listen=config.listen, as_id=str(state.server_id), backend=str(network_socket), control=control
+        )
+        network.attach(self.front.caller)
+        self.listen = self.front.address
+        await self._open_web()
+        for work in (self.pusher.run(), self._tick_loop(), self._prune_loop()):
+            task = asyncio.create_task(work)
+            task.add_done_callback(_ended)
+            self._tasks.append(task)
+
+    def _open_admin_folder(self) -> None:
+        folder = self.config.admin_socket.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.config.admin_socket.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"the admin socket's folder {folder} cannot be made: {error.strerror}") from error
+
+    async def _open_web(self) -> None:
+        if self.config.metrics is None:
+            return
+        web = Web(self._metrics_text, self.missing)
+        host, _, port = self.config.metrics.rpartition(":")
+        try:
+            self.metrics_address = await web.start(host.strip("[]"), int(port))
+        except OSError as error:
+            raise StorageError(f"metrics cannot listen on {self.config.metrics}: {error.strerror}") from error
+        self._stack.push_async_callback(web.stop)
+
+    def missing(self) -> list[str]:
+        """Return what keeps the broker from being ready; nothing when it is."""
+        return list(self._missing)
+
+    async def reread(self) -> None:
+        """Read the policy files again and open the audit log anew (SIGHUP)."""
+        self.audit.reopen()
+        await self.policy.reread()
+
+    async def stop(self) -> None:
+        """End calls, then close everything."""
+        self._missing[:] = ["shutting down"]
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(one.stop(_GRACE) for one in self._servers))
+        await self._stack.aclose()
+
+    def _cut(self, agent_id: SpiffeId) -> None:
+        """Close what an agent has open: its streams, and its connections."""
+        self.pusher.cut(agent_id)
+        self.front.close_callers(str(agent_id))
+
+    def _metrics_text(self) -> bytes:
+        self.metrics.entries.set(len(self.state.entries))
+        self.metrics.agents.set(len(self.state.agents))
+        self.metrics.authority_not_after.set(self.authority.not_after)
+        return self.metrics.text()
+
+    # --- what goes on by itself ---------------------------------------------------------------------------------
+
+    async def _tick_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            await _survive("authority", self.authority.tick())
+            await _survive("policy", self.policy.poll())
+            await _survive("entries", self._expire_entries())
+            try:
+                self.identity.refresh()
+            except (BrokerError, CertsError, mtls.MtlsError) as error:
+                _log.error("the broker's own SVID could not be renewed: %s", error)
+
+    async def _expire_entries(self) -> None:
+        now = self.clock.now()
+        if not any(entry.expired(now) for entry in self.state.entries):
+            return
+
+        def apply(gone: list[str]) -> None:
+            for entry_id in gone:
+                self.state.entries.remove(entry_id)
+
+        gone = await self.state.change(lambda connection: delete_expired_entries(connection, now), apply)
+        self.audit.event("entries_expired", entry_ids=gone)
+
+    async def _prune_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_PRUNE_EVERY)
+            await _survive("pruning", self._prune())
+
+    async def _prune(self) -> None:
+        """Delete what has expired: issued rows, revocations, join tokens, and the aliases of tokens nobody used."""
+        now = self.clock.now()
+        waiting = {
+            hashlib.sha256(entry.parent_id.path.removeprefix(JOIN_TOKEN_PATH).encode()).digest(): entry.id
+            for entry in self.state.entries
+            if is_node_alias(entry)
+            and entry.parent_id.path.startswith(JOIN_TOKEN_PATH)
+            and entry.parent_id not in self.state.agents
+        }
+
+        def run(connection: Connection) -> list[str]:
+            prune(connection, now)
+            gone = [waiting[token] for token in delete_expired_tokens(connection, now) if token in waiting]
+            for entry_id in gone:
+                delete_entry(connection, entry_id)
+            return gone
+
+        def apply(gone: list[str]) -> None:
+            for entry_id in gone:
+                self.state.entries.remove(entry_id)
+            self.state.revocations = {key: one for key, one in self.state.revocations.items() if one.expires_at > now}
+
+        await self.database.write(run, apply)
+
+
+async def _survive(what: str, work: Coroutine[Any, Any, None]) -> None:
+    """Run one piece of work; a fault of ours is logged, and it is tried again later."""
+    try:
+        await work
+    except (BrokerError, CertsError) as error:
+        _log.error("%s: %s", what, error)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """Go down when a loop ends that must not: that is a bug, and a supervisor starts the broker anew."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("a part of the broker ended that must not; stopping", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)

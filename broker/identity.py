@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker's own SVID and what its front verifies callers with: published to the core whenever one changes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from firedoor import mtls
+from firedoor.broker.issuing import Pen, authorize_server
+from firedoor.certs import KeyType, PrivateKey, X509Svid, generate_key, private_key_der
+
+if TYPE_CHECKING:
+    from firedoor.broker.authority import AuthorityManager
+    from firedoor.broker.db.rows import Revoked
+    from firedoor.broker.state import State
+
+_log = logging.getLogger("firedoor.broker.identity")
+
+
+class ServerIdentity:
+    """Keeps `spiffe://<td>/spire/server` fresh: at half life, and when its authority is not the one that signs."""
+
+    def __init__(self, state: State, authority: AuthorityManager, core: mtls.Core, ttl: int) -> None:
+        self._state, self._authority, self._core, self._ttl = state, authority, core, ttl
+        self._svid: X509Svid | None = None
+        self._key: PrivateKey | None = None
+        self._published: object = None
+        state.watch(self._changed)
+
+    def refresh(self) -> None:
+        """Renew the SVID if it is time, and publish what changed. Raise BrokerError, CertsError or MtlsError."""
+        now, issuer = self._state.clock.now(), self._authority.issuer()
+        svid, key = self._svid, self._key
+        if svid is None or key is None or now >= svid.half_life or svid.authority_id != issuer.authority_id:
+            key = generate_key(KeyType.EC_P256)
+            svid = Pen(issuer, now).sign(authorize_server(self._state, self._ttl), key.public_key())
+        self._publish(svid, key)
+        self._svid, self._key = svid, key
+
+    def _changed(self) -> None:
+        if self._svid is None or self._key is None:
+            return
+        try:
+            self._publish(self._svid, self._key)
+        except mtls.MtlsError as error:
+            _log.error("the front keeps what it had: %s", error)
+
+    def _publish(self, svid: X509Svid, key: PrivateKey) -> None:
+        """Hand the core our bundle, our SVID and the revocations, unless it has them."""
+        bundle = self._state.bundles[self._state.trust_domain]
+        wanted = (svid.serial, bundle.x509_roots, tuple(self._state.revocations))
+        if wanted == self._published:
+            return
+        name = self._state.trust_domain.name
+        material = mtls.Material(
+            trust_domain=name,
+            bundles={name: [root.der for root in bundle.x509_roots]},
+            svids=[mtls.Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key))],
+            revocations=[_revocation(one) for one in self._state.revocations.values()],
+            generation=(self._state.generation.epoch, self._state.generation.number),
+        )
+        self._core.publish(material)
+        self._published = wanted
+
+
+def _revocation(revoked: Revoked) -> mtls.Revocation:
+    match revoked.kind:
+        case "serial":
+            return mtls.Revocation(serial=revoked.value, reason=revoked.reason)
+        case "authority":
+            return mtls.Revocation(authority_id=revoked.value, reason=revoked.reason)
+        case _:
+            return mtls.Revocation(pattern=revoked.value, issued_before=revoked.issued_before, reason=revoked.reason)

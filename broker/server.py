@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gRPC servers behind the fronts. Each registers its own services alone and listens on a private Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from firedoor.broker.errors import StorageError
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import ServiceDescriptor
+
+    from firedoor.broker.rpc.gate import Gate
+
+# The largest message that SPIRE's clients and servers take, and gRPC's own default.
+MAX_MESSAGE: Final = 4 * 1024 * 1024
+# SPIRE's: clients reconnect, so that both sides see new bundles and certificates.
+_MAX_AGE_MS: Final = 180_000
+_GRACE_MS: Final = 60_000
+# The default cancels calls while thousands of sidecars reconnect at once.
+_MAX_PENDING: Final = 20_000
+_MAX_METADATA: Final = 16 * 1024
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # Listings are the caller's to page; what it takes is its own limit.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", _MAX_METADATA),
+    ("grpc.max_connection_age_ms", _MAX_AGE_MS),
+    ("grpc.max_connection_age_grace_ms", _GRACE_MS),
+    ("grpc.server.max_pending_requests", _MAX_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
+    ("grpc.so_reuseport", 0),
+)
+
+
+async def start_server(gate: Gate, services: Mapping[ServiceDescriptor, object], socket: Path) -> grpc.aio.Server:
+    """Start a server for these services on a private socket. Raise StorageError."""
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers([gate.handler(service, made) for service, made in services.items()])
+    await asyncio.to_thread(socket.unlink, missing_ok=True)
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError as error:
+        raise StorageError(f"the private socket {socket} cannot be opened") from error
+    await server.start()
+    return server
