@@ -169,10 +169,13 @@ class Listener:
     """A data-path listener."""
 
     name: str
+    # "host:port" as bound, or "unix:path".
     address: str
+    # Open exactly while the present material has an SVID for its `as`.
+    open: bool
 
     def stop(self) -> None:
-        """Stop accepting; connections that run go on."""
+        """Stop accepting for good; connections that run go on."""
 
 @final
 class Core:
@@ -217,6 +220,9 @@ class Core:
     def control_client(self, *, addresses: Sequence[str], as_id: str, expect: str) -> ControlClient: ...
     def listen(self, spec: str) -> Listener:
         """Open an inbound or outbound data-path listener from its JSON form (see `firedoor.sidecar.config`)."""
+
+    def listeners(self) -> str:
+        """Return the state of all data-path listeners as a JSON array: name, direction, as, address, open, reason, ..."""
 
     def drain_records(self, limit: int) -> bytes:
         """Return up to `limit` decision records as JSON lines."""

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use firedoor_front::{
     self as front, ConnectorConfig, ListenError, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront, UnixFrontConfig,
@@ -11,12 +12,15 @@ use firedoor_front::{
 };
 use firedoor_identity::{ClientAuth, MaterialStore, SpiffeId, Table};
 use firedoor_policy::Engine;
+use firedoor_proxy::Proxy;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::control::ControlServer;
 use crate::errors;
 use crate::front::{Connector, Front, Kind};
 use crate::material::Material;
+use crate::proxy::Listener;
 
 /// What every part of a process works with. Fronts, control streams and the data path hold a clone of it.
 #[derive(Clone)]
@@ -25,6 +29,7 @@ pub(crate) struct Shared {
     pub store: Arc<MaterialStore>,
     pub stats: Arc<Stats>,
     pub wake: Arc<Wake>,
+    pub proxy: Arc<Proxy>,
     /// What `stop` calls, in the order in which things were opened.
     closers: Arc<Mutex<Vec<Closer>>>,
 }
@@ -65,22 +70,26 @@ impl Core {
     #[new]
     #[pyo3(signature = (*, data_threads=0, record_capacity=65536))]
     fn new(py: Python<'_>, data_threads: usize, record_capacity: usize) -> PyResult<Self> {
-        _ = record_capacity;
         py.detach(|| {
-            Ok(Self(Shared {
-                threads: Arc::new(Threads::start(data_threads)?),
-                store: Arc::default(),
-                stats: Arc::default(),
-                wake: Wake::new()?,
-                closers: Arc::default(),
-            }))
+            let (threads, store) = (Arc::new(Threads::start(data_threads)?), Arc::<MaterialStore>::default());
+            let wake = Wake::new()?;
+            let proxy = Arc::new(Proxy::new(store.clone(), &threads, record_capacity, wake.source()));
+            let (stats, closers) = (Arc::default(), Arc::default());
+            let core = Shared { threads, store, stats, wake, proxy: proxy.clone(), closers };
+            core.on_stop(move || proxy.stop());
+            Ok(Self(core))
         })
     }
 
     /// Check the material, make it the present one and return its revision.
     fn publish(&self, py: Python<'_>, material: &Material) -> PyResult<u64> {
         let parts = material.parts();
-        py.detach(|| self.0.store.publish(parts, check_table)).map_err(|refused| errors::material(&refused))
+        let published = py.detach(|| {
+            let revision = self.0.store.publish(parts, check_table)?;
+            self.0.proxy.material_changed();
+            Ok(revision)
+        });
+        published.map_err(|refused| errors::material(&refused))
     }
 
     #[pyo3(signature = (*, listen, as_id, backend, control=None, client="optional"))]
@@ -161,13 +170,44 @@ impl Core {
         ControlServer::open(&self.0)
     }
 
+    /// Open an inbound or outbound data-path listener from its JSON form.
+    fn listen(&self, py: Python<'_>, spec: &str) -> PyResult<Listener> {
+        self.0.check_running()?;
+        let opened = py.detach(|| self.0.proxy.listen(spec));
+        opened.map(Listener).map_err(|error| errors::listener(&error))
+    }
+
+    /// Return the state of all data-path listeners as a JSON array.
+    fn listeners(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.proxy.listeners())
+    }
+
+    /// Return up to `limit` decision records as JSON lines.
+    fn drain_records<'py>(&self, py: Python<'py>, limit: usize) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.0.proxy.drain_records(limit)))
+    }
+
+    /// Return the live registry as a JSON array.
+    fn connections(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.proxy.connections())
+    }
+
+    /// Stop accepting, wait so long for connections to end; say whether all did.
+    fn drain(&self, py: Python<'_>, seconds: f64) -> PyResult<bool> {
+        let patience = Duration::try_from_secs_f64(seconds)
+            .map_err(|_| errors::base("bad_argument", "seconds is a positive number".to_owned()))?;
+        Ok(py.detach(|| self.0.proxy.drain(patience)))
+    }
+
     /// Return an eventfd that is readable while records or control events wait. Owned by the core.
     fn event_fd(&self) -> i32 {
         self.0.wake.raw_fd()
     }
 
     fn stats(&self) -> BTreeMap<String, u64> {
-        self.0.stats.read().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        let mut all = self.0.proxy.stats();
+        all.extend(self.0.stats.read().into_iter().map(|(name, value)| (name.to_owned(), value)));
+        all
     }
 
     fn stop(&self, py: Python<'_>) {

@@ -12,6 +12,7 @@
 
 use firedoor_front as front;
 use firedoor_identity as identity;
+use firedoor_proxy as proxy;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -51,6 +52,10 @@ pub(crate) fn material(refused: &identity::MaterialError) -> PyErr {
 
 pub(crate) fn listen(refused: &front::ListenError) -> PyErr {
     Python::attach(|py| error(&py.get_type::<ListenError>(), refused.code(), refused.to_string()))
+}
+
+pub(crate) fn listener(refused: &proxy::ListenError) -> PyErr {
+    Python::attach(|py| error(&py.get_type::<ListenError>(), refused.code, refused.message.clone()))
 }
 
 pub(crate) fn caller(unknown: front::CallerUnknown) -> PyErr {

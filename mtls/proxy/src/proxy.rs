@@ -29,8 +29,9 @@ pub(crate) struct Shared {
     pub registry: Arc<Registry>,
     pub executables: Arc<Executables>,
     pub counters: Counters,
-    threads: Arc<Threads>,
-    /// Connections that each data thread serves now, in the order of `threads.data()`.
+    // Handles, not the threads themselves: tasks hold this value, and would keep the threads that run them alive.
+    data: Vec<Handle>,
+    /// Connections that each data thread serves now, in the same order.
     loads: Vec<AtomicUsize>,
 }
 
@@ -50,7 +51,7 @@ impl Shared {
     pub fn spawn(self: &Arc<Self>, serve: impl Future<Output = ()> + Send + 'static) {
         let least = (0..self.loads.len()).min_by_key(|at| self.loads[*at].load(Ordering::Relaxed));
         let load = Load::new(self.clone(), least.unwrap_or(0));
-        self.threads.data()[load.at].spawn(async move {
+        self.data[load.at].spawn(async move {
             let _load = load;
             serve.await;
         });
@@ -94,16 +95,16 @@ pub struct Proxy {
 impl Proxy {
     /// Make a data path on running threads. `wake` is raised while records wait.
     #[must_use]
-    pub fn new(store: Arc<MaterialStore>, threads: Arc<Threads>, record_capacity: usize, wake: WakeSource) -> Self {
-        let loads = threads.data().iter().map(|_| AtomicUsize::new(0)).collect();
+    pub fn new(store: Arc<MaterialStore>, threads: &Threads, record_capacity: usize, wake: WakeSource) -> Self {
+        let data = threads.data().to_vec();
         let shared = Shared {
             store,
             records: Records::new(record_capacity, wake),
             registry: Arc::default(),
             executables: Arc::default(),
             counters: Counters::default(),
-            threads,
-            loads,
+            loads: data.iter().map(|_| AtomicUsize::new(0)).collect(),
+            data,
         };
         Proxy { shared: Arc::new(shared), listeners: Mutex::default() }
     }
@@ -128,7 +129,7 @@ impl Proxy {
 
     /// The runtime on which the next listener accepts.
     fn acceptor(&self, number: usize) -> Handle {
-        let data = self.shared.threads.data();
+        let data = &self.shared.data;
         data[number % data.len()].clone()
     }
 
