@@ -20,19 +20,19 @@ from firedoor.segments import PolicyErrors
 _log = logging.getLogger("firedoor.broker")
 # One busy thread costs every gRPC call up to 27 ms with Python's default of 5 ms, and 3 ms with this.
 _SWITCH_SECONDS: Final = 0.0005
-# sysexits.h: the configuration is wrong, or something that the broker needs is missing.
-_EX_CONFIG: Final = 78
+# The configuration is wrong, or something that the broker needs is missing: what `firedoor --help` says of 2.
+_EXIT_OPERATOR: Final = 2
 
 
 def run(config: Config) -> int:
-    """Serve until SIGTERM; print one line when ready. Return the exit code: 0, or 78 when it cannot start."""
+    """Serve until SIGTERM; print one line when ready. Return the exit code: 0, or 2 when it cannot start."""
     log.set_up(config.log_format, config.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         asyncio.run(_serve(config))
     except (BrokerError, CertsError, PolicyErrors, mtls.MtlsError) as error:
         _log.critical("the broker cannot start: %s", error)
-        return _EX_CONFIG
+        return _EXIT_OPERATOR
     return 0
 
 
