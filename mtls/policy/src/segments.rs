@@ -2,7 +2,7 @@
 //! Which segment an ID belongs to.
 //!
 //! An ID belongs to one segment or to none. None have: an ID that two segments claim (lint refuses such policy; here
-//! it must not depend on order), the trust domain itself, everything below `/spire/`, and an ID of our own trust
+//! it must not depend on order), the trust domain itself, everything at and below `/spire`, and an ID of our own trust
 //! domain below `/segment/<name>/` that the segment of that name does not claim: the prefix is reserved for it.
 
 use std::collections::HashMap;
@@ -186,7 +186,7 @@ impl Segments {
 /// Say whether an ID is outside all segments and flows, whatever patterns say.
 pub(crate) fn is_outside(id: &SpiffeId) -> bool {
     let (_, path) = split(id.as_str());
-    path.is_empty() || path.starts_with("spire/")
+    matches!(path.split('/').next(), None | Some("" | "spire"))
 }
 
 /// The segment that a path below `/segment/<name>/` is reserved for.
