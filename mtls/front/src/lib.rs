@@ -30,6 +30,7 @@ pub use connector::{Connector, ConnectorConfig};
 pub use control::{ControlConnection, ControlReceiver, ControlSender, GuardedStream, control_channel};
 pub use live::{Caller, CallerUnknown, Transport};
 pub use stats::Stats;
+pub use sys::watch_readable;
 pub use threads::Threads;
 pub use tls_front::{TlsFront, TlsFrontConfig};
 pub use unix_front::{UnixFront, UnixFrontConfig, Workload};

@@ -50,8 +50,8 @@ fn socket_option<T: Copy>(socket: impl AsFd, name: libc::c_int) -> io::Result<T>
     Ok(unsafe { value.assume_init() })
 }
 
-/// Watch a descriptor for becoming readable.
-pub(crate) fn watch_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+/// Watch a descriptor for becoming readable, in the present runtime.
+pub fn watch_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
     // SAFETY: a borrowed descriptor is open as long as its lifetime, which the returned value cannot outlive, and always
     // answers with the same number.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)

@@ -32,6 +32,8 @@ pub(crate) struct Certificate {
     pub names: usize,
     pub names_critical: bool,
     pub is_ca: bool,
+    /// How many CAs may follow below this one.
+    pub path_length: Option<u32>,
     pub key_usage: Option<KeyUsage>,
     pub extended: Option<Extended>,
     pub key_supported: bool,
@@ -69,6 +71,7 @@ impl Certificate {
 
     fn read(certificate: &X509Certificate<'_>) -> Option<Self> {
         let names = certificate.subject_alternative_name().ok()?;
+        let basic = certificate.basic_constraints().ok()?;
         let general: &[GeneralName<'_>] = names.as_ref().map_or(&[], |names| &names.value.general_names);
         Some(Self {
             serial: hex_number(certificate.raw_serial()),
@@ -78,7 +81,8 @@ impl Certificate {
             uris: general.iter().filter_map(uri).collect(),
             names: general.len(),
             names_critical: names.as_ref().is_some_and(|names| names.critical),
-            is_ca: certificate.basic_constraints().ok()?.is_some_and(|basic| basic.value.ca),
+            is_ca: basic.as_ref().is_some_and(|basic| basic.value.ca),
+            path_length: basic.as_ref().and_then(|basic| basic.value.path_len_constraint),
             key_usage: certificate.key_usage().ok()?.map(|usage| KeyUsage {
                 critical: usage.critical,
                 digital_signature: usage.value.digital_signature(),
@@ -133,9 +137,22 @@ fn key_supported(key: &SubjectPublicKeyInfo<'_>) -> bool {
         return curve.is_some_and(|curve| curve == OID_EC_P256 || curve == OID_NIST_EC_P384);
     }
     if *algorithm == OID_PKCS1_RSAENCRYPTION {
-        return matches!(key.parsed(), Ok(PublicKey::RSA(rsa)) if RSA_BITS.contains(&rsa.key_size()));
+        return matches!(key.parsed(), Ok(PublicKey::RSA(rsa)) if RSA_BITS.contains(&bits(rsa.modulus)));
     }
     *algorithm == OID_SIG_ED25519
+}
+
+/// The exact length of a big-endian number.
+fn bits(number: &[u8]) -> usize {
+    let start = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());
+    let zeros = number.get(start).map_or(0, |first| first.leading_zeros() as usize);
+    (number.len() - start) * 8 - zeros
+}
+
+/// The length of a big-endian number. (`key_size` of x509-parser counts whole bytes.)
+fn bit_length(number: &[u8]) -> usize {
+    let significant = number.iter().position(|byte| *byte != 0).map_or(&[][..], |first| &number[first..]);
+    significant.len() * 8 - significant.first().map_or(0, |byte| byte.leading_zeros() as usize)
 }
 
 fn key_ids(certificate: &X509Certificate<'_>) -> Vec<String> {

@@ -122,13 +122,22 @@ fn verify_path(
     summarize(id, leaf, chain, &path, roots).ok_or_else(|| Code::ChainUntrusted.into())
 }
 
-/// Refuse a path that webpki allows: CAs that may not sign, and a root outside its own validity.
+/// Refuse a path that webpki allows: CAs that may not sign, more CAs than the root wants below it, and a root outside its
+/// own validity.
 fn accept_path(path: &VerifiedPath<'_>, roots: &Roots, now: i64) -> Result<(), webpki::Error> {
     let may_sign = |ca: &webpki::Cert<'_>| Certificate::parse(&ca.der()).is_ok_and(|facts| profile::may_sign(&facts));
     if !path.intermediate_certificates().all(may_sign) {
         return Err(webpki::Error::EndEntityUsedAsCa);
     }
     let (root, _) = roots.facts_of(path.anchor()).ok_or(webpki::Error::UnknownIssuer)?;
+    let below = path.intermediate_certificates().count();
+    if root.path_length.is_some_and(|longest| below > longest as usize) {
+        return Err(webpki::Error::PathLenConstraintViolated);
+    }
+    let below = path.intermediate_certificates().count();
+    if root.path_length.is_some_and(|most| usize::try_from(most).is_ok_and(|most| below > most)) {
+        return Err(webpki::Error::PathLenConstraintViolated);
+    }
     let time = |seconds: i64| UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
     if now < root.not_before {
         return Err(webpki::Error::CertNotValidYet { time: time(now), not_before: time(root.not_before) });
