@@ -215,8 +215,7 @@ def _word(text: str, node: yaml_text.Node) -> yaml_text.Scalar:
 
 def _parse(top: Section, findings: Findings, places: _Places) -> Config:
     trust_domain = top.require("trust_domain", TrustDomain.parse, TrustDomain.parse("missing"))
-    if not list(top.items("broker")):
-        findings.add(top.node.at, "broker", "is missing: the address of a broker, as host:port")
+    top.require_some("broker", "the address of a broker, as host:port")
     data_dir = top.parse("data_dir", settings.path, places.state)
     config = Config(
         trust_domain=trust_domain,

@@ -126,17 +126,17 @@ def parse_inbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fin
 def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, findings: Findings) -> Outbound:
     """Read one item of `outbound`."""
     section = Section(node, key, _OUTBOUND, findings)
-    for needed in ("expect", "addresses"):
-        if not list(section.items(needed)):
-            findings.add(node.at, section.path(needed), "is missing or empty")
+    section.require_some("expect", "the IDs that the peer may have")
+    section.require_some("addresses", "where the peer may be found")
     found = Outbound(
         **_common(section, trust_domain, _local_address),
         expect=section.each("expect", lambda value: IdPattern.parse(value, trust_domain)),
         addresses=section.each("addresses", settings.host_port),
         mode=section.parse("mode", _mode, None),
     )
-    if found.mode is not None and found.on_tcp:
-        findings.add(node.at, section.path("mode"), "a file mode has a meaning for a Unix socket only")
+    mode = section.get("mode")
+    if mode is not None and found.on_tcp:
+        findings.add(mode.at, section.path("mode"), "a file mode has a meaning for a Unix socket only")
     return found
 
 

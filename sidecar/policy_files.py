@@ -14,7 +14,7 @@ SUFFIXES = (".yaml", ".yml")
 def read_policy(path: Path, trust_domain: TrustDomain) -> PolicySet:
     """Read a file, or every YAML file below a folder. Raise ConfigError."""
     try:
-        return segments.accept(_documents(path), trust_domain)
+        return segments.accept(_documents(path), trust_domain)[0]
     except segments.PolicyErrors as error:
         raise ConfigError([str(found) for found in error.findings]) from error
     except (OSError, UnicodeDecodeError) as error:

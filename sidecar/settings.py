@@ -31,7 +31,9 @@ class Findings:
 
     def add(self, at: object, key: str, message: str) -> None:
         """Note a problem of one key."""
-        self.lines.append(f"{at}: {key}: {message}" if key else f"{at}: {message}")
+        line = f"{at}: {key}: {message}" if key else f"{at}: {message}"
+        if line not in self.lines:
+            self.lines.append(line)
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with all of them."""
@@ -132,6 +134,12 @@ class Section:
             yield from node.items
         elif node is not None:
             self.findings.add(node.at, self.path(key), "must be a list")
+
+    def require_some(self, key: str, what: str) -> None:
+        """Note a list that is missing or empty."""
+        node = self.get(key)
+        if node is None or (isinstance(node, yaml_text.Sequence) and not node.items):
+            self.findings.add(self.node.at, self.path(key), f"is missing or empty: {what}")
 
     def _scalar(self, key: str, node: yaml_text.Node, parser: Callable[[str], T], default: T) -> T:
         if not isinstance(node, yaml_text.Scalar):

@@ -87,8 +87,8 @@ def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: 
     if trust_domain not in {one.trust_domain for one in found if one.x509_roots}:
         raise UpdateRefused("bundle_missing", f"the update has no X.509 authority of {trust_domain} itself")
     revocations = tuple(parts["revocations"].revocations.revocations)
-    if any(one.WhichOneof("kind") is None for one in revocations):
-        raise UpdateRefused("unknown_revocation", "the update has a revocation of an unknown kind")
+    for revocation in revocations:
+        _check_revocation(revocation, trust_domain)
     view = View(
         trust_domain,
         synced=True,

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sidecar without a server: its holder is filled by the tests, its auth socket is real."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from firedoor.certs import Selector, TrustDomain, parse_x509_svid
+from firedoor.mtls import Core
+from firedoor.sidecar import config
+from firedoor.sidecar.attestor import Names, rule_of
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.identities import Identity
+from firedoor.sidecar.keys import Key, public_key_of
+from firedoor.sidecar.view import Entry, View
+from tests.simulator import SimulatedTrustDomain
+
+TD = TrustDomain.parse("example.org")
+
+
+def entry(path: str, *selectors: str, **fields: object) -> Entry:
+    """Return an entry; its ID is the path's last word unless given."""
+    given = {
+        "id": path.rpartition("/")[2],
+        "federates_with": (),
+        "hint": "",
+        "created_at": 0,
+        "expires_at": 0,
+        "revision": (0,),
+        "store_svid": False,
+        **fields,
+    }
+    found = frozenset(Selector.parse(one) for one in selectors)
+    return Entry(spiffe_id=TD.with_path(path), selectors=found, **given)  # type: ignore[arg-type]
+
+
+def identity(trust: SimulatedTrustDomain, one: Entry, **fields: object) -> Identity:
+    """Issue an SVID for an entry."""
+    made = trust.svid(one.spiffe_id.path, **fields)
+    svid = parse_x509_svid(made.chain)
+    key = Key(made.key_der, public_key_of(made.chain[0]))
+    return Identity(one, svid, key, (svid.authority_id,), renew_at=float(svid.not_after))
+
+
+@dataclass
+class Bench:
+    """A trust domain, and a holder that publishes to a real core."""
+
+    trust: SimulatedTrustDomain
+    holder: Holder
+    core: Core
+
+    def entitle(self, *entries: Entry, issue: bool = True, others: tuple[SimulatedTrustDomain, ...] = ()) -> None:
+        """Make these the entries, with SVIDs for those that have none."""
+        view = View(TD, synced=True, generation=(1, 1)).with_entries(entries)
+        self.holder.set(view=view.with_bundles(self.trust.bundles(*others).values()))
+        if issue:
+            held = [self.holder.identities.get(one.id) or identity(self.trust, one) for one in entries]
+            self.holder.set(identities=held)
+
+    def rotate(self, one: Entry) -> Identity:
+        """Issue a new SVID for an entry."""
+        fresh = identity(self.trust, one)
+        self.holder.set(identities=[*{**self.holder.identities, one.id: fresh}.values()])
+        return fresh
+
+
+@pytest.fixture
+def trust() -> SimulatedTrustDomain:
+    return SimulatedTrustDomain("example.org", at=int(time.time()))
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    found = Core(data_threads=1)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def bench(trust: SimulatedTrustDomain, core: Core) -> Bench:
+    names = Names()
+    first = View(TD, bundles=trust.bundles())
+    return Bench(trust, Holder(core, first, time.time, lambda selectors: rule_of(selectors, names)), core)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Config:
+    """A configuration with everything below a temporary folder."""
+    flags = {
+        "trust_domain": "example.org",
+        "broker": "127.0.0.1:1",
+        "auth_socket": str(tmp_path / "auth.sock"),
+        "admin_socket": str(tmp_path / "admin.sock"),
+        "data_dir": str(tmp_path / "data"),
+        "metrics": "off",
+    }
+    found = config.load(None, {}, flags)
+    found.data_dir.mkdir(mode=0o700)
+    found.run_dir.mkdir(mode=0o700)
+    return found

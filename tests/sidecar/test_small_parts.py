@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clock, back-off, renewal times, records, logs, metrics."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from firedoor.sidecar import metrics
+from firedoor.sidecar.backoff import FIRST_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Backoff
+from firedoor.sidecar.clock import Clock
+from firedoor.sidecar.identities import renewal_time
+from firedoor.sidecar.logs import Json, Text
+from firedoor.sidecar.records import LARGEST_BACKLOG_BYTES, RotatingFile, Sink
+
+
+class Times:
+    """Two clocks that the test sets."""
+
+    def __init__(self) -> None:
+        self.wall, self.monotonic = 1000.0, 50.0
+        self.steps: list[float] = []
+        self.clock = Clock(lambda: self.wall, lambda: self.monotonic, self.steps.append)
+
+    def pass_by(self, seconds: float, wall: float | None = None) -> float:
+        self.monotonic += seconds
+        self.wall += seconds if wall is None else wall
+        return self.clock.now()
+
+
+def test_clock_follows_the_wall() -> None:
+    times = Times()
+    assert times.pass_by(5) == 1005
+    assert times.pass_by(5, wall=500) == 1505
+
+
+def test_clock_never_goes_back() -> None:
+    times = Times()
+    assert times.pass_by(5, wall=-3600) == 1005
+    assert times.pass_by(5) == 1010
+    assert times.steps == [pytest.approx(3605)]
+
+
+def test_small_steps_are_not_told() -> None:
+    times = Times()
+    assert times.pass_by(1, wall=-200) == 1001
+    assert times.steps == []
+
+
+def test_clock_is_told_again_after_it_caught_up() -> None:
+    times = Times()
+    times.pass_by(1, wall=-3600)
+    times.pass_by(1, wall=7200)
+    times.pass_by(1, wall=-3600)
+    assert len(times.steps) == 2
+
+
+def middle(low: float, high: float) -> float:
+    return (low + high) / 2
+
+
+def test_backoff_grows_to_its_bound_and_begins_anew() -> None:
+    backoff = Backoff(uniform=middle)
+    waits = [backoff.failed() for _ in range(20)]
+    assert waits[0] == FIRST_SECONDS
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_SECONDS
+    backoff.reset()
+    assert backoff.failed() == FIRST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "expected"),
+    [(None, LONGEST_SECONDS), (10.0, 5.0), (0.1, SHORTEST_SECONDS), (-5.0, LONGEST_SECONDS)],
+    ids=["nothing_expires", "before_expiry", "no_busy_loop", "expired_already"],
+)
+def test_backoff_tries_again_before_expiry(expires_in: float | None, expected: float) -> None:
+    backoff = Backoff(uniform=middle)
+    for _ in range(20):
+        backoff.failed()
+    assert backoff.failed(expires_in) == expected
+
+
+def test_renewal_at_half_life_with_jitter() -> None:
+    times = [renewal_time(1000, 1100) for _ in range(200)]
+    assert 1045 <= min(times) < 1048
+    assert 1052 < max(times) <= 1055
+
+
+LINE = b'{"n": 1}\n'
+
+
+def rotating(tmp_path: Path, lines: int, keep: int = 2) -> RotatingFile:
+    return RotatingFile(tmp_path / "log" / "d.jsonl", len(LINE) * lines, keep)
+
+
+def files(tmp_path: Path) -> dict[str, int]:
+    return {one.name: one.read_bytes().count(b"\n") for one in sorted((tmp_path / "log").iterdir())}
+
+
+def test_rotation_by_size(tmp_path: Path) -> None:
+    sink = Sink(rotating(tmp_path, 3))
+    for _ in range(11):
+        sink.put(LINE)
+    sink.close()
+    assert files(tmp_path) == {"d.jsonl": 2, "d.jsonl.1": 3, "d.jsonl.2": 3}
+    assert (sink.written, sink.lost) == (11, 0)
+
+
+def test_restart_goes_on_in_the_same_file_and_ends_a_broken_line(tmp_path: Path) -> None:
+    Sink(rotating(tmp_path, 10)).put(LINE)
+    with (tmp_path / "log/d.jsonl").open("ab") as file:
+        file.write(b'{"half')
+    Sink(rotating(tmp_path, 10)).put(LINE)
+    lines = (tmp_path / "log/d.jsonl").read_bytes().splitlines()
+    assert lines == [b'{"n": 1}', b'{"half', b'{"n": 1}']
+
+
+class Full:
+    """An output that can be full."""
+
+    def __init__(self) -> None:
+        self.full = True
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        if self.full:
+            raise OSError(28, os.strerror(28))
+        self.data += data
+
+    def close(self) -> None:
+        pass
+
+
+def test_records_wait_for_room(caplog: pytest.LogCaptureFixture) -> None:
+    output = Full()
+    sink = Sink(output)
+    sink.put(LINE)
+    sink.put(LINE)
+    assert caplog.text.count("cannot be written") == 1
+    output.full = False
+    sink.put(b"")
+    assert output.data == LINE * 2
+    assert (sink.written, sink.lost) == (2, 0)
+
+
+def test_losses_are_counted() -> None:
+    output = Full()
+    sink = Sink(output)
+    batch = LINE * (LARGEST_BACKLOG_BYTES // len(LINE) // 4 + 1)
+    for _ in range(8):
+        sink.put(batch)
+    output.full = False
+    sink.close()
+    count = batch.count(b"\n")
+    assert (sink.written + sink.lost, sink.lost > 0) == (8 * count, True)
+    assert output.data.count(b"\n") == sink.written
+
+
+def record(**fields: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"msg": "hello %s", "args": ("you",), "levelname": "INFO", "created": 0.5})
+    vars(made).update(fields)
+    return made
+
+
+def test_text_and_json_lines() -> None:
+    assert Text().format(record(who="a\nb")) == '1970-01-01T00:00:00.500Z info    hello you who="a\\nb"'
+    assert json.loads(Json().format(record(n=1))) == {
+        "time": "1970-01-01T00:00:00.500Z",
+        "level": "info",
+        "message": "hello you",
+        "n": 1,
+    }
+
+
+async def get(address: str, request: bytes) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    answer = (await reader.read()).decode()
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    head, _, body = answer.partition("\r\n\r\n")
+    return head.split("\r\n")[0].removeprefix("HTTP/1.1 "), body
+
+
+async def test_metrics_server() -> None:
+    missing = ["an SVID"]
+    values = {"denied": 3.0, "connections_live": 2.0}
+    server = metrics.MetricsServer(metrics.Snapshot(lambda: values, lambda: [("spiffe://a/b", 7)]), lambda: missing)
+    await server.start("127.0.0.1:0")
+    try:
+        assert await get(server.address, b"GET /live HTTP/1.1\r\n\r\n") == ("200 OK", "live\n")
+        assert await get(server.address, b"GET /ready HTTP/1.1\r\n\r\n") == (
+            "503 Service Unavailable",
+            "missing: an SVID\n",
+        )
+        missing.clear()
+        assert await get(server.address, b"GET /ready HTTP/1.1\r\n\r\n") == ("200 OK", "ready\n")
+        _, text = await get(server.address, b"GET /metrics?x HTTP/1.1\r\n\r\n")
+        assert "firedoor_denied_total 3.0" in text
+        assert "firedoor_connections_live 2.0" in text
+        assert 'firedoor_svid_expiry_seconds{spiffe_id="spiffe://a/b"} 7.0' in text
+        assert (await get(server.address, b"GET /x HTTP/1.1\r\n\r\n"))[0] == "404 Not Found"
+        assert (await get(server.address, b"POST /live HTTP/1.1\r\n\r\n"))[0] == "405 Method Not Allowed"
+        assert (await get(server.address, b"GET " + b"x" * 9000 + b"\r\n\r\n"))[0] == ""
+    finally:
+        await server.stop()
