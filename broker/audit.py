@@ -81,7 +81,7 @@ class Audit:
         self.write({"type": "audit", "event": event, **fields})
 
     def write(self, *records: Mapping[str, Any]) -> None:
-        """Append records with one write(2), so that lines of several never mix. Raise StorageError."""
+        """Append records in one system call, so that lines of several never mix. Raise StorageError."""
         if self._descriptor is None:
             return
         time = datetime.fromtimestamp(self._clock(), UTC).isoformat().replace("+00:00", "Z")

@@ -7,8 +7,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
-import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -69,6 +67,9 @@ class Broker:
         self._servers: list[grpc.aio.Server] = []
         self._missing = ["start-up"]
         self._stack = contextlib.AsyncExitStack()
+        # Set when the broker should be stopped, by a signal or because a part of it failed.
+        self.ended = asyncio.Event()
+        self.failed = False
         self.listen = ""
         self.metrics_address = ""
 
@@ -162,7 +163,7 @@ class Broker:
         await self._open_web()
         for work in (self.pusher.run(), self._tick_loop(), self._prune_loop()):
             task = asyncio.create_task(work)
-            task.add_done_callback(_ended)
+            task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
 
     def _open_admin_folder(self) -> None:
@@ -202,10 +203,17 @@ class Broker:
         await asyncio.gather(*(one.stop(_GRACE) for one in self._servers))
         await self._stack.aclose()
 
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        """Ask to be stopped when a loop ends that must not: that is a bug, and a supervisor starts the broker anew."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("a part of the broker ended that must not", exc_info=error)
+            self.failed = True
+            self.ended.set()
+
     def _cut(self, agent_id: SpiffeId) -> None:
-        """Close what an agent has open: its streams, and its connections."""
-        self.pusher.cut(agent_id)
+        """Close what an agent has open: its connections, and its streams."""
         self.front.close_callers(str(agent_id))
+        self.pusher.cut(agent_id)
 
     def _metrics_text(self) -> bytes:
         self.metrics.entries.set(len(self.state.entries))
@@ -275,10 +283,3 @@ async def _survive(what: str, work: Coroutine[Any, Any, None]) -> None:
         await work
     except (BrokerError, CertsError) as error:
         _log.error("%s: %s", what, error)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    """Go down when a loop ends that must not: that is a bug, and a supervisor starts the broker anew."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.critical("a part of the broker ended that must not; stopping", exc_info=error)
-        os.kill(os.getpid(), signal.SIGTERM)

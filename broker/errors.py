@@ -154,9 +154,13 @@ class NotEntitled(WorkloadError):
 
 
 class NotAdmitted(WorkloadError):
-    """The segment does not admit the ID."""
+    """The segment does not admit the ID. `redacted` is the sentence without a selector's value, for logs."""
 
     code = "not_admitted"
+
+    def __init__(self, message: str, redacted: str = "") -> None:
+        super().__init__(message)
+        self.redacted = redacted or message
 
 
 class BrokerFault(BrokerError):

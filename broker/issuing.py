@@ -38,7 +38,7 @@ from firedoor.certs import (
     issue_x509,
     parse_csr,
 )
-from firedoor.segments import Refused, check_admission
+from firedoor.segments import AdmissionRefused, Refused, check_admission
 
 if TYPE_CHECKING:
     from firedoor.broker.attest import AttestedNode
@@ -95,7 +95,8 @@ def authorize_workload(
     try:
         admitted = check_admission(policy.current.policy, entry.spiffe_id, entry=entry.selectors, node=node)
     except Refused as error:
-        raise NotAdmitted(str(error)) from None
+        # Agents and logs learn which selector it is, not its value.
+        raise NotAdmitted(error.redacted if isinstance(error, AdmissionRefused) else str(error)) from None
     return _proof(
         admitted.spiffe_id,
         entry.x509_svid_ttl or default_ttl,

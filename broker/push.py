@@ -157,7 +157,8 @@ class Pusher:
                 ready = []
                 await asyncio.sleep(0)
                 began = time.perf_counter()
-        self._control.publish(ready)
+        if ready:
+            self._control.publish(ready)
         self._metrics.generation.set(self._state.generation.number)
 
     def _view(self, agent_id: SpiffeId) -> bytes | None:

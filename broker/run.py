@@ -29,7 +29,7 @@ def run(config: Config) -> int:
     log.set_up(config.log_format, config.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        asyncio.run(_serve(config))
+        return asyncio.run(_serve(config))
     except (BrokerError, CertsError, PolicyErrors, mtls.MtlsError) as error:
         _log.critical("the broker cannot start: %s", error)
         return _EXIT_OPERATOR
@@ -51,9 +51,10 @@ async def _serve(config: Config) -> None:
     await broker.start()
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     print(ready_line(broker), flush=True)
-    await ended.wait()
+    await broker.ended.wait()
     _log.info("stopping")
     await broker.stop()
+    return _EX_SOFTWARE if broker.failed else 0
 
 
 async def _reread(broker: Broker) -> None:

@@ -76,10 +76,12 @@ class State:
             return run(connection), bump(connection)
 
         def applied(result: tuple[T, Generation]) -> None:
-            apply(result[0])
             self.generation = result[1]
-            for watcher in self._watchers:
-                watcher()
+            try:
+                apply(result[0])
+            finally:
+                for watcher in self._watchers:
+                    watcher()
 
         value, _ = await self.database.write(bumped, applied)
         return value

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
@@ -20,7 +21,7 @@ from firedoor.broker.rpc.listing import filter_selectors, matches, page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.certs import CertsError, SpiffeId
-from firedoor.segments import Refused, check_entry
+from firedoor.segments import AdmissionRefused, Refused, check_entry
 from firedoor.wire import entry_pb2, types
 
 if TYPE_CHECKING:
@@ -69,18 +70,15 @@ class EntryService:
         """Create entries, each by itself. What its segment does not admit is refused here already."""
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
-        for message in _batch(request.entries):
-            status, entry = await self._create(message)
-            results.append(
-                entry_pb2.BatchCreateEntryResponse.Result(
-                    status=status, entry=show(entry_message(entry), mask) if entry else None
-                )
-            )
-            records.append(self._record(entry, message, status))
+        for message, outcome in zip(
+            request.entries, await asyncio.gather(*map(self._create, _batch(request.entries))), strict=True
+        ):
+            results.append(entry_pb2.BatchCreateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
+            records.append(self._record(outcome, message))
         call.audit["each"] = records
         return entry_pb2.BatchCreateEntryResponse(results=results)
 
-    async def _create(self, message: types.Entry) -> tuple[types.Status, Entry | None]:
+    async def _create(self, message: types.Entry) -> _Outcome:
         try:
             entry = parse_entry(message, self._state.trust_domain)
             entry = replace(entry, id=entry.id or str(uuid.uuid4()), created_at=self._state.clock.now())
@@ -90,10 +88,10 @@ class EntryService:
             )
         except AlreadyExists as error:
             # SPIRE returns the entry that is there, so that a client can go on with it.
-            return status_of(error).in_batch(), self._similar(message)
+            return _Outcome(status_of(error).in_batch(), self._similar(message))
         except (BrokerError, CertsError) as error:
-            return _in_batch(error, "failed to convert entry: "), None
-        return OK.in_batch(), entry
+            return _refusal(error)
+        return _Outcome(OK.in_batch(), entry)
 
     async def BatchUpdateEntry(
         self, request: entry_pb2.BatchUpdateEntryRequest, call: Call
@@ -103,17 +101,13 @@ class EntryService:
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
         for message in _batch(request.entries):
-            status, entry = await self._update(message, input_mask)
-            results.append(
-                entry_pb2.BatchUpdateEntryResponse.Result(
-                    status=status, entry=show(entry_message(entry), mask) if entry else None
-                )
-            )
-            records.append(self._record(entry, message, status))
+            outcome = await self._update(message, input_mask)
+            results.append(entry_pb2.BatchUpdateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
+            records.append(self._record(outcome, message))
         call.audit["each"] = records
         return entry_pb2.BatchUpdateEntryResponse(results=results)
 
-    async def _update(self, message: types.Entry, mask: types.EntryMask | None) -> tuple[types.Status, Entry | None]:
+    async def _update(self, message: types.Entry, mask: types.EntryMask | None) -> _Outcome:
         try:
             if not message.id:
                 raise InvalidRequest("missing entry ID")
@@ -130,28 +124,24 @@ class EntryService:
                 lambda connection: update_entry(connection, entry), lambda _: self._state.entries.put(entry)
             )
         except (BrokerError, CertsError) as error:
-            return _in_batch(error, "failed to convert entry: "), None
-        return OK.in_batch(), entry
+            return _refusal(error)
+        return _Outcome(OK.in_batch(), entry)
 
     async def BatchDeleteEntry(
         self, request: entry_pb2.BatchDeleteEntryRequest, call: Call
     ) -> entry_pb2.BatchDeleteEntryResponse:
         """Delete entries, each by itself, and revoke what was issued through them."""
         results, records = [], []
-        for entry_id in _batch(request.ids):
-            try:
-                await self._delete(entry_id)
-                status = OK.in_batch()
-            except BrokerError as error:
-                status = status_of(error).in_batch()
+        statuses = await asyncio.gather(*map(self._delete, _batch(request.ids)))
+        for entry_id, status in zip(request.ids, statuses, strict=True):
             results.append(entry_pb2.BatchDeleteEntryResponse.Result(status=status, id=entry_id))
-            records.append({"entry_id": entry_id[:255], **_outcome(status)})
+            records.append({"entry_id": entry_id[:255], **_Outcome(status).record()})
         call.audit["each"] = records
         return entry_pb2.BatchDeleteEntryResponse(results=results)
 
-    async def _delete(self, entry_id: str) -> None:
+    async def _delete(self, entry_id: str) -> types.Status:
         if not entry_id:
-            raise InvalidRequest("missing entry ID")
+            return status_of(InvalidRequest("missing entry ID")).in_batch()
         now = self._state.clock.now()
 
         def run(connection: Connection) -> list[Revoked]:
@@ -162,7 +152,11 @@ class EntryService:
             self._state.entries.remove(entry_id)
             self._state.revoked(revoked)
 
-        await self._state.change(run, apply)
+        try:
+            await self._state.change(run, apply)
+        except BrokerError as error:
+            return status_of(error).in_batch()
+        return OK.in_batch()
 
     def _admit(self, entry: Entry) -> None:
         """Refuse an entry that its segment could never admit; which node it runs on is known at the signature only."""
@@ -173,7 +167,7 @@ class EntryService:
         try:
             check_entry(policy, entry.spiffe_id, entry=entry.selectors)
         except Refused as error:
-            raise NotAdmitted(str(error)) from None
+            raise NotAdmitted(str(error), error.redacted if isinstance(error, AdmissionRefused) else "") from None
 
     def _present(self, entry_id: str) -> Entry:
         entry = self._state.entries.get(entry_id)
@@ -186,10 +180,11 @@ class EntryService:
         same = (e for e in self._state.entries.with_spiffe_id(entry.spiffe_id) if e.similarity == entry.similarity)
         return next(same, None) or self._state.entries.get(entry.id)
 
-    def _record(self, entry: Entry | None, message: types.Entry, status: types.Status) -> dict[str, Any]:
+    def _record(self, outcome: _Outcome, message: types.Entry) -> dict[str, Any]:
         """Return what the audit log keeps of an entry: selectors by type and key, an unused join token hashed."""
+        entry = outcome.entry
         if entry is None:
-            return {"entry_id": message.id[:255], **_outcome(status)}
+            return {"entry_id": message.id[:255], **outcome.record()}
         spent = entry.parent_id in self._state.agents
         return {
             "entry_id": entry.id,
@@ -197,7 +192,7 @@ class EntryService:
             "parent_id": str(entry.parent_id) if spent else redact_id(str(entry.parent_id)),
             "selectors": sorted(selector.redacted for selector in entry.selectors),
             "admin": entry.admin,
-            **_outcome(status),
+            **outcome.record(),
         }
 
     def _filtered(
@@ -309,11 +304,23 @@ def _batch(items: Sequence[Any]) -> Sequence[Any]:
     return items
 
 
-def _in_batch(error: Exception, prefix: str) -> types.Status:
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one entry of a batch. `noted` is the status's sentence for the audit log, where it differs."""
+
+    status: types.Status
+    entry: Entry | None = None
+    noted: str = ""
+
+    def shown(self, mask: types.EntryMask | None) -> types.Entry | None:
+        return show(entry_message(self.entry), mask) if self.entry else None
+
+    def record(self) -> dict[str, Any]:
+        return {"status_code": self.status.code, "status_message": self.noted or self.status.message}
+
+
+def _refusal(error: Exception) -> _Outcome:
     status = status_of(error)
-    message = f"{prefix}{status.message}" if isinstance(error, InvalidRequest) else status.message
-    return replace(status, message=message).in_batch()
-
-
-def _outcome(status: types.Status) -> dict[str, Any]:
-    return {"status_code": status.code, "status_message": status.message}
+    message = f"failed to convert entry: {status.message}" if isinstance(error, InvalidRequest) else status.message
+    noted = error.redacted if isinstance(error, NotAdmitted) else ""
+    return _Outcome(replace(status, message=message).in_batch(), noted=noted)
