@@ -78,10 +78,10 @@ async def test_py_spiffe_source_sees_a_rotation(socket: str, bench: Bench) -> No
     try:
         updated = threading.Event()
         source.subscribe_for_updates(updated.set)
-        before = source.svid.leaf.serial_number
+        before = source.get_x509_context().default_svid.leaf.serial_number
         fresh = bench.rotate(A)
         assert await in_thread(lambda: updated.wait(10))
-        assert source.svid.leaf.serial_number == int(fresh.svid.serial, 16) != before
+        assert source.get_x509_context().default_svid.leaf.serial_number == int(fresh.svid.serial, 16) != before
     finally:
         await in_thread(source.close)
 
