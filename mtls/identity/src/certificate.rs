@@ -149,12 +149,6 @@ fn bits(number: &[u8]) -> usize {
     (number.len() - start) * 8 - zeros
 }
 
-/// The length of a big-endian number. (`key_size` of x509-parser counts whole bytes.)
-fn bit_length(number: &[u8]) -> usize {
-    let significant = number.iter().position(|byte| *byte != 0).map_or(&[][..], |first| &number[first..]);
-    significant.len() * 8 - significant.first().map_or(0, |byte| byte.leading_zeros() as usize)
-}
-
 fn key_ids(certificate: &X509Certificate<'_>) -> Vec<String> {
     let key = &certificate.public_key().subject_public_key.data;
     let computed = hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, key).as_ref());

@@ -134,10 +134,6 @@ fn accept_path(path: &VerifiedPath<'_>, roots: &Roots, now: i64) -> Result<(), w
     if root.path_length.is_some_and(|longest| below > longest as usize) {
         return Err(webpki::Error::PathLenConstraintViolated);
     }
-    let below = path.intermediate_certificates().count();
-    if root.path_length.is_some_and(|most| usize::try_from(most).is_ok_and(|most| below > most)) {
-        return Err(webpki::Error::PathLenConstraintViolated);
-    }
     let time = |seconds: i64| UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
     if now < root.not_before {
         return Err(webpki::Error::CertNotValidYet { time: time(now), not_before: time(root.not_before) });
