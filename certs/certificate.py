@@ -7,6 +7,7 @@ refused, and nothing but `ValueError` of this module's one function has to be ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -58,10 +59,16 @@ class Certificate:
 
     der: bytes
     raw: x509.Certificate
+    # Lower-case hex without leading zeros.
+    serial: str
+    # DER of the names. `cryptography` would read them attribute by attribute and warn of what a peer wrote there.
+    subject: bytes
+    issuer: bytes
+    # Whether it is signed with an algorithm that counts.
+    signature_allowed: bool
     not_before: int
     not_after: int
     key: object | None
-    subject_empty: bool
     uris: tuple[str, ...]
     dns_names: tuple[str, ...]
     names: tuple[x509.GeneralName, ...]
@@ -76,14 +83,9 @@ class Certificate:
     authority_key_id: str
 
     @property
-    def serial(self) -> str:
-        """The serial number in lower-case hex without leading zeros."""
-        return format(self.raw.serial_number, "x")
-
-    @property
-    def signature_allowed(self) -> bool:
-        """Whether the certificate is signed with an algorithm that counts."""
-        return self.raw.signature_algorithm_oid in _SIGNATURES
+    def subject_empty(self) -> bool:
+        """Whether the subject has no attribute at all."""
+        return self.subject == b"\x30\x00"
 
     @property
     def authority_id(self) -> str:
@@ -103,6 +105,7 @@ def read_certificate(der: bytes) -> Certificate:
 
 def _read(der: bytes) -> Certificate:
     certificate = x509.load_der_x509_certificate(der)
+    issuer, subject = _names(certificate.tbs_certificate_bytes)
     extensions = certificate.extensions
     san = _find(extensions, x509.SubjectAlternativeName)
     basic = _find(extensions, x509.BasicConstraints)
@@ -113,10 +116,13 @@ def _read(der: bytes) -> Certificate:
     return Certificate(
         der=der,
         raw=certificate,
+        serial=format(certificate.serial_number, "x"),
+        subject=subject,
+        issuer=issuer,
+        signature_allowed=certificate.signature_algorithm_oid in _SIGNATURES,
         not_before=int(certificate.not_valid_before_utc.timestamp()),
         not_after=int(certificate.not_valid_after_utc.timestamp()),
         key=_key(certificate),
-        subject_empty=not certificate.subject.rdns,
         uris=tuple(san.value.get_values_for_type(x509.UniformResourceIdentifier)) if san else (),
         dns_names=tuple(san.value.get_values_for_type(x509.DNSName)) if san else (),
         names=tuple(san.value) if san else (),
@@ -130,6 +136,18 @@ def _read(der: bytes) -> Certificate:
         unknown_critical=any(each.critical and each.oid not in _PROCESSED for each in extensions),
         authority_key_id=(authority.value.key_identifier or b"").hex() if authority else "",
     )
+
+
+def _names(tbs: bytes) -> tuple[bytes, bytes]:
+    """Return issuer and subject of a TBSCertificate: version, serial, signature, issuer, validity, subject."""
+    rest = memoryview(tbs)[_header(memoryview(tbs)) :]
+    # The version has the only context tag up to here, and `cryptography` has refused version 1 with extensions.
+    fields = []
+    for _ in range(6 if rest[0] == 0xA0 else 5):
+        length = _element_length(rest)
+        fields.append(bytes(rest[:length]))
+        rest = rest[length:]
+    return fields[-3], fields[-1]
 
 
 def _find(extensions: x509.Extensions, kind: type[_T]) -> x509.Extension[_T] | None:
@@ -164,26 +182,33 @@ def split_der(blob: bytes) -> list[bytes]:
     view = memoryview(blob)
     while view:
         length = _element_length(view)
-        if length > len(view) or len(parts) == MAX_CERTIFICATES:
-            raise ValueError("truncated or too many")
+        if view[0] != 0x30 or length > len(view) or len(parts) == MAX_CERTIFICATES:
+            raise ValueError("no SEQUENCE, truncated, or too many")
         parts.append(bytes(view[:length]))
         view = view[length:]
     return parts
 
 
 def _element_length(view: memoryview) -> int:
-    """Return the length of the SEQUENCE at the start, its header included (X.690 section 8.1.3)."""
-    if len(view) < 2 or view[0] != 0x30:
-        raise ValueError("not a SEQUENCE")
+    """Return the length of the DER element at the start, its header included (X.690 section 8.1.3)."""
+    header = _header(view)
+    content = view[1] if header == 2 else int.from_bytes(view[2:header])
+    return header + content
+
+
+def _header(view: memoryview) -> int:
+    """Return how many bytes tag and length take; no tag and no length here needs more than one and four."""
+    if len(view) < 2:
+        raise ValueError("truncated")
     if view[1] < 0x80:
-        return 2 + view[1]
+        return 2
     octets = view[1] & 0x7F
     if not 1 <= octets <= 3 or len(view) < 2 + octets:
         raise ValueError("bad length")
-    return 2 + octets + int.from_bytes(view[2 : 2 + octets])
+    return 2 + octets
 
 
-def pem_encode(ders: list[bytes] | tuple[bytes, ...]) -> str:
+def pem_encode(ders: Iterable[bytes]) -> str:
     """Return the certificates as PEM blocks, one after the other."""
     pems = (x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM) for der in ders)
     return b"".join(pems).decode("ascii")

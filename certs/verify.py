@@ -137,7 +137,7 @@ class _PathBuilder:
     def _issues(self, issuer: Certificate, path: Sequence[Certificate]) -> bool:
         """Say whether `issuer` may stand above the path and signed its last certificate (RFC 5280 section 6.1)."""
         subject = path[-1]
-        if subject.raw.issuer != issuer.raw.subject or profile.first_broken(profile.CA, issuer) is not None:
+        if subject.issuer != issuer.subject or profile.first_broken(profile.CA, issuer) is not None:
             return False
         # CAs below this one: all of the path but the leaf.
         if issuer.path_length is not None and len(path) - 1 > issuer.path_length:
