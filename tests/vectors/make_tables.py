@@ -258,6 +258,7 @@ def _member_questions() -> list[Json]:
         ),
         _ask("the same flow with a member", TRAINING, REGISTRY, 7000, "tcp", _yes("anyone")),
         _ask("the trust domain itself", "spiffe://td", REGISTRY, 7000, "tcp", _no("unknown_source")),
+        _ask("what agents stand below", "spiffe://td/spire", REGISTRY, 7000, "tcp", _no("unknown_source")),
         _ask(
             "an agent",
             "spiffe://td/spire/agent/join_token/x",
