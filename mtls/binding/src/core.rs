@@ -16,7 +16,7 @@ use firedoor_proxy::Proxy;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::control::ControlServer;
+use crate::control::{ControlClient, ControlServer};
 use crate::errors;
 use crate::front::{Connector, Front, Kind};
 use crate::material::Material;
@@ -167,7 +167,13 @@ impl Core {
 
     fn control_server(&self) -> PyResult<ControlServer> {
         self.0.check_running()?;
-        ControlServer::open(&self.0)
+        Ok(ControlServer::open(&self.0))
+    }
+
+    #[pyo3(signature = (*, addresses, as_id, expect))]
+    fn control_client(&self, addresses: Vec<String>, as_id: &str, expect: &str) -> PyResult<ControlClient> {
+        self.0.check_running()?;
+        ControlClient::open(&self.0, addresses, as_id, expect)
     }
 
     /// Open an inbound or outbound data-path listener from its JSON form.

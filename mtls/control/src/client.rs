@@ -130,7 +130,7 @@ impl Running {
             Ok(opened) => opened,
             Err(error) => return format!("the connection broke: {error}"),
         };
-        let _driver = AbortOnDrop(tokio::task::spawn(async move {
+        let _driver = AbortOnDrop(Handle::current().spawn(async move {
             // Its end is the end of the stream, which says why.
             _ = driver.await;
         }));

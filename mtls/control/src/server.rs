@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use bytes::Bytes;
 use firedoor_front::{ControlReceiver, WakeSource};
 use firedoor_identity::MaterialStore;
 use tokio::runtime::Handle;
@@ -30,7 +31,7 @@ impl ControlServer {
         let serving = hub.clone();
         runtime.spawn(async move {
             while let Some(connection) = arriving.recv().await {
-                tokio::task::spawn(serving.clone().serve(connection));
+                Handle::current().spawn(serving.clone().serve(connection));
             }
         });
         Self(hub)
@@ -38,7 +39,7 @@ impl ControlServer {
 
     /// Set the latest message of each agent in each group. Live streams get it at once, later ones after their Hello;
     /// a message that has not left yet is replaced.
-    pub fn publish(&self, groups: &[(Vec<String>, Vec<u8>)]) -> Result<(), ViewTooLarge> {
+    pub fn publish(&self, groups: &[(Vec<String>, Bytes)]) -> Result<(), ViewTooLarge> {
         if let Some((_, view)) = groups.iter().find(|(_, view)| view.len() > MAX_FROM_BROKER) {
             return Err(ViewTooLarge(view.len()));
         }

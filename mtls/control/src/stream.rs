@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -53,7 +54,7 @@ impl Views {
         let (ended, end) = oneshot::channel();
         let messages = Streaming::new_request(Unread, request, None, Some(MAX_FROM_SIDECAR));
         let reader = Reader { agent: seat.agent().clone(), number, events: events.clone() };
-        let reading = tokio::task::spawn(async move {
+        let reading = Handle::current().spawn(async move {
             // The other end of either channel is gone when the stream is, and this task with it.
             let status = reader.read(messages, said_hello).await;
             _ = ended.send(status);
