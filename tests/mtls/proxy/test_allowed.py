@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One allowed connection through both ends, and what it leaves behind."""
+
+import json
+
+from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, World, asks, eventually
+
+
+def test_a_request_is_carried_and_recorded_once_at_each_end(world: World) -> None:
+    world.publish()
+    inbound = world.inbound()
+    with world.connect(world.outbound(inbound.address)) as link:
+        assert asks(link, b"hello") == b"hello"
+        assert world.app.accepted == 1
+        [out] = world.records(world.client, 1)
+        [into] = world.records(world.server, 1)
+        for record, direction in ((out, "outbound"), (into, "inbound")):
+            assert record["direction"] == direction
+            assert record["listener"] == "models"
+            assert (record["source"], record["source_segment"]) == (f"spiffe://td{VLLM}", "inference")
+            assert (record["destination"], record["destination_segment"]) == (f"spiffe://td{MODELS}", "registry")
+            assert (record["port"], record["protocol"]) == (PORT, "tcp")
+            assert (record["decision"], record["reason"], record["flow"]) == ("allowed", "allowed", "pulls")
+            assert (record["generation"], record["revision"]) == ([1, 1], 1)
+        assert out["correlation"] == into["correlation"] != ""
+        assert out["peer_address"] == inbound.address
+        assert out["client"]["uid"] is not None
+        assert out["client"]["pid"] is not None
+        assert into["client"] is None
+        [live] = json.loads(world.server.connections())
+        assert (live["source"], live["flow"]) == (f"spiffe://td{VLLM}", "pulls")
+        assert live["bytes_forward"] == live["bytes_back"] == 5
+    eventually(lambda: world.server.connections() == "[]")
+    assert world.server.stats()["bytes_forward"] == 5
+    assert world.client.drain_records(10) == world.server.drain_records(10) == b""
