@@ -48,7 +48,8 @@ class Holder:
             material(new_view, new_agent, new_identities.values(), self._now(), self._rule_of)
         )
         if view is not None:
-            self.verifier = Verifier(view)
+            self.verifier = Verifier(view, self.verifier)
+        self.verifier.forget(one.svid.serial for one in new_identities.values())
         self.view, self.agent, self.identities = new_view, new_agent, new_identities
         self.refusals = {key: why for key, why in self.refusals.items() if key in new_view.entries}
         self.notify()

@@ -33,6 +33,8 @@ from firedoor.wire import (
 )
 
 RPC_SECONDS = 30.0
+# A call that only asks whether the server knows us.
+PROBE_SECONDS = 5.0
 # SPIRE's batch size, also in its answers (SyncAuthorizedEntries).
 BATCH = 500
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -77,7 +79,6 @@ _REFUSED = frozenset(
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.FAILED_PRECONDITION,
         grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNAUTHENTICATED,
     }
 )
 
@@ -162,7 +163,7 @@ class Server:
         request = agent_pb2.PostStatusRequest(agent_version=version)
         async with self._calling():
             try:
-                await self._agent.PostStatus(request, timeout=RPC_SECONDS)
+                await self._agent.PostStatus(request, timeout=PROBE_SECONDS)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED):
                     raise
