@@ -104,8 +104,10 @@ def read_certificate(der: bytes) -> Certificate:
 
 
 def _read(der: bytes) -> Certificate:
+    serial, issuer, subject = _fields(der)
+    if not _is_positive(serial):
+        raise ValueError("serial number")
     certificate = x509.load_der_x509_certificate(der)
-    issuer, subject = _names(certificate.tbs_certificate_bytes)
     extensions = certificate.extensions
     san = _find(extensions, x509.SubjectAlternativeName)
     basic = _find(extensions, x509.BasicConstraints)
@@ -138,16 +140,26 @@ def _read(der: bytes) -> Certificate:
     )
 
 
-def _names(tbs: bytes) -> tuple[bytes, bytes]:
-    """Return issuer and subject of a TBSCertificate: version, serial, signature, issuer, validity, subject."""
-    rest = memoryview(tbs)[_header(memoryview(tbs)) :]
-    # The version has the only context tag up to here, and `cryptography` has refused version 1 with extensions.
-    fields = []
-    for _ in range(6 if rest[0] == 0xA0 else 5):
+def _fields(der: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return serial, issuer and subject, each as DER (RFC 5280 section 4.1), or raise ValueError."""
+    certificate = memoryview(der)
+    tbs = certificate[_header(certificate) :]
+    rest = tbs[_header(tbs) : _element_length(tbs)]
+    # Version (the only one with a context tag), serial, signature, issuer, validity, subject.
+    fields: list[bytes] = []
+    while len(fields) < 6:
         length = _element_length(rest)
+        if not fields and rest[0] != 0xA0:
+            raise ValueError("not version 3")
         fields.append(bytes(rest[:length]))
         rest = rest[length:]
-    return fields[-3], fields[-1]
+    return fields[1], fields[3], fields[5]
+
+
+def _is_positive(serial: bytes) -> bool:
+    """RFC 5280 section 4.1.2.2. Revocations name serial numbers, so each has one spelling."""
+    content = serial[_header(memoryview(serial)) :]
+    return bool(content) and content[0] < 0x80 and any(content)
 
 
 def _find(extensions: x509.Extensions, kind: type[_T]) -> x509.Extension[_T] | None:

@@ -97,6 +97,18 @@ def _encoding() -> None:
         case(f"certificate of {title}", TD.svid(PATH, extensions=[(filler, False)]), expect)
     case("extension twice", [_twice("2.5.29.15", "2.5.29.99", bytes.fromhex("03020780"))], "malformed_certificate")
     case("SAN twice", [_twice("2.5.29.17", "2.5.29.99", _san(f"spiffe://td{PATH}"))], "malformed_certificate")
+    marked = TD.svid(PATH, serial=0x7A7B7C7D).leaf
+    for title, serial, expect in (
+        ("of four octets", "7a7b7c7e", "ok"),
+        ("that is negative", "fa7b7c7d", "malformed_certificate"),
+    ):
+        chain = [_changed(marked, bytes.fromhex("02047a7b7c7d"), bytes.fromhex("0204" + serial))]
+        case(f"serial number {title}", chain, expect)
+    one = TD.svid(PATH, serial=1).leaf
+    version = bytes.fromhex("a003020102")
+    zero = _changed(one, version + bytes.fromhex("020101"), version + bytes.fromhex("020100"))
+    case("serial number 1", [_changed(one, version, version)])
+    case("serial number 0", [zero], "malformed_certificate")
     flipped = bytearray(good)
     flipped[-1] ^= 1
     case("signature with one bit changed", [bytes(flipped)], "chain_untrusted")
@@ -109,10 +121,15 @@ def _san(uri: str) -> bytes:
 
 
 def _twice(oid: str, placeholder: str, value: bytes) -> bytes:
-    """Return a leaf with an extension that stands in it twice, which no builder writes: renamed, then signed again."""
+    """Return a leaf with an extension that stands in it twice, which no builder writes."""
     extra = x509.UnrecognizedExtension(x509.ObjectIdentifier(placeholder), value)
     leaf = TD.svid(PATH, extensions=[(extra, True)]).leaf
     old, new = (bytes([0x06, 3, 0x55, 0x1D, int(each.rpartition(".")[2])]) for each in (placeholder, oid))
+    return _changed(leaf, old, new)
+
+
+def _changed(leaf: x509.Certificate, old: bytes, new: bytes) -> bytes:
+    """Return the certificate with some bytes replaced by as many others, and signed again."""
     tbs = leaf.tbs_certificate_bytes.replace(old, new)
     signature = TD.authority.key.sign(tbs, ec.ECDSA(hashes.SHA256()))
     algorithm = bytes.fromhex("300a06082a8648ce3d040302")

@@ -65,6 +65,9 @@ impl Certificate {
         if !rest.is_empty() {
             return Err(VerifyError::with(Code::MalformedCertificate, "bytes after the certificate"));
         }
+        if !is_positive(certificate.raw_serial()) {
+            return Err(VerifyError::with(Code::MalformedCertificate, "its serial number is not positive"));
+        }
         check_extensions(&certificate)?;
         Self::read(&certificate).ok_or_else(|| Code::MalformedCertificate.into())
     }
@@ -98,6 +101,11 @@ impl Certificate {
             uri_constraints: uri_constraints(certificate)?,
         })
     }
+}
+
+/// RFC 5280 section 4.1.2.2. Revocations name serial numbers, so each has one spelling.
+fn is_positive(serial: &[u8]) -> bool {
+    serial.first().is_some_and(|first| *first < 0x80) && serial.iter().any(|byte| *byte != 0)
 }
 
 /// Refuse what appears twice and what claims to be a known extension but cannot be read as one.
