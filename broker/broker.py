@@ -190,7 +190,9 @@ class Broker:
         return list(self._missing)
 
     async def reread(self) -> None:
-        """Read the policy files again and open the audit log anew (SIGHUP)."""
+        """Read the policy files again and open the audit log anew (SIGHUP). Nothing happens before it is ready."""
+        if self._missing:
+            return
         self.audit.reopen()
         await self.policy.reread()
 

@@ -19,7 +19,7 @@ from firedoor.broker.db.rows import Generation
 from firedoor.broker.errors import BrokerError
 from firedoor.broker.views import VERSION, Viewer
 from firedoor.certs import CertsError, SpiffeId
-from firedoor.mtls import ControlServer
+from firedoor.mtls import ControlServer, MtlsError
 from firedoor.wire import control_pb2
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Pusher:
     def __init__(self, state: State, policy: PolicyKeeper, control: ControlServer, metrics: Metrics) -> None:
         self._state, self._policy, self._control, self._metrics = state, policy, control, metrics
         self._listening: dict[SpiffeId, Listening] = {}
+        # Agents that left; what is kept for them is dropped at the next change, so that nobody comes back to old news.
+        self._absent: set[SpiffeId] = set()
         self._changed = asyncio.Event()
         self._viewer: tuple[Generation, Viewer] | None = None
         state.watch(self._changed.set)
@@ -94,6 +96,7 @@ class Pusher:
     def cut(self, agent_id: SpiffeId) -> None:
         """Tell an agent nothing more and reset its streams (ban, evict)."""
         self._listening.pop(agent_id, None)
+        self._absent.discard(agent_id)
         self._control.forget(str(agent_id))
 
     # --- what sidecars say --------------------------------------------------------------------------------------
@@ -119,9 +122,10 @@ class Pusher:
         one.streams.add(stream)
         one.agent_version = hello.agent_version[:255]
         one.running = _generation(hello.running) if hello.HasField("running") else None
+        self._absent.discard(agent_id)
         view = self._view(agent_id)
         if view is not None:
-            self._control.publish([([str(agent_id)], view)])
+            self._hand_over([([str(agent_id)], view)])
 
     def _ack(self, agent_id: SpiffeId, ack: control_pb2.Ack) -> None:
         one = self._listening.get(agent_id)
@@ -142,24 +146,40 @@ class Pusher:
         one.streams.discard(stream)
         if not one.streams:
             del self._listening[agent_id]
+            self._absent.add(agent_id)
 
     # --- what they are told -------------------------------------------------------------------------------------
 
     async def _publish_all(self) -> None:
         """Compute and hand over every view. A change in the meantime starts it anew afterwards."""
+        for agent_id in self._absent:
+            self._control.forget(str(agent_id))
+        self._absent.clear()
         began, ready = time.perf_counter(), []
         for agent_id in list(self._listening):
             view = self._view(agent_id)
             if view is not None:
                 ready.append(([str(agent_id)], view))
             if time.perf_counter() - began > _SLICE_SECONDS:
-                self._control.publish(ready)
+                self._hand_over(ready)
                 ready = []
                 await asyncio.sleep(0)
                 began = time.perf_counter()
-        if ready:
-            self._control.publish(ready)
+        self._hand_over(ready)
         self._metrics.generation.set(self._state.generation.number)
+
+    def _hand_over(self, views: list[tuple[list[str], bytes]]) -> None:
+        if not views:
+            return
+        try:
+            self._control.publish(views)
+        except MtlsError as error:
+            # One view that is too large must not keep the others from theirs.
+            if len(views) == 1:
+                _log.error("the view of %s cannot be sent: %s", views[0][0][0], error)
+                return
+            for view in views:
+                self._hand_over([view])
 
     def _view(self, agent_id: SpiffeId) -> bytes | None:
         """Return an agent's view, or cut it off when it has none."""

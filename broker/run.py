@@ -20,12 +20,13 @@ from firedoor.segments import PolicyErrors
 _log = logging.getLogger("firedoor.broker")
 # One busy thread costs every gRPC call up to 27 ms with Python's default of 5 ms, and 3 ms with this.
 _SWITCH_SECONDS: Final = 0.0005
-# The configuration is wrong, or something that the broker needs is missing: what `firedoor --help` says of 2.
+# As `firedoor --help` has it: a configuration that is wrong or cannot be used, and a fault of ours.
 _EXIT_OPERATOR: Final = 2
+_EXIT_FAULT: Final = 70
 
 
 def run(config: Config) -> int:
-    """Serve until SIGTERM; print one line when ready. Return the exit code: 0, or 2 when it cannot start."""
+    """Serve until SIGTERM; print one line when ready. Return the exit code: 0, 2 when it cannot start, 70 for a bug."""
     log.set_up(config.log_format, config.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
@@ -33,14 +34,12 @@ def run(config: Config) -> int:
     except (BrokerError, CertsError, PolicyErrors, mtls.MtlsError) as error:
         _log.critical("the broker cannot start: %s", error)
         return _EXIT_OPERATOR
-    return 0
 
 
-async def _serve(config: Config) -> None:
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+async def _serve(config: Config) -> int:
+    loop, broker = asyncio.get_running_loop(), Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    broker = Broker(config)
+        loop.add_signal_handler(number, broker.ended.set)
     rereading: set[asyncio.Task[None]] = set()
 
     def hang_up() -> None:
@@ -48,13 +47,13 @@ async def _serve(config: Config) -> None:
         rereading.add(task)
         task.add_done_callback(rereading.discard)
 
-    await broker.start()
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    await broker.start()
     print(ready_line(broker), flush=True)
     await broker.ended.wait()
     _log.info("stopping")
     await broker.stop()
-    return _EX_SOFTWARE if broker.failed else 0
+    return _EXIT_FAULT if broker.failed else 0
 
 
 async def _reread(broker: Broker) -> None:

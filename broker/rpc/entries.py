@@ -15,7 +15,7 @@ from firedoor.broker.audit import redact_id
 from firedoor.broker.db.entry_rows import delete_entry, insert_entry, update_entry
 from firedoor.broker.db.rows import Revoked, revoke_issued
 from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_spiffe_id
-from firedoor.broker.errors import AlreadyExists, BrokerError, InvalidRequest, NotAdmitted, NotFound
+from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotAdmitted, NotFound
 from firedoor.broker.messages import entry_message
 from firedoor.broker.rpc.listing import filter_selectors, matches, page
 from firedoor.broker.rpc.masks import overlay, show
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SYNC_PAGE: Final = 500
 # Under gRPC's 4 MB with the largest entries that are allowed; more must come in several calls.
 MAX_BATCH: Final = 10_000
+# How often an update starts anew when another one came first.
+_ATTEMPTS: Final = 5
 
 
 class EntryService:
@@ -108,23 +110,32 @@ class EntryService:
         return entry_pb2.BatchUpdateEntryResponse(results=results)
 
     async def _update(self, message: types.Entry, mask: types.EntryMask | None) -> _Outcome:
-        try:
-            if not message.id:
-                raise InvalidRequest("missing entry ID")
-            present = self._present(message.id)
-            wanted = overlay(entry_message(present), message, mask)
-            wanted.id = present.id
-            entry = replace(
-                parse_entry(wanted, self._state.trust_domain),
-                revision_number=present.revision_number + 1,
-                created_at=present.created_at,
-            )
-            self._admit(entry)
-            await self._state.change(
-                lambda connection: update_entry(connection, entry), lambda _: self._state.entries.put(entry)
-            )
-        except (BrokerError, CertsError) as error:
-            return _refusal(error)
+        for _ in range(_ATTEMPTS):
+            present = self._state.entries.get(message.id)
+            try:
+                return await self._replace(message, mask)
+            except (BrokerError, CertsError) as error:
+                # Somebody else changed it in between: start from what is there now.
+                if not isinstance(error, NotFound) or self._state.entries.get(message.id) is present:
+                    return _refusal(error)
+        return _refusal(Conflict("the entry is changing too often; try again"))
+
+    async def _replace(self, message: types.Entry, mask: types.EntryMask | None) -> _Outcome:
+        if not message.id:
+            raise InvalidRequest("missing entry ID")
+        present = self._present(message.id)
+        wanted = types.Entry()
+        wanted.CopyFrom(overlay(entry_message(present), message, mask))
+        wanted.id = present.id
+        entry = replace(
+            parse_entry(wanted, self._state.trust_domain),
+            revision_number=present.revision_number + 1,
+            created_at=present.created_at,
+        )
+        self._admit(entry)
+        await self._state.change(
+            lambda connection: update_entry(connection, entry), lambda _: self._state.entries.put(entry)
+        )
         return _Outcome(OK.in_batch(), entry)
 
     async def BatchDeleteEntry(

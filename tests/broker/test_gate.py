@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may call what: the table covers every method, and each kind of caller is refused what is not its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from firedoor.broker.rpc.matrix import MATRIX, Who
+from firedoor.certs import KeyType, generate_key, make_csr, parse_x509_svid
+from firedoor.wire import (
+    admin_pb2,
+    agent_pb2,
+    bundle_grpc,
+    bundle_pb2,
+    entry_grpc,
+    entry_pb2,
+    health_pb2,
+    svid_pb2,
+)
+from tests.broker.harness import RunningBroker, spiffe_id
+
+SERVICES = [
+    agent_pb2.DESCRIPTOR.services_by_name["Agent"],
+    bundle_pb2.DESCRIPTOR.services_by_name["Bundle"],
+    entry_pb2.DESCRIPTOR.services_by_name["Entry"],
+    svid_pb2.DESCRIPTOR.services_by_name["SVID"],
+    admin_pb2.DESCRIPTOR.services_by_name["PolicyAdmin"],
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
+]
+METHODS = [(f"/{service.full_name}/{method.name}", method) for service in SERVICES for method in service.methods]
+UNARY = [path for path, method in METHODS if not method.client_streaming and not method.server_streaming]
+
+
+def test_every_method_has_a_row_and_every_row_a_method() -> None:
+    assert {path for path, _ in METHODS} == set(MATRIX)
+    assert all(MATRIX.values())
+
+
+async def status(channel: grpc.aio.Channel, path: str) -> str:
+    try:
+        await channel.unary_unary(path)(b"")
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+async def test_an_anonymous_caller_may_do_what_anyone_may(broker: RunningBroker) -> None:
+    channel = broker.client().channel
+    for path in UNARY:
+        if path.startswith("/grpc.health"):
+            # Not registered on this server at all.
+            assert await status(channel, path) == "UNIMPLEMENTED"
+        elif Who.ANYONE in MATRIX[path]:
+            assert await status(channel, path) == "OK", path
+        else:
+            assert await status(channel, path) == "PERMISSION_DENIED", path
+
+
+async def test_an_agent_may_do_what_agents_may(broker: RunningBroker) -> None:
+    agent = await broker.attest()
+    for path in UNARY:
+        if path.startswith("/grpc.health"):
+            continue
+        allowed = MATRIX[path] & {Who.ANYONE, Who.AGENT}
+        assert (await status(agent.channel, path) != "PERMISSION_DENIED") == bool(allowed), path
+
+
+async def test_the_admin_socket_is_not_an_agent(broker: RunningBroker) -> None:
+    for path in UNARY:
+        allowed = MATRIX[path] & {Who.ANYONE, Who.LOCAL}
+        assert (await status(broker.admin, path) != "PERMISSION_DENIED") == bool(allowed), path
+
+
+async def test_an_admin_entry_makes_an_administrator(broker: RunningBroker) -> None:
+    agent = await broker.attest()
+    user = ["unix:user:registry"]
+    made = await broker.entry("/segment/registry/boss", agent.path, user, admin=True)
+    twin = await broker.entry("/segment/registry/clerk", agent.path, user)
+    for entry_id, expected in ((made.id, "OK"), (twin.id, "PERMISSION_DENIED")):
+        key = generate_key(KeyType.EC_P256)
+        (result,) = await agent.sign(entry_id, csr=make_csr(key))
+        workload = broker.client()
+        workload.use(parse_x509_svid(tuple(result.svid.cert_chain)), key)
+        assert await status(workload.channel, "/spire.api.server.entry.v1.Entry/ListEntries") == expected
+        # Neither is an agent.
+        assert await status(workload.channel, "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries") == (
+            "PERMISSION_DENIED"
+        )
+
+
+async def test_what_is_not_served_says_so_to_those_who_may_ask(broker: RunningBroker) -> None:
+    assert await status(broker.admin, "/spire.api.server.svid.v1.SVID/MintJWTSVID") == "UNIMPLEMENTED"
+    assert await status(broker.client().channel, "/spire.api.server.svid.v1.SVID/MintJWTSVID") == "PERMISSION_DENIED"
+
+
+async def test_a_connection_past_the_front_is_nobody(broker: RunningBroker) -> None:
+    """Whoever reaches the private socket has no name that is live, whatever headers it sends."""
+    for name in ("network.sock", "admin.sock"):
+        socket = broker.broker.config.run_dir / name
+        async with grpc.aio.insecure_channel(
+            f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await bundle_grpc.BundleStub(channel).GetBundle(
+                    bundle_pb2.GetBundleRequest(), metadata=(("x-spiffe-id", "spiffe://example.org/spire/server"),)
+                )
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_open_streams_are_authorized_anew(broker: RunningBroker) -> None:
+    agent = await broker.attest()
+    call = entry_grpc.EntryStub(agent.channel).SyncAuthorizedEntries()
+    await call.write(entry_pb2.SyncAuthorizedEntriesRequest())
+    assert (await call.read()).entries == []
+    await broker.agents.DeleteAgent(agent_pb2.DeleteAgentRequest(id=spiffe_id(agent.path)))
+    # Its connections are closed, and its certificate is revoked: it is told nothing more on the stream that it had.
+
+    async def ask() -> None:
+        await call.write(entry_pb2.SyncAuthorizedEntriesRequest(ids=["x"]))
+        await call.read()
+
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+        await ask()
+
+
+async def test_health_is_asked_locally(broker: RunningBroker) -> None:
+    answer = await broker.health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    watch = broker.health.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+
+
+async def test_refusals_are_in_the_audit_log(broker: RunningBroker) -> None:
+    before = len(broker.audit())
+    await status(broker.client().channel, "/spire.api.server.entry.v1.Entry/ListEntries")
+    (record,) = broker.audit()[before:]
+    assert record["status"] == "PERMISSION_DENIED"
+    assert record["caller_id"] == ""
+    assert record["caller_addr"].startswith("127.0.0.1:")
+
+
+async def test_the_admin_socket_is_its_owners_alone(broker: RunningBroker) -> None:
+    config = broker.broker.config
+    assert config.admin_socket.stat().st_mode & 0o777 == 0o600
+    assert config.run_dir.stat().st_mode & 0o777 == 0o700
