@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cores and what stands around them, closed after each test."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,20 @@ from tests.mtls.proxy.datapath import World
 
 
 @pytest.fixture
-def make_world(folder: Path) -> Iterator[Callable[..., World]]:
+def sockets() -> Iterator[Path]:
+    """Yield a folder of ours alone whose path is short enough for Unix sockets."""
+    path = Path(tempfile.mkdtemp(prefix="fd-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def make_world(sockets: Path) -> Iterator[Callable[..., World]]:
     """Yield a maker of worlds; see `datapath`."""
     made: list[World] = []
 
     def make(**arguments: Any) -> World:
-        made.append(World(folder, **arguments))
+        made.append(World(sockets, **arguments))
         return made[-1]
 
     yield make

@@ -175,7 +175,7 @@ def test_alpn_is_ours_or_none(world: World, alpn: tuple[str, ...]) -> None:
 def test_another_alpn_is_refused(world: World) -> None:
     world.publish_server()
     inbound = world.inbound()
-    with pytest.raises(ssl.SSLError, match="(?i)no.application.protocol"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
         dial_tls(inbound.address, world.vllm, world.folder, alpn=("h2",))
     [record] = world.records(world.server, 1)
     assert record["reason"] == "handshake_failed"

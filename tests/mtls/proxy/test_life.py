@@ -292,6 +292,6 @@ def test_two_listeners_do_not_share_a_name(world: World) -> None:
 def test_an_address_in_use_is_said(world: World) -> None:
     world.publish()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(mtls.ListenError, match="cannot listen on"):
             world.inbound(listen=address)

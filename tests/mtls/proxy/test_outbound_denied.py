@@ -226,7 +226,7 @@ def test_the_next_address_is_tried_until_one_proves_the_expectation(world: World
         wrong_core.publish(world.material([with_key(other)]))
         wrong = world.inbound(wrong_core, **{"as": str(other.id)})
         with socket.create_server(("127.0.0.1", 0)) as nobody:
-            closed = "127.0.0.1:%d" % nobody.getsockname()[1]
+            closed = f"127.0.0.1:{nobody.getsockname()[1]}"
         listener = world.outbound("no-such-host.invalid:1", closed, plain.address, wrong.address, right.address)
         assert exchange(listener.address) == b"ping"
         [record] = world.records(world.client, 1)
