@@ -23,7 +23,7 @@ from firedoor.segments.errors import (
 )
 from firedoor.segments.explain import Decided, Explanation, explain, nearest_answer
 from firedoor.segments.findings import Finding, Position, Severity
-from firedoor.segments.lint import accept, lint
+from firedoor.segments.linter import accept, lint
 from firedoor.segments.listeners import ListenerFlows, Protocol, flows_for_listener
 from firedoor.segments.model import (
     API_VERSION,

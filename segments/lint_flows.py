@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lint checks on flows; `lint.py` lists them."""
+"""The lint checks on flows; `linter.py` lists them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lint checks on segments; `lint.py` lists them."""
+"""The lint checks on segments; `linter.py` lists them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from firedoor.segments.errors import QuestionError
 from firedoor.segments.listeners import Protocol
 from firedoor.segments.model import PolicySet, Segment
 
-_HTTP: Final = re.compile(r"([A-Za-z]+) +(?:https?://)?([^/\s]*)(/\S*)")
+_HTTP: Final = re.compile(r"([A-Za-z-]+) +(?:https?://)?([^/\s]*)(/\S*)")
 _GRPC: Final = re.compile(r"grpc +/?([A-Za-z0-9_.]+)/([A-Za-z0-9_]+)")
 _SEGMENT: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -62,9 +62,10 @@ def parse_action(text: str) -> Asked:
     text = text.strip()
     if text == "tcp":
         return Asked("tcp")
-    if found := _GRPC.fullmatch(text):
-        return Asked("grpc", grpc_service=found[1], grpc_method=found[2])
-    if found := _HTTP.fullmatch(text):
+    if text.startswith("grpc "):
+        if found := _GRPC.fullmatch(text):
+            return Asked("grpc", grpc_service=found[1], grpc_method=found[2])
+    elif found := _HTTP.fullmatch(text):
         return Asked("http", method=found[1], authority=found[2], path=found[3])
     raise QuestionError("an action is written `tcp`, `GET /path`, `GET host/path` or `grpc package.Service/Method`")
 

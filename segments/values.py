@@ -64,7 +64,7 @@ def _parses(text: str) -> bool:
 def name(node: Node, _: Reading) -> str:
     """Read the name of a segment or flow."""
     text = scalar(node, "text", "a name")
-    if text in ("*", "**", "any", "all"):
+    if text in ("*", "**"):
         raise Bad(
             "wildcard_subject", node, f"`{text}` would name everybody", "name each segment that is meant, a flow each"
         )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the shared vectors: `python tests/vectors/generate.py [svid]`.
+"""Write the shared vectors: `python tests/vectors/generate.py [svid] [compiled]`.
 
 Tests in both languages read what is committed; run this after adding a case. IDs and patterns come out the same each
-time. Keys and signatures of certificates do not, so those are written only when `svid` is given as an argument.
+time. Keys and signatures of certificates do not, so those are written only when `svid` is given as an argument; and
+what policies compile to is taken from the compiler, so that is written only when `compiled` is given.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.vectors import make_ids, make_paths, make_svids, make_tables  # noqa: E402
+from tests.vectors import make_compiled, make_ids, make_paths, make_svids, make_tables  # noqa: E402
 
 
 def write(path: str, value: object) -> None:
@@ -29,6 +30,9 @@ def main(arguments: list[str]) -> None:
     write("policy/id_patterns.json", make_ids.id_patterns())
     if "svid" in arguments:
         write("svid/cases.json", {"cases": make_svids.svids()})
+    if "compiled" in arguments:
+        for name, value in make_compiled.all_compiled().items():
+            write(f"policy/compiled/{name}.json", value)
     write("policy/paths.json", make_paths.paths())
     write("policy/path_patterns.json", make_paths.path_patterns())
     write("policy/tables.json", make_tables.tables())
