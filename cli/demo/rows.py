@@ -290,7 +290,7 @@ def _flows() -> list[Row]:
             "denied",
             by("inference", "s3", "astray"),
             "tools",
-            Denial("inference", "astray", ("unexpected_peer",)),
+            Denial("inference", "astray", ("unexpected_id",)),
         ),
     ]
 
@@ -312,7 +312,7 @@ def _without_a_sidecar(kept: Kept) -> list[Row]:
             "port_not_named",
         ),
         row("anybody", "TLS, no certificate", "denied", straight(lambda _: None), "no_certificate"),
-        row("anybody", "no TLS", "denied", straight(None), "not_tls"),
+        row("anybody", "no TLS", "denied", straight(None), "handshake_failed"),
         row(
             "a stranger",
             "SVID of inference, signed by itself",
@@ -334,7 +334,7 @@ def _without_a_sidecar(kept: Kept) -> list[Row]:
 
 def _local() -> list[Row]:
     auth, out = "auth socket of inference", "outbound listener of inference"
-    denial = Denial("inference", "models", ("client_unknown",))
+    denial = Denial("inference", "models", ("client_not_entitled",))
     return [
         Row("user of inference", auth, "fetch X.509-SVID", "allowed", at_auth_socket("inference", "inference")),
         Row(
