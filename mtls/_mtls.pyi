@@ -138,14 +138,22 @@ class ControlServer:
     def publish(self, views: Sequence[tuple[Sequence[str], bytes]]) -> None:
         """Set the latest message of each agent ID in each group; live streams get it at once, later ones on connect.
 
-        An older message that has not left yet is replaced, never queued behind.
+        An older message that has not left yet is replaced, never queued behind. Nothing is sent before a stream's
+        Hello. Raise MtlsError when a message is larger than 64 MiB; nothing is published then.
         """
 
     def drain(self, limit: int) -> list[tuple[Literal["hello", "ack", "nack", "closed"], str, int, bytes]]:
-        """Return waiting events as (kind, agent ID, stream number, encoded FromSidecar)."""
+        """Return waiting events as (kind, agent ID, stream number, encoded FromSidecar).
+
+        Of each stream there wait at most its Hello, its latest Ack or Nack, and "closed" if its Hello was drained. The
+        parts of a FromSidecar have not been looked at: they may be malformed.
+        """
 
     def forget(self, agent_id: str) -> int:
-        """Drop an agent's view and reset its streams (ban, evict); return how many streams there were."""
+        """Drop an agent's view and break its connections (ban, evict); return how many streams there were.
+
+        It may connect again, which is a new "hello".
+        """
 
     def streams(self) -> int: ...
 
@@ -290,3 +298,6 @@ def verify_svid(
 
 def canonical_path(target: str) -> list[str]:
     """Return the decoded segments of an HTTP request target's path; raise MtlsError when it is ambiguous."""
+
+def check_path_pattern(text: str) -> None:
+    """Raise MtlsError unless the text is a path pattern of an `http` action."""
