@@ -130,9 +130,14 @@ def load_revocations(connection: Connection) -> dict[tuple[str, str], Revoked]:
 
 
 def revoke_issued(connection: Connection, column: str, value: str, reason: str, now: int) -> list[Revoked]:
-    """Revoke by serial everything that lives and was issued through an agent or an entry; return what is new."""
+    """Revoke by serial every workload SVID that lives and was issued through an agent or entry; return what is new.
+
+    Not the agent's own: at our front it must still get as far as the refusal that tells it what to do (SPIRE's agents
+    too end at AGENT_BANNED), and no segment takes it.
+    """
     known = select(revocations.c.value).where(revocations.c.kind == "serial")
     where = (issued.c[column] == value) & (issued.c.not_after > now) & issued.c.serial.not_in(known)
+    where &= issued.c.entry_id != ""
     found = connection.execute(select(issued.c.serial, issued.c.not_after).where(where))
     made = [Revoked("serial", row.serial, 0, reason, row.not_after) for row in found]
     if made:

@@ -70,14 +70,13 @@ class AgentService:
         self, requests: AsyncIterator[agent_pb2.AttestAgentRequest], call: Call
     ) -> AsyncIterator[agent_pb2.AttestAgentResponse]:
         """Check a node's evidence and sign its agent SVID."""
+        call.audit["event"] = "attest"
         self._limits.attestation(call.caller)
         first = await anext(requests, None)
         if first is None or not first.HasField("params"):
             raise InvalidRequest("malformed param: missing params")
         params = first.params
-        call.audit.update(
-            event="attest", attestation_type=params.data.type[:64], payload_hash=digest(params.data.payload)
-        )
+        call.audit.update(attestation_type=params.data.type[:64], payload_hash=digest(params.data.payload))
         try:
             agent, svid = await self._attest(params)
         except Exception:
@@ -135,9 +134,9 @@ class AgentService:
 
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, call: Call) -> agent_pb2.RenewAgentResponse:
         """Sign a new SVID for an agent; the present one counts until the new one is used."""
-        self._limits.signing(call.caller, 1)
         agent = call.the_agent()
         call.audit.update(event="renew", agent_id=str(agent.id))
+        self._limits.signing(call.caller, 1)
         proof = authorize_renewal(agent, self._ttl)
         if not request.HasField("params"):
             raise InvalidRequest("params cannot be nil")

@@ -42,14 +42,13 @@ class SvidService:
             raise InvalidRequest("missing parameters")
         if len(request.params) > MAX_BATCH:
             raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
-        self._limits.signing(call.caller, len(request.params))
         agent_id = call.the_agent().id
+        call.audit.update(event="issue", agent_id=str(agent_id))
+        self._limits.signing(call.caller, len(request.params))
         orders = [self._order(agent_id, param) for param in request.params]
         wanted = [order for order in orders if isinstance(order, Order)]
         made = iter(await self._signer.issue(wanted))
         answers = [next(made) if isinstance(order, Order) else order for order in orders]
-        call.audit["event"] = "issue"
-        call.audit["agent_id"] = str(agent_id)
         call.audit["each"] = [self._record(*pair) for pair in zip(request.params, answers, strict=True)]
         return svid_pb2.BatchNewX509SVIDResponse(results=[_result(answer) for answer in answers])
 
