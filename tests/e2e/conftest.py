@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A broker and sidecars as processes of their own, started as an operator would."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import pytest
+import spiffe
+
+from firedoor.wire import (
+    admin_grpc,
+    admin_pb2,
+    agent_grpc,
+    agent_pb2,
+    bundle_grpc,
+    bundle_pb2,
+    entry_grpc,
+    entry_pb2,
+    types,
+)
+
+T = TypeVar("T")
+
+DEADLINE = 30.0
+UID = f"uid:{os.geteuid()}"
+POLICY = f"""\
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: inference}}
+spec:
+  function: inference
+  trust: medium
+  mode: enforce
+  members: ["spiffe://{{td}}/segment/inference/**"]
+  admission: {{entry: ["unix:{UID}"], node: []}}
+---
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: registry}}
+spec:
+  function: registry
+  trust: high
+  mode: enforce
+  members: ["spiffe://{{td}}/segment/registry/**"]
+  admission: {{entry: ["unix:{UID}"], node: []}}
+---
+apiVersion: firedoor.dev/v1alpha1
+kind: Flow
+metadata: {{name: inference-pulls-models}}
+spec:
+  owner: ml-platform
+  reason: model weights at start-up
+  from: {{segment: inference}}
+  to: {{segment: registry, port: 9000}}
+  allow: [{{tcp: {{}}}}]
+"""
+
+
+def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """Wait until a condition holds and return its value."""
+    end = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.05)
+
+
+class Program:
+    """A `firedoor` process; its stderr goes to a file."""
+
+    def __init__(self, log: Path, *words: str) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "firedoor.cli", *words]
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
+
+    def ready(self) -> str:
+        """Wait for the line on stdout."""
+        assert self.process.stdout
+        found, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
+        line = self.process.stdout.readline().decode() if found else ""
+        assert "ready" in line, f"{line!r}\n{self.text}"
+        return line
+
+    @property
+    def text(self) -> str:
+        """What it has logged."""
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        """End it with no chance to say anything."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Ask it to end and return its exit code."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE)
+
+    def wait(self) -> int:
+        """Return the exit code when it ends by itself."""
+        return self.process.wait(DEADLINE)
+
+    def close(self) -> None:
+        """Make sure that nothing is left."""
+        self.kill()
+        assert self.process.stdout
+        self.process.stdout.close()
+
+
+class World:
+    """One trust domain: a broker, and what is needed to start sidecars."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = "127.0.0.1:0"
+        self.programs: list[Program] = []
+        (folder / "policy.yaml").write_text(POLICY)
+
+    def start_broker(self, *words: str) -> Program:
+        """Start the broker, at the same port as before."""
+        folder = self.folder
+        broker = self._start(
+            "broker.log",
+            *("broker", "run", "--trust-domain", "example.org", "--listen", self.address, "--metrics", "off"),
+            *("--data-dir", str(folder / "broker"), "--admin-socket", str(folder / "b.sock")),
+            *("--segments", str(folder / "policy.yaml"), *words),
+        )
+        line = broker.ready()
+        found = re.search(r"listen=(\S+)", line)
+        assert found, line
+        self.address = found.group(1)
+        return broker
+
+    def start_sidecar(self, *words: str, name: str = "s") -> Program:
+        """Start a sidecar."""
+        return self._start(
+            f"{name}.log",
+            *("sidecar", "run", "--trust-domain", "example.org", "--broker", self.address, "--metrics", "off"),
+            *("--bootstrap-bundle", str(self.folder / "bundle.json"), "--join-token-file", str(self.folder / "token")),
+            *("--auth-socket", str(self.auth_socket(name)), "--admin-socket", str(self.folder / f"{name}-admin.sock")),
+            *("--data-dir", str(self.folder / name), *words),
+        )
+
+    def _start(self, log: str, *words: str) -> Program:
+        program = Program(self.folder / log, *words)
+        self.programs.append(program)
+        return program
+
+    def auth_socket(self, name: str = "s") -> Path:
+        return self.folder / f"{name}-auth.sock"
+
+    def admin(self) -> grpc.Channel:
+        """Return a channel to the broker's admin socket."""
+        return grpc.insecure_channel(f"unix:{self.folder / 'b.sock'}")
+
+    def enrol(self) -> str:
+        """Write bundle and join token for the next sidecar, and return the ID that its agent will have."""
+        from firedoor.certs import TrustBundle, TrustDomain
+
+        with self.admin() as channel:
+            bundle = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=10)
+            token = agent_grpc.AgentStub(channel).CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=600), timeout=10)
+        roots = [one.asn1 for one in bundle.x509_authorities]
+        text = TrustBundle.of(TrustDomain.parse("example.org"), roots).to_json()
+        (self.folder / "bundle.json").write_bytes(text)
+        (self.folder / "token").write_text(token.value + "\n")
+        return f"/spire/agent/join_token/{token.value}"
+
+    def create_entry(self, parent: str, path: str, *selectors: str, **fields: object) -> str:
+        """Create an entry and return its ID."""
+        entry = types.Entry(
+            spiffe_id=types.SPIFFEID(trust_domain="example.org", path=path),
+            parent_id=types.SPIFFEID(trust_domain="example.org", path=parent),
+            selectors=[types.Selector(type="unix", value=one) for one in selectors or (UID,)],
+            **fields,  # type: ignore[arg-type]
+        )
+        with self.admin() as channel:
+            stub = entry_grpc.EntryStub(channel)
+            (result,) = stub.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=[entry]), timeout=10).results
+        assert result.status.code == 0, result.status.message
+        return result.entry.id
+
+    def delete_entry(self, entry_id: str) -> None:
+        """Delete an entry."""
+        with self.admin() as channel:
+            request = entry_pb2.BatchDeleteEntryRequest(ids=[entry_id])
+            (result,) = entry_grpc.EntryStub(channel).BatchDeleteEntry(request, timeout=10).results
+        assert result.status.code == 0, result.status.message
+
+    def ban(self, agent: str) -> None:
+        """Ban an agent."""
+        with self.admin() as channel:
+            one = types.SPIFFEID(trust_domain="example.org", path=agent)
+            agent_grpc.AgentStub(channel).BanAgent(agent_pb2.BanAgentRequest(id=one), timeout=10)
+
+    def agents(self) -> list[str]:
+        """Return the paths of all attested agents."""
+        with self.admin() as channel:
+            found = agent_grpc.AgentStub(channel).ListAgents(agent_pb2.ListAgentsRequest(), timeout=10).agents
+        return [one.id.path for one in found]
+
+    def status(self, name: str = "s") -> admin_pb2.GetStatusResponse | None:
+        """Return a sidecar's status; None when it does not answer."""
+        with grpc.insecure_channel(f"unix:{self.folder / f'{name}-admin.sock'}") as channel:
+            try:
+                return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5)
+            except grpc.RpcError:
+                return None
+
+    def api(self, name: str = "s") -> spiffe.WorkloadApiClient:
+        """Return py-spiffe's client of a sidecar's auth socket."""
+        return spiffe.WorkloadApiClient(f"unix://{self.auth_socket(name)}", default_timeout=10)
+
+    def close(self) -> None:
+        """End every program."""
+        for program in reversed(self.programs):
+            program.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    found = World(tmp_path)
+    yield found
+    found.close()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a join token to an SVID in a program that we did not write, through rotations, outages and kills."""
+
+import json
+import socket
+import threading
+
+import grpc
+import pytest
+import spiffe
+from spiffe.workloadapi.errors import FetchX509SvidError
+
+from firedoor.wire import workload_grpc, workload_pb2
+from tests.e2e.conftest import UID, Program, World, until
+
+pytestmark = pytest.mark.peer
+
+PATH = "/segment/inference/host/h/svc/vllm"
+ID = f"spiffe://example.org{PATH}"
+HEADER = (("workload.spiffe.io", "true"),)
+
+
+def serial(world: World) -> int:
+    """Return the serial number of the SVID that this process gets."""
+    with world.api() as api:
+        return api.fetch_x509_svid().leaf.serial_number
+
+
+def issued(world: World) -> bool:
+    """Say whether this process gets an SVID."""
+    try:
+        serial(world)
+    except FetchX509SvidError:
+        return False
+    return True
+
+
+@pytest.fixture
+def agent(world: World) -> str:
+    """A broker, a sidecar that has attested, and one entry for this user: the agent's path."""
+    world.start_broker()
+    path = world.enrol()
+    world.start_sidecar().ready()
+    world.create_entry(path, PATH)
+    until(lambda: issued(world), "an SVID")
+    return path
+
+
+def sidecar(world: World) -> Program:
+    return world.programs[-1]
+
+
+def test_svid_and_bundle(world: World, agent: str) -> None:
+    with world.api() as api:
+        svid = api.fetch_x509_svid()
+        bundles = api.fetch_x509_bundles()
+    assert str(svid.spiffe_id) == ID
+    assert [one.trust_domain.name for one in bundles.bundles] == ["example.org"]
+    status = world.status()
+    assert status is not None
+    assert (status.connected, list(status.missing)) == (True, [])
+    assert [(one.spiffe_id, one.segment) for one in status.svids] == [(ID, "inference")]
+
+
+def test_entry_of_another_user_gives_nothing(world: World) -> None:
+    world.start_broker()
+    path = world.enrol()
+    world.start_sidecar().ready()
+    # The twin of this process's own entry, but for one selector.
+    world.create_entry(path, PATH, UID, "supplementary_gid:4000000000")
+    until(lambda: (found := world.status()) and found.svids, "the SVID at the sidecar")
+    with world.api() as api, pytest.raises(FetchX509SvidError, match="no identity issued"):
+        api.fetch_x509_svid()
+    world.create_entry(path, PATH + "-2", UID)
+    until(lambda: issued(world), "an SVID")
+
+
+def test_py_spiffe_sees_rotations(world: World) -> None:
+    world.start_broker()
+    path = world.enrol()
+    world.create_entry(path, PATH, x509_svid_ttl=6)
+    world.start_sidecar().ready()
+    until(lambda: issued(world), "an SVID")
+    serials: list[int] = []
+    three = threading.Event()
+    source = spiffe.X509Source(socket_path=f"unix://{world.auth_socket()}")
+
+    def updated() -> None:
+        serials.append(source.get_x509_context().default_svid.leaf.serial_number)
+        if len(set(serials)) >= 3:
+            three.set()
+
+    try:
+        source.subscribe_for_updates(updated)
+        assert three.wait(30), serials
+    finally:
+        source.close()
+
+
+def test_lost_entitlement_ends_the_stream(world: World, agent: str) -> None:
+    extra = world.create_entry(agent, PATH + "-2")
+    with grpc.insecure_channel(f"unix:{world.auth_socket()}") as channel:
+        stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
+        stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=30)
+        while len(next(stream).svids) != 2:
+            pass
+        world.delete_entry(extra)
+        assert [one.spiffe_id for one in next(stream).svids] == [ID]
+
+
+def test_broker_outage(world: World) -> None:
+    broker = world.start_broker()
+    path = world.enrol()
+    world.create_entry(path, PATH, x509_svid_ttl=20)
+    world.start_sidecar().ready()
+    until(lambda: issued(world), "an SVID")
+    before = serial(world)
+    broker.kill()
+    until(lambda: (found := world.status()) and not found.connected, "the sidecar's notice")
+    assert serial(world) == before
+    world.start_broker()
+    until(lambda: serial(world) != before, "a renewal after the outage")
+    assert world.agents() == [path]
+
+
+def test_sidecar_killed_and_started_again(world: World, agent: str) -> None:
+    sidecar(world).kill()
+    again = world.start_sidecar()
+    again.ready()
+    until(lambda: issued(world), "an SVID")
+    assert world.agents() == [agent]
+    status = world.status()
+    assert status is not None
+    assert status.agent_id == f"spiffe://example.org{agent}"
+    assert again.stop() == 0
+
+
+LISTENER = {
+    "name": "in",
+    "as": ID,
+    "listen": "127.0.0.1:0",
+    "service_port": 9000,
+    "protocol": "tcp",
+    "app": {"address": "127.0.0.1:9"},
+}
+
+
+def listeners() -> tuple[str, str]:
+    return "--inbound", json.dumps([LISTENER])
+
+
+@pytest.mark.parametrize("keep", ["disk", "memory"])
+def test_started_again_while_the_broker_is_down(world: World, keep: str) -> None:
+    words = ("--keep-workload-keys", keep, *listeners())
+    broker = world.start_broker()
+    path = world.enrol()
+    world.create_entry(path, PATH)
+    first = world.start_sidecar(*words)
+    first.ready()
+    before = serial(world)
+    broker.kill()
+    first.kill()
+    again = world.start_sidecar(*words)
+    if keep == "disk":
+        assert "1 identities, 1 listeners" in again.ready()
+        assert serial(world) == before
+        status = world.status()
+        assert status is not None
+        address = status.listeners[0].listen
+        with socket.create_connection((address.rpartition(":")[0], int(address.rpartition(":")[2])), timeout=5):
+            pass
+    else:
+        found = until(lambda: (one := world.status()) and one.missing and one, "a status that says what is missing")
+        assert list(found.missing) == [f"an SVID for {ID}, as inbound listener in is configured"]
+        assert not found.listeners[0].open
+        until(lambda: "keep_workload_keys" in again.text, "a line that says why")
+        world.start_broker()
+        again.ready()
+        assert serial(world) != before
+
+
+def test_ban(world: World, agent: str) -> None:
+    running = sidecar(world)
+    world.ban(agent)
+    assert running.wait() == 4
+    assert "the server has banned this agent" in running.text
+    assert not (world.folder / "s/agent.key").exists()
+    again = world.start_sidecar()
+    assert again.wait() == 4
+
+
+def test_token_is_used_once(world: World, agent: str) -> None:
+    second = world.start_sidecar(name="t")
+    assert second.wait() == 4
+    assert "join token does not exist or has already been used" in second.text
+    assert "firedoor token create" in second.text
+    world.enrol()
+    world.start_sidecar(name="u").ready()
+
+
+def test_wrong_server_is_not_talked_to(world: World) -> None:
+    world.start_broker()
+    world.enrol()
+    program = world.start_sidecar("--trust-domain", "example.com")
+    until(lambda: "not attested yet" in program.text, "a line that says why")
+    assert world.agents() == []
+    world.start_sidecar(name="t").ready()
+    assert len(world.agents()) == 1
