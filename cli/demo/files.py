@@ -157,11 +157,14 @@ def _inbound(world: World, segment: str, name: str, service_port: int, listen: s
 
 
 def _outbound(world: World, segment: str, name: str, expect: str, service_port: int, address: str) -> str:
+    listen = outbound_address(world, segment, name)
+    # Who may use it is decided by the entry of `as`; the file's mode only lets programs come and ask.
+    mode = '    mode: "0666"\n' if listen.startswith("unix:") else ""
     return f"""\
   - name: {name}
     as: {identity(segment)}
-    listen: {outbound_address(world, segment, name)}
-    service_port: {service_port}
+    listen: {listen}
+{mode}    service_port: {service_port}
     protocol: tcp
     expect: ["{identity(expect)}"]
     addresses: ["{world.at(address)}"]

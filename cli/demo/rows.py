@@ -8,7 +8,7 @@ that the row expects: a dead process denies too, and proves nothing. What is nei
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from firedoor.cli.demo import peers
@@ -19,6 +19,9 @@ from firedoor.cli.demo.stage import Stage
 from firedoor.cli.demo.world import LLM_PORT, MODELS_PORT, TOOLS_PORT, UPLOAD_PORT, identity
 
 Verdict = Literal["allowed", "denied", "skipped", "failed"]
+
+# Which certificate a client without a sidecar presents.
+Who = Callable[[Stage], peers.Identity | None]
 
 # What each program writes when a request has reached it.
 APP_LOG = {"models": '"GET /models/llm', "tools": '"POST /mcp', "llm": "call /grpc.health.v1.Health/Check"}
@@ -58,6 +61,8 @@ class Row:
     app: str | None = None
     denial: Denial | None = None
     needs_users: bool = False
+    # How long to wait before the row can be tried.
+    wait: Callable[[], float] = field(default=lambda: 0.0)
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,28 @@ class Result:
 
 
 class Kept:
-    """SVIDs that the rows without a sidecar use; fetched once, as the users that they belong to."""
+    """SVIDs for the rows without a sidecar, fetched as the users that they belong to."""
 
     def __init__(self, stage: Stage) -> None:
         self.inference = self._fetch(stage, "inference", identity("inference"))
-        self.brief = self._fetch(stage, "inference", brief_identity())
         self.training = self._fetch(stage, "training", identity("training"))
         self.forged = peers.forged(identity("inference"))
         self.foreign = peers.foreign("elsewhere.example", "/segment/inference/host/demo/svc/llm")
+        self._old: peers.Identity | None = None
+
+    def fresh(self, stage: Stage) -> peers.Identity:
+        """Return the present SVID of those that live for seconds. The first one is kept."""
+        found = self._fetch(stage, "inference", brief_identity())
+        self._old = self._old or found
+        return found
+
+    def expired(self, stage: Stage) -> peers.Identity:
+        """Return the first one, which has expired by now."""
+        return self._old or self.fresh(stage)
+
+    def seconds_to_expiry(self) -> float:
+        """Return how long the first one is still good for."""
+        return self._old.not_after + 1 - time.time() if self._old else 0.0
 
     @staticmethod
     def _fetch(stage: Stage, segment: str, spiffe_id: str) -> peers.Identity:
@@ -171,9 +190,7 @@ def _told(answer: dict[str, object]) -> Answer:
     return Answer(bool(answer["ok"]), str(answer["detail"]), float(str(answer["ms"])))
 
 
-def straight(
-    who: Callable[[Stage], peers.Identity | None] | None, port: str = "in-models"
-) -> Callable[[Stage], Answer]:
+def straight(who: Who | None, port: str = "in-models") -> Callable[[Stage], Answer]:
     """Come to an inbound listener without a sidecar; `who` None: without TLS."""
 
     def ask(stage: Stage) -> Answer:
@@ -187,19 +204,9 @@ def straight(
     return ask
 
 
-def expired(identity: peers.Identity) -> Callable[[Stage], peers.Identity]:
-    """Wait until an SVID has expired."""
-
-    def wait(stage: Stage) -> peers.Identity:
-        time.sleep(max(0.0, identity.not_after + 1 - time.time()))
-        return identity
-
-    return wait
-
-
 def table(kept: Kept) -> list[Row]:
-    """Return all rows, each denial near its twin that is allowed."""
-    return [*_flows(), *_without_a_sidecar(kept), *_local()]
+    """Return all rows, each denial near its twin that is allowed; the one that must wait comes last."""
+    return [*_flows(), *_without_a_sidecar(kept), *_local(), _too_late(kept)]
 
 
 def _flows() -> list[Row]:
@@ -296,40 +303,27 @@ def _flows() -> list[Row]:
 
 
 def _without_a_sidecar(kept: Kept) -> list[Row]:
-    registry = f"registry:{MODELS_PORT}"
-
-    def row(source: str, action: str, expected: Verdict, ask: Callable[[Stage], Answer], *reasons: str) -> Row:
-        return Row(source, registry, action, expected, ask, "models", Denial("registry", "models", reasons))
-
+    own = "TLS, its own SVID"
     return [
-        row("inference, no sidecar", "TLS, its own SVID", "allowed", straight(lambda _: kept.inference), "no_flow"),
-        row(
-            "training, no sidecar",
-            "TLS, its own SVID",
-            "denied",
-            straight(lambda _: kept.training),
-            "no_flow",
-            "port_not_named",
-        ),
-        row("anybody", "TLS, no certificate", "denied", straight(lambda _: None), "no_certificate"),
-        row("anybody", "no TLS", "denied", straight(None), "handshake_failed"),
-        row(
-            "a stranger",
-            "SVID of inference, signed by itself",
-            "denied",
-            straight(lambda _: kept.forged),
-            "chain_untrusted",
-        ),
-        row(
-            "elsewhere.example",
-            "SVID of another trust domain",
-            "denied",
-            straight(lambda _: kept.foreign),
-            "unknown_trust_domain",
-        ),
-        row("inference, no sidecar", "SVID of seconds, in time", "allowed", straight(lambda _: kept.brief), "no_flow"),
-        row("inference, no sidecar", "the same SVID, expired", "denied", straight(expired(kept.brief)), "expired"),
+        _straight("inference, no sidecar", own, "allowed", lambda _: kept.inference, "no_flow"),
+        _straight("training, no sidecar", own, "denied", lambda _: kept.training, "no_flow", "port_not_named"),
+        _straight("anybody", "TLS, no certificate", "denied", lambda _: None, "no_certificate"),
+        _straight("anybody", "no TLS", "denied", None, "handshake_failed"),
+        _straight("a stranger", "inference's ID, signed by itself", "denied", lambda _: kept.forged, "chain_untrusted"),
+        _straight("elsewhere.example", "SVID of that domain", "denied", lambda _: kept.foreign, "unknown_trust_domain"),
+        _straight("inference, no sidecar", "an SVID of seconds", "allowed", kept.fresh, "no_flow"),
     ]
+
+
+def _too_late(kept: Kept) -> Row:
+    row = _straight("inference, no sidecar", "that SVID, expired", "denied", kept.expired, "expired")
+    return replace(row, wait=kept.seconds_to_expiry)
+
+
+def _straight(source: str, action: str, expected: Verdict, who: Who | None, *reasons: str) -> Row:
+    """Make a row for a client that comes to the registry's inbound listener without a sidecar."""
+    denial = Denial("registry", "models", reasons)
+    return Row(source, f"registry:{MODELS_PORT}", action, expected, straight(who), "models", denial)
 
 
 def _local() -> list[Row]:

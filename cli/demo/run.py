@@ -19,7 +19,7 @@ from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 
 # Between two rounds of the rows while the demo stays up.
-ROUND_SECONDS = 1.0
+ROUND_SECONDS = 0.5
 
 
 def run(*, once: bool, as_json: bool, folder: str | None) -> int:
@@ -95,6 +95,7 @@ def _once(rows: list[Row], stage: Stage, *, as_json: bool) -> int:
     pairs: list[view.Pair] = [(row, None) for row in rows]
     try:
         for place, row in enumerate(rows):
+            time.sleep(max(0.0, row.wait()))
             pairs[place] = (row, judge(row, stage))
             shown.show(pairs, pairs[place])
     finally:
@@ -120,8 +121,9 @@ def _stay(rows: list[Row], stage: Stage) -> int:
     try:
         while True:
             for place, row in enumerate(rows):
-                pairs[place] = (row, judge(row, stage))
-                shown.show(pairs, pairs[place])
+                if row.wait() <= 0:
+                    pairs[place] = (row, judge(row, stage))
+                    shown.show(pairs, pairs[place])
             time.sleep(ROUND_SECONDS)
     except KeyboardInterrupt:
         return Exit.DONE

@@ -30,6 +30,8 @@ from firedoor.wire import (
 )
 
 TOKEN_SECONDS = 600
+# The state of a listening socket in /proc/net/tcp (TCP_LISTEN of the kernel's tcp_states.h).
+_LISTEN = "0A"
 Say = Callable[[str], None]
 
 
@@ -130,10 +132,11 @@ def _firedoor(*words: str | Path) -> list[str | Path]:
 def _listens(port: int) -> bool:
     """Look the listening socket up instead of connecting, so that the program's own count stays at zero."""
     wanted = f":{port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(wanted) and fields[3] == "0A":
-            return True
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):  # grpcio listens on a mapped IPv4 address
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[1].endswith(wanted) and fields[3] == _LISTEN:
+                return True
     return False
 
 

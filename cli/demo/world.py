@@ -19,7 +19,7 @@ TRUST_DOMAIN = "demo.example"
 SERVICES = {"registry": "models", "mcp-tools": "tools", "inference": "llm", "training": "trainer"}
 # A second identity of inference, whose SVIDs live for seconds: one of them is kept until it has expired.
 BRIEF = "brief"
-BRIEF_SECONDS = 10
+BRIEF_SECONDS = 8
 
 # What each service is called in flows, whatever port it gets on this machine.
 MODELS_PORT, UPLOAD_PORT, TOOLS_PORT, LLM_PORT = 9000, 9001, 9200, 8001

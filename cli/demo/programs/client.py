@@ -8,7 +8,6 @@ Reads one JSON object a line from stdin, `{"do": ACTION, "at": ADDRESS, ...}`, a
 import asyncio
 import base64
 import json
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -30,10 +29,10 @@ def s3(at: str, **_: Any) -> str:
 
 
 def s3_fill(at: str, **_: Any) -> str:
-    """Put the model there."""
+    """Put the model there, for everybody who can reach the store."""
     client = _s3_client(at)
-    client.create_bucket(Bucket="models")
-    client.put_object(Bucket="models", Key="llm/weights.bin", Body=b"\0" * 65536)
+    client.create_bucket(Bucket="models", ACL="public-read")
+    client.put_object(Bucket="models", Key="llm/weights.bin", Body=b"\0" * 65536, ACL="public-read")
     return "filled"
 
 
@@ -82,21 +81,7 @@ def svid(at: str, **_: Any) -> str:
         return base64.b64encode(next(iter(stream))).decode()
 
 
-def send_and_close(at: str, **_: Any) -> str:
-    """Connect, send and close at once, as a client that hopes to be gone before anybody asks who it was."""
-    with socket.create_connection(_address(at), timeout=SECONDS) as connection:
-        connection.sendall(b"GET /models/llm/weights.bin HTTP/1.1\r\nHost: models\r\nConnection: close\r\n\r\n")
-    return "sent"
-
-
-def _address(at: str) -> tuple[str, int]:
-    host, _, port = at.rpartition(":")
-    return host, int(port)
-
-
-ACTIONS: dict[str, Callable[..., str]] = {
-    action.__name__: action for action in (s3, s3_fill, mcp, health, svid, send_and_close)
-}
+ACTIONS: dict[str, Callable[..., str]] = {action.__name__: action for action in (s3, s3_fill, mcp, health, svid)}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
