@@ -142,6 +142,7 @@ class PolicyKeeper:
         async with self._lock:
             documents = await asyncio.to_thread(read_files, self._path)
             if documents == self.current.documents:
+                self._metrics.policy_ok.set(1)
                 return
             compiled = await asyncio.to_thread(compile_documents, documents, self._state.trust_domain)
             await self._put_in_force(compiled, None)
