@@ -195,6 +195,33 @@ CASES: dict[str, tuple[str, str, Documents, Documents]] = {
             flow("g", valid={"until": "2026-01-01T00:00:00Z"}, allow=[{"http": {}}]),
         ),
     ),
+    "an ID pattern inside a wider one": (
+        "error",
+        "unreachable_rule",
+        (
+            A,
+            B,
+            flow("f", source={"id": "spiffe://{td}/segment/a/host/**"}),
+            flow("g", source={"id": "spiffe://{td}/segment/a/host/*/svc/x"}),
+        ),
+        (
+            A,
+            B,
+            flow("f", source={"id": "spiffe://{td}/segment/a/host/**"}),
+            flow("g", source={"id": "spiffe://{td}/segment/a/*/*"}),
+        ),
+    ),
+    "a segment whose members a pattern covers": (
+        "error",
+        "unreachable_rule",
+        (A, B, flow("f", source={"id": "spiffe://{td}/segment/a/**"}), flow("g")),
+        (
+            segment("a", members=["spiffe://{td}/segment/a/**", "spiffe://{td}/x"]),
+            B,
+            flow("f", source={"id": "spiffe://{td}/segment/a/**"}),
+            flow("g"),
+        ),
+    ),
     "a grpc method of a service that is allowed whole": (
         "error",
         "unreachable_rule",

@@ -14,10 +14,12 @@ from firedoor.segments import (
     GrpcAction,
     HttpAction,
     Mode,
+    PolicyErrors,
     TcpAction,
     Trust,
     Validity,
     load,
+    parse,
 )
 from tests.segments.conftest import TD, flow, policy, refused, segment, selectors, text
 
@@ -293,6 +295,28 @@ def test_a_long_list_is_refused() -> None:
     members = [f"spiffe://{{td}}/segment/a/{number}" for number in range(1001)]
     assert refused(text(segment("a", members=members))).findings[0].code == "too_many_items"
     assert len(policy(segment("a", members=members[:1000])).segments[0].members) == 1000
+
+
+def test_what_is_no_document() -> None:
+    assert [(found.at.line, found.code) for found in refused("- a\n---\nb: 1\n").findings] == [
+        (1, "wrong_type"),
+        (3, "missing_field"),
+    ]
+
+
+def test_a_file_that_is_not_yaml_does_not_hide_the_others() -> None:
+    with pytest.raises(PolicyErrors) as caught:
+        load([Document("a.yaml", "a: ["), Document("b.yaml", text(flow("f", ownr="x")))], TD)
+    assert [(found.at.file, found.code) for found in caught.value.findings] == [
+        ("a.yaml", "bad_yaml"),
+        ("b.yaml", "unknown_field"),
+    ]
+
+
+def test_too_many_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parse, "MAX_OBJECTS", 2)
+    assert policy(segment("a"), flow("a"))
+    assert refused(text(segment("a"), flow("a"), flow("b"))).findings[0].code == "too_many_objects"
 
 
 def test_findings_are_capped() -> None:
