@@ -35,6 +35,4 @@ def run(options: argparse.Namespace) -> int:
             raise PartMissing(f"the demo needs {name.partition('.')[0]}: pip install 'firedoor[demo]'")
     from firedoor.cli.demo.run import run as run_demo
 
-    return Exit(
-        run_demo(once=options.once or options.output == "json", as_json=options.output == "json", folder=options.dir)
-    )
+    return Exit(run_demo(once=options.once, as_json=options.output == "json", folder=options.dir))

@@ -33,9 +33,9 @@ def run(*, once: bool, as_json: bool, folder: str | None) -> int:
             commands = files.write_commands(world)
             rows = table(Kept(stage))
             if once:
-                return _once(rows, stage, as_json=as_json)
+                return _once(rows, stage, view.JsonLines() if as_json else view.LiveTable())
             _how_to_go_on(world, commands)
-            return _stay(rows, stage)
+            return _stay(rows, stage, view.JsonLines() if as_json else view.LiveTable())
 
 
 def _interrupt(*_: object) -> None:
@@ -90,8 +90,7 @@ def _world(top: Path) -> World:
     return World(top, chosen, separate=True)
 
 
-def _once(rows: list[Row], stage: Stage, *, as_json: bool) -> int:
-    shown: view.JsonLines | view.LiveTable = view.JsonLines() if as_json else view.LiveTable()
+def _once(rows: list[Row], stage: Stage, shown: view.View) -> int:
     pairs: list[view.Pair] = [(row, None) for row in rows]
     try:
         for place, row in enumerate(rows):
@@ -114,15 +113,16 @@ def _how_to_go_on(world: World, commands: Path) -> None:
     _say(f"All commands of this run: {commands}\nCtrl-C ends it.\n")
 
 
-def _stay(rows: list[Row], stage: Stage) -> int:
-    """Try the rows again and again, until Ctrl-C."""
-    shown = view.LiveTable()
+def _stay(rows: list[Row], stage: Stage, shown: view.View) -> int:
+    """Try the rows again and again, until Ctrl-C; show a row when something else comes of it."""
     pairs: list[view.Pair] = [(row, None) for row in rows]
     try:
         while True:
             for place, row in enumerate(rows):
-                if row.wait() <= 0:
-                    pairs[place] = (row, judge(row, stage))
+                if row.wait() > 0:
+                    continue
+                before, pairs[place] = pairs[place], (row, judge(row, stage))
+                if shown.every_time or not view.same(before, pairs[place]):
                     shown.show(pairs, pairs[place])
             time.sleep(ROUND_SECONDS)
     except KeyboardInterrupt:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Showing the rows: a table for people, one JSON object a row for programs."""
 
+from typing import Protocol
+
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -24,8 +26,35 @@ def agrees(pair: Pair) -> bool:
     return result is not None and result.observed == expected(row, result)
 
 
+def same(one: Pair, other: Pair) -> bool:
+    """Say whether the same came of a row both times, latency aside."""
+    return (
+        one[1] is not None
+        and other[1] is not None
+        and (one[1].observed, one[1].why)
+        == (
+            other[1].observed,
+            other[1].why,
+        )
+    )
+
+
+class View(Protocol):
+    """Something that shows rows. `every_time`: it wants each result, not only those that differ."""
+
+    every_time: bool
+
+    def show(self, pairs: list[Pair], latest: Pair) -> None:
+        """Take all rows and the one that has just been tried."""
+
+    def close(self) -> None:
+        """Show the last state, if that is not done yet."""
+
+
 class JsonLines:
     """One object a line, as each row is known."""
+
+    every_time = False
 
     def show(self, pairs: list[Pair], latest: Pair) -> None:
         """Print the row that has just been tried."""
@@ -50,6 +79,8 @@ class JsonLines:
 
 class LiveTable:
     """A table that is drawn again at each row; on something that is no terminal it is drawn once, at the end."""
+
+    every_time = True
 
     def __init__(self) -> None:
         self._console = Console(width=None)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the demo says denied: only with the sidecar's own record of the refusal, for the reason that is expected."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from firedoor.cli.demo import records, rows, view
+from firedoor.cli.demo.processes import Child, Children
+from firedoor.cli.demo.stage import Stage
+from firedoor.cli.demo.world import SERVICES, World
+
+DENIED = {"decision": "denied", "listener": "models", "direction": "inbound", "reason": "no_flow", "flow": ""}
+ALLOWED = {"decision": "allowed", "listener": "models", "direction": "inbound", "reason": "allowed", "flow": "f"}
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """A stage whose records and program's log the test writes."""
+    for module in (records, rows):
+        monkeypatch.setattr(module, "WAIT_SECONDS", 0.2)
+    world = World(tmp_path, dict.fromkeys(SERVICES, os.geteuid()), separate=False)
+    for segment in SERVICES:
+        world.sidecar(segment).mkdir()
+    tails = {segment: records.Tail(world.records(segment)) for segment in SERVICES}
+    app = Child("models", None, tmp_path / "models.log")  # type: ignore[arg-type]
+    return Stage(world, {"models": app}, {}, tails)
+
+
+def row(stage: Stage, expected: rows.Verdict, *, ok: bool, record: object = None, request: bool = False) -> rows.Row:
+    """Make a row during which the sidecar writes `record` and the program sees a request, or not."""
+
+    def ask(_: Stage) -> rows.Answer:
+        if record is not None:
+            with stage.world.records("registry").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if request:
+            with (stage.world.folder / "models.log").open("a") as file:
+                file.write(rows.APP_LOG["models"] + "\n")
+        return rows.Answer(ok, "detail", 1.0)
+
+    denial = rows.Denial("registry", "models", ("no_flow",))
+    return rows.Row("a", "b", "c", expected, ask, "models", denial)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected", "ok", "record", "request", "observed"),
+    [
+        ("denied and recorded", "denied", False, DENIED, False, "denied"),
+        ("the process is dead", "denied", False, None, False, "failed"),
+        ("denied for another reason", "denied", False, {**DENIED, "reason": "expired"}, False, "failed"),
+        ("denied by another listener", "denied", False, {**DENIED, "listener": "other"}, False, "failed"),
+        ("denied, but the program saw it", "denied", False, DENIED, True, "failed"),
+        ("allowed", "allowed", True, ALLOWED, True, "allowed"),
+        ("answered by something else than the program", "allowed", True, ALLOWED, False, "failed"),
+        ("allowed where it should not be", "denied", True, ALLOWED, True, "allowed"),
+        ("denied where it should not be", "allowed", False, DENIED, False, "denied"),
+    ],
+)
+def test_verdict(
+    case: str, expected: rows.Verdict, ok: bool, record: object, request: bool, observed: str, stage: Stage
+) -> None:
+    tried = row(stage, expected, ok=ok, record=record, request=request)
+    result = rows.judge(tried, stage)
+    assert result.observed == observed, case
+    assert view.agrees((tried, result)) == (expected == observed)
+
+
+def test_an_older_record_proves_nothing(stage: Stage) -> None:
+    stage.world.records("registry").write_text(json.dumps(DENIED) + "\n")
+    assert rows.judge(row(stage, "denied", ok=False), stage).observed == "failed"
+
+
+def test_children_are_ended_whatever_happens(tmp_path: Path) -> None:
+    def run(then: Callable[[], None]) -> int:
+        with Children(tmp_path / "logs") as children:
+            child = children.start("sleeper", ["/bin/sleep", "60"], uid=None, home=tmp_path)
+            then()
+        return child.process.poll() or 0
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    assert run(lambda: None) != 0
+    with pytest.raises(KeyboardInterrupt):
+        run(fail)
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if p.read_bytes().startswith(b"/bin/sleep\0" + b"60")]
