@@ -13,7 +13,8 @@ from firedoor.certs import CertsError, parse_x509_svid
 from firedoor.mtls import Core
 from firedoor.sidecar import keys
 from firedoor.sidecar.config import Config
-from firedoor.sidecar.errors import ServerUnavailable, TokenMissing
+from firedoor.sidecar.errors import ServerUnavailable, StateError, TokenMissing
+from firedoor.sidecar.keys import Key
 from firedoor.sidecar.server import Server
 from firedoor.sidecar.state import State, StoredAgent
 
@@ -45,7 +46,7 @@ class Enrolment:
         """Prove this node with the join token. Raise TokenMissing, AttestationRefused or ServerUnavailable."""
         token = self._token()
         key = keys.generate()
-        self._state.prepare_agent_key(None, key)
+        self._state.prepare_agent_key(self._present_key(), key)
         socket = self._config.run_dir / BOOT_SOCKET
         server = Server.open(self._core, socket, self._config.broker, self._config.server_id)
         try:
@@ -57,6 +58,14 @@ class Enrolment:
         self._state.store_agent(agent)
         log.info("attested", extra={"agent_id": str(spiffe_id), "not_after": not_after(agent)})
         return agent
+
+    def _present_key(self) -> Key | None:
+        """Return the key that the stored chain needs, for as long as there is no other chain."""
+        try:
+            stored = self._state.load_agent()
+        except StateError:
+            return None
+        return stored.key if stored else None
 
     async def renew(self, server: Server, agent: StoredAgent) -> StoredAgent:
         """Have the agent SVID signed anew for a fresh key. Raise ServerError."""

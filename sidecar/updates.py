@@ -89,7 +89,8 @@ class Updates:
         except MtlsError as error:
             raise UpdateRefused("material_refused", f"the update cannot be used: {error}") from error
         self._keep(update, view)
-        log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
+        if view.generation != old.generation:
+            log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
         self._owed = view
         self._wake()
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a join token to an SVID in a program that we did not write, through rotations, outages and kills."""
 
+import base64
 import json
 import socket
 import threading
+import time
 
 import grpc
 import pytest
 import spiffe
 from spiffe.workloadapi.errors import FetchX509SvidError
 
+from firedoor.certs import parse_x509_svid
 from firedoor.wire import workload_grpc, workload_pb2
 from tests.e2e.conftest import UID, Program, World, until
 
@@ -206,3 +209,39 @@ def test_wrong_server_is_not_talked_to(world: World) -> None:
     assert world.agents() == []
     world.start_sidecar(name="t").ready()
     assert len(world.agents()) == 1
+
+
+def test_agent_svid_is_renewed_and_the_stream_lives_on(world: World) -> None:
+    world.start_broker("--agent-ttl", "6s")
+    path = world.enrol()
+    program = world.start_sidecar()
+    program.ready()
+    until(lambda: program.text.count("agent SVID renewed") >= 3, "three renewals")
+    world.create_entry(path, PATH)
+    until(lambda: issued(world), "an SVID")
+    assert world.agents() == [path]
+    program.kill()
+    again = world.start_sidecar()
+    again.ready()
+    until(lambda: "agent SVID renewed" in again.text.rpartition("stopping")[2], "a renewal after the restart")
+    assert "attested" not in again.text.partition("agent SVID renewed")[2]
+
+
+def test_agent_svid_that_expired_meanwhile_needs_a_new_token(world: World) -> None:
+    world.start_broker("--agent-ttl", "4s")
+    world.enrol()
+    program = world.start_sidecar()
+    program.ready()
+    program.kill()
+    until(lambda: not still_good(world, "s"), "the agent SVID's end", 8)
+    again = world.start_sidecar()
+    assert again.wait() == 4
+    assert "the stored agent SVID has expired" in again.text
+    world.enrol()
+    world.start_sidecar().ready()
+
+
+def still_good(world: World, name: str) -> bool:
+    """Say whether the stored agent SVID is still good."""
+    chain = json.loads((world.folder / name / "agent.json").read_text())["chain"]
+    return parse_x509_svid([base64.b64decode(one) for one in chain]).not_after > time.time()
