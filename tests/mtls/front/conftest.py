@@ -75,11 +75,13 @@ class WhoServer:
         self.front: mtls.Front | None = None
         self.cancelled = 0
         self.open = 0
+        self.flooded = 0
         self._server = grpc.aio.server(options=UNLIMITED)
         handlers = {
             "Am": grpc.unary_unary_rpc_method_handler(self._am),
             "Echo": grpc.unary_unary_rpc_method_handler(self._echo),
             "Hold": grpc.unary_stream_rpc_method_handler(self._hold),
+            "Flood": grpc.unary_stream_rpc_method_handler(self._flood),
             "Sum": grpc.stream_unary_rpc_method_handler(self._sum),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Who", handlers),))
@@ -118,6 +120,13 @@ class WhoServer:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+    async def _flood(self, _request: bytes, context: Any) -> AsyncIterator[bytes]:
+        await self.caller(context)
+        part = bytes(1 << 16)
+        for _ in range(1600):
+            yield part
+            self.flooded += len(part)
 
     async def _sum(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         await self.caller(context)
