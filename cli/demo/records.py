@@ -35,9 +35,9 @@ class Tail:
             data = file.read()
         return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
-    def wait_for(self, wanted: Callable[[Record], bool], seconds: float = WAIT_SECONDS) -> Record | None:
+    def wait_for(self, wanted: Callable[[Record], bool]) -> Record | None:
         """Return the first record after the mark that is wanted, or None when none comes."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + WAIT_SECONDS
         while True:
             found = next((record for record in self.since_mark() if wanted(record)), None)
             if found is not None or time.monotonic() > deadline:

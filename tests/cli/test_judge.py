@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,14 +31,14 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(world, {"models": app}, {}, tails)
 
 
-def row(stage: Stage, expected: rows.Verdict, *, ok: bool, record: object = None, request: bool = False) -> rows.Row:
+def row(stage: Stage, expected: rows.Verdict, *, ok: bool, record: object = None, reached: bool = False) -> rows.Row:
     """Make a row during which the sidecar writes `record` and the program sees a request, or not."""
 
     def ask(_: Stage) -> rows.Answer:
         if record is not None:
             with stage.world.records("registry").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        if request:
+        if reached:
             with (stage.world.folder / "models.log").open("a") as file:
                 file.write(rows.APP_LOG["models"] + "\n")
         return rows.Answer(ok, "detail", 1.0)
@@ -47,7 +48,7 @@ def row(stage: Stage, expected: rows.Verdict, *, ok: bool, record: object = None
 
 
 @pytest.mark.parametrize(
-    ("case", "expected", "ok", "record", "request", "observed"),
+    ("case", "expected", "ok", "record", "reached", "observed"),
     [
         ("denied and recorded", "denied", False, DENIED, False, "denied"),
         ("the process is dead", "denied", False, None, False, "failed"),
@@ -61,9 +62,9 @@ def row(stage: Stage, expected: rows.Verdict, *, ok: bool, record: object = None
     ],
 )
 def test_verdict(
-    case: str, expected: rows.Verdict, ok: bool, record: object, request: bool, observed: str, stage: Stage
+    case: str, expected: rows.Verdict, ok: bool, record: object, reached: bool, observed: str, stage: Stage
 ) -> None:
-    tried = row(stage, expected, ok=ok, record=record, request=request)
+    tried = row(stage, expected, ok=ok, record=record, reached=reached)
     result = rows.judge(tried, stage)
     assert result.observed == observed, case
     assert view.agrees((tried, result)) == (expected == observed)
@@ -75,16 +76,17 @@ def test_an_older_record_proves_nothing(stage: Stage) -> None:
 
 
 def test_children_are_ended_whatever_happens(tmp_path: Path) -> None:
-    def run(then: Callable[[], None]) -> int:
+    started: list[Child] = []
+
+    def run(then: Callable[[], None]) -> None:
         with Children(tmp_path / "logs") as children:
-            child = children.start("sleeper", ["/bin/sleep", "60"], uid=None, home=tmp_path)
+            started.append(children.start("sleeper", ["/bin/sleep", "60"], uid=None, home=tmp_path))
             then()
-        return child.process.poll() or 0
 
     def fail() -> None:
         raise KeyboardInterrupt
 
-    assert run(lambda: None) != 0
+    run(lambda: None)
     with pytest.raises(KeyboardInterrupt):
         run(fail)
-    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if p.read_bytes().startswith(b"/bin/sleep\0" + b"60")]
+    assert [child.process.returncode for child in started] == [-signal.SIGTERM, -signal.SIGTERM]
