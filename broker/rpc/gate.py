@@ -37,6 +37,8 @@ _log = logging.getLogger("firedoor.broker.rpc")
 
 # Asked every few seconds by whatever watches the broker; only refusals of these are kept.
 _QUIET: Final = "/grpc.health.v1.Health/"
+# How the methods begin that change nothing and issue nothing.
+_READS: Final = ("Get", "List", "Count")
 
 
 class Standing(Protocol):
@@ -152,8 +154,10 @@ class Gate:
             try:
                 self._audit.call(path, caller, status, dict(call.audit) if call is not None else {})
             except StorageError as error:
-                # What cannot be audited is not handed out.
-                return status_of(error)
+                _log.error("%s", error)
+                if status is OK and not path.rpartition("/")[2].startswith(_READS):
+                    # What cannot be audited is not handed out; reading goes on, and so does refusing.
+                    return status_of(error)
         return status
 
     def count(self, path: str, started: float, status: RpcStatus) -> None:
