@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is fuzzed, and what each target promises beyond not to panic.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use firedoor_control::{Kind, kind};
+use firedoor_identity::{Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, verify_chain};
+use firedoor_policy::{Engine, PathPattern, Protocol, Question, Request, canonical_path};
+use rustls_pki_types::CertificateDer;
+
+/// Something that takes bytes from outside.
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+    /// Pieces that mutations put in.
+    pub words: &'static [&'static [u8]],
+}
+
+pub const TARGETS: [Target; 6] = [
+    Target { name: "spiffe_id", run: spiffe_id, words: &[b"spiffe://", b"/", b"..", b".", b"td", b"%2f", b"\xc3\xa4"] },
+    Target { name: "pattern", run: pattern, words: &[b"spiffe://td/", b"/*", b"/**", b"*", b"\n", b"/..;x", b"%41"] },
+    Target {
+        name: "svid_leaf",
+        run: svid_leaf,
+        words: &[b"spiffe://td/", b"\x30\x82\xff\xff", b"\x06\x03\x55\x1d\x11"],
+    },
+    Target {
+        name: "policy_table",
+        run: policy_table,
+        words: &[b"\x1a\x00", b"\x22\x00", b"spiffe://td/**", b"\x08\x01"],
+    },
+    Target {
+        name: "request_target",
+        run: request_target,
+        words: &[b"/", b"%2e", b"%25", b"..", b"//", b"%2F", b";", b"?"],
+    },
+    Target { name: "control_message", run: control_message, words: &[b"\x0a\x00", b"\x12\x00", b"\x1a\x00", b"\xff"] },
+];
+
+/// What is accepted is the text itself; with a path it is a pattern for itself.
+fn spiffe_id(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    if let Ok(id) = SpiffeId::parse(&text) {
+        assert_eq!(id.as_str(), text);
+        assert!(text.len() <= 2048 && text.is_ascii());
+        assert_eq!(format!("spiffe://{}{}", id.trust_domain(), id.path()), text);
+        let itself = IdPattern::parse(&text);
+        assert!(id.path().is_empty() || itself.is_ok_and(|pattern| pattern.matches(&id)));
+    }
+}
+
+/// Two lines, a pattern of either kind and something that it is held against.
+fn pattern(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let (left, right) = text.split_once('\n').unwrap_or((&text, ""));
+    if let Ok(left) = IdPattern::parse(left) {
+        assert!(left.overlaps(&left));
+        if let Ok(right) = IdPattern::parse(right) {
+            assert_eq!(left.overlaps(&right), right.overlaps(&left));
+        }
+        if let (Ok(id), Ok(other)) = (SpiffeId::parse(right), IdPattern::parse(right)) {
+            assert_eq!(left.matches(&id), left.overlaps(&other));
+        }
+    }
+    if let (Ok(pattern), Ok(path)) = (PathPattern::parse(left), canonical_path(right.as_bytes())) {
+        let literal = PathPattern::parse(&format!("/{}", path.segments().join("/")));
+        let plain = !path.segments().iter().any(|segment| segment.contains(['/', '*']));
+        assert!(!plain || literal.is_err() || literal.is_ok_and(|literal| literal.matches(&path)));
+        pattern.matches(&path);
+    }
+}
+
+/// A root, a leaf below it and a time when both hold.
+static ROOT: &[u8] = include_bytes!("../data/root.der");
+static LEAF: &[u8] = include_bytes!("../data/leaf.der");
+const NOW: i64 = 1_800_000_000;
+
+static ROOTS: LazyLock<RootsByDomain> = LazyLock::new(|| {
+    let domain = TrustDomain::parse("td").expect("a trust domain");
+    let roots = Roots::parse(&[ROOT.to_vec()]).expect("the committed root");
+    RootsByDomain::new(BTreeMap::from([(domain, Arc::new(roots))]))
+});
+
+/// No leaf but the signed one is accepted, and nothing that stands beside it changes who it is.
+fn svid_leaf(input: &[u8]) {
+    let none = Revocations::default();
+    let verify = |chain: &[&[u8]]| {
+        let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(*der)).collect();
+        verify_chain(&chain, &ROOTS, &none, Direction::PeerIsClient, None, NOW)
+    };
+    match verify(&[input]) {
+        Ok(_) => assert!(input == LEAF, "a certificate that was not signed is accepted"),
+        Err(_) => assert!(input != LEAF, "the signed certificate is refused"),
+    }
+    if let Ok(chain) = verify(&[LEAF, input]) {
+        assert_eq!(chain.id().as_str(), "spiffe://td/segment/registry/host/h1/svc/models");
+    }
+}
+
+/// A table that loads answers; without flows it allows nothing.
+fn policy_table(input: &[u8]) {
+    let Ok(engine) = Engine::load(input) else {
+        return;
+    };
+    let ids = ["spiffe://td/segment/inference/a", "spiffe://td/segment/registry/b", "spiffe://td/spire/agent/x"];
+    let ids = ids.map(|id| SpiffeId::parse(id).expect("an ID"));
+    let requests = [
+        Request::Tcp,
+        Request::Http { authority: "a", method: "GET", target: "/models/x" },
+        Request::Grpc { service: "v2.Infer", method: "Ready" },
+    ];
+    let everything = [IdPattern::parse("spiffe://td/**").expect("a pattern")];
+    for (source, destination, request) in product(&ids, &requests) {
+        let question = Question { source, destination, port: 9000, request, time: 1500 };
+        let decision = engine.decide(&question);
+        assert_eq!(decision.allowed, decision.flow.is_some());
+        assert_eq!(decision.source_segment.as_deref(), engine.segment_of(source).map(|segment| &*segment.name));
+        if decision.allowed {
+            assert!(!source.path().starts_with("/spire") && !destination.path().starts_with("/spire"));
+            let could = engine.could_allow(source, &everything, 9000, request.protocol(), 1500);
+            assert_eq!(could, Ok(()));
+        }
+    }
+    assert!(engine.could_allow(&ids[2], &everything, 9000, Protocol::Tcp, 1500).is_err());
+}
+
+fn product<'a>(
+    ids: &'a [SpiffeId],
+    requests: &'a [Request<'a>],
+) -> impl Iterator<Item = (&'a SpiffeId, &'a SpiffeId, Request<'a>)> {
+    let pairs = ids.iter().flat_map(move |source| ids.iter().map(move |destination| (source, destination)));
+    pairs.flat_map(move |(source, destination)| requests.iter().map(move |request| (source, destination, *request)))
+}
+
+/// What is accepted reads the same when every byte of it is escaped, and climbs nowhere.
+fn request_target(input: &[u8]) {
+    let Ok(path) = canonical_path(input) else {
+        return;
+    };
+    let escape = |segment: &Cow<'_, str>| segment.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+    let escaped = path.segments().iter().map(escape).collect::<Vec<_>>().join("/");
+    // Three bytes for one: a long one may grow over the cap.
+    if escaped.len() < firedoor_policy::MAX_TARGET {
+        assert!(canonical_path(format!("/{escaped}").as_bytes()).is_ok_and(|again| again == path));
+    }
+    let (last, rest) = path.segments().split_last().expect("a path has a segment");
+    assert!(rest.iter().all(|segment| !segment.is_empty()));
+    for piece in rest.iter().chain([last]).flat_map(|segment| segment.split('/')) {
+        assert!(piece != "." && piece != ".." && !piece.contains('\\'));
+    }
+}
+
+/// A message has one of three kinds, and is not too large for it.
+fn control_message(input: &[u8]) {
+    let message = Bytes::copy_from_slice(input);
+    if let Ok(kind) = kind(&message) {
+        assert!(kind == Kind::Ack || !message.is_empty());
+    }
+}
