@@ -167,7 +167,7 @@ def rust_sources() -> list[Path]:
 
 
 def build_extension() -> None:
-    """Build the release profile and put it beside its Python, in one step so that a running program keeps the old one."""
+    """Build the release profile; replace the old extension in one step, so that a running program keeps what it has."""
     check_tools()
     subprocess.run(["cargo", "build", "--release", "-p", "firedoor-binding"], cwd=ROOT / "mtls", check=True)
     fresh = ROOT / "mtls/.fresh.so"

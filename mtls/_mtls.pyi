@@ -7,6 +7,34 @@ Every call that can wait releases the GIL. Times are Unix seconds. Certificates 
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
+__all__ = [
+    "Caller",
+    "CallerUnknown",
+    "ClientRule",
+    "Connector",
+    "ControlClient",
+    "ControlServer",
+    "Core",
+    "Decision",
+    "Engine",
+    "Front",
+    "ListenError",
+    "Listener",
+    "Material",
+    "MaterialError",
+    "MtlsError",
+    "Revocation",
+    "Svid",
+    "TableError",
+    "VerifyError",
+    "canonical_path",
+    "check_path_pattern",
+    "check_pattern",
+    "check_spiffe_id",
+    "match_pattern",
+    "verify_svid",
+]
+
 class MtlsError(Exception):
     """Base of all. `code` is stable, `str()` is a sentence for the person who must act."""
 
@@ -36,7 +64,7 @@ class ClientRule:
         *,
         uid: int | None = None,
         gid: int | None = None,
-        supplementary_gids: Sequence[int] = (),
+        supplementary_gids: Sequence[int] = ...,
         path: str | None = None,
         sha256: str | None = None,
     ) -> ClientRule: ...
@@ -45,14 +73,16 @@ class ClientRule:
 class Svid:
     """An identity of ours with its key. `clients`: any one rule that matches lets a local client use it."""
 
+    @property
+    def id(self) -> str: ...
     def __new__(
         cls,
         *,
         id: str,
         chain: Sequence[bytes],
         key: bytes,
-        federates_with: Sequence[str] = (),
-        clients: Sequence[ClientRule] = (),
+        federates_with: Sequence[str] = ...,
+        clients: Sequence[ClientRule] = ...,
     ) -> Svid: ...
 
 @final
@@ -66,22 +96,22 @@ class Revocation:
         authority_id: str | None = None,
         pattern: str | None = None,
         issued_before: int | None = None,
-        reason: str = "",
+        reason: str = ...,
     ) -> Revocation: ...
 
 @final
 class Material:
-    """What the data path runs on, as one value. `table` is a serialised firedoor.policy.v1.Table; empty denies everything."""
+    """What the data path runs on, as one value. `table` is a firedoor.policy.v1.Table; empty denies everything."""
 
     def __new__(
         cls,
         *,
         trust_domain: str,
         bundles: Mapping[str, Sequence[bytes]],
-        svids: Sequence[Svid] = (),
-        revocations: Sequence[Revocation] = (),
-        table: bytes = b"",
-        generation: tuple[int, int] = (0, 0),
+        svids: Sequence[Svid] = ...,
+        revocations: Sequence[Revocation] = ...,
+        table: bytes = ...,
+        generation: tuple[int, int] = ...,
     ) -> Material: ...
 
 @final
@@ -191,7 +221,7 @@ class Core:
 
     def __new__(cls, *, data_threads: int = 0, record_capacity: int = 65536) -> Core: ...
     def publish(self, material: Material) -> int:
-        """Check the material, make it the present one and return its revision. Raise MaterialError and change nothing."""
+        """Check the material, make it the present one, return its revision. Raise MaterialError and change nothing."""
 
     def tls_front(
         self,
@@ -202,7 +232,7 @@ class Core:
         control: ControlServer | None = None,
         client: Literal["optional", "required"] = "optional",
     ) -> Front:
-        """Open a TLS 1.3 front as identity `as_id`; `backend` is the path of a Unix socket in a 0700 folder (ALPN h2)."""
+        """Open a TLS 1.3 front as identity `as_id`; `backend` is a Unix socket in a 0700 folder (ALPN h2)."""
 
     def unix_front(
         self,
@@ -222,7 +252,7 @@ class Core:
         as_id: str | None = None,
         alpn: str = "h2",
     ) -> Connector:
-        """Open a private socket at `path`; each connection to it is one mTLS connection to the first address that proves `expect`."""
+        """Open a private socket; each connection to it is one mTLS connection to the first address that proves `expect`."""
 
     def control_server(self) -> ControlServer: ...
     def control_client(self, *, addresses: Sequence[str], as_id: str, expect: str) -> ControlClient: ...
@@ -230,7 +260,7 @@ class Core:
         """Open an inbound or outbound data-path listener from its JSON form (see `firedoor.sidecar.config`)."""
 
     def listeners(self) -> str:
-        """Return the state of all data-path listeners as a JSON array: name, direction, as, address, open, reason, ..."""
+        """Return all data-path listeners as a JSON array: name, direction, as, address, open, reason, ..."""
 
     def drain_records(self, limit: int) -> bytes:
         """Return up to `limit` decision records as JSON lines."""
@@ -292,7 +322,7 @@ def verify_svid(
     bundles: Mapping[str, Sequence[bytes]],
     *,
     at: int,
-    revocations: Sequence[Revocation] = (),
+    revocations: Sequence[Revocation] = ...,
 ) -> tuple[str, int]:
     """Verify a chain against the roots of its leaf's own trust domain; return (SPIFFE ID, min notAfter of the path)."""
 

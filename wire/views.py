@@ -8,7 +8,7 @@ from firedoor.wire._generated.firedoor_control_v1_control_pb2 import Generation,
 
 
 def view_hash(parts: Iterable[Part]) -> bytes:
-    """Return the SHA-256 of a view: of an Update that holds its parts and nothing else, serialised deterministically."""
+    """Return the SHA-256 of a view: of an Update that holds its parts and nothing else, the same bytes each time."""
     return hashlib.sha256(Update(parts=parts).SerializeToString(deterministic=True)).digest()
 
 

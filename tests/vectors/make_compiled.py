@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decision tables that the policies in tests/vectors/policy/compiled compile to; written by `generate.py compiled`.
 
-They are taken from the compiler, so a change of them is for a person to read: every broker and sidecar knows a policy by
+They are taken from the compiler, so a change of them is for a person to read: all brokers and sidecars know a policy by
 these hashes.
 """
 
