@@ -252,7 +252,7 @@ class Core:
         as_id: str | None = None,
         alpn: str = "h2",
     ) -> Connector:
-        """Open a private socket; each connection to it is one mTLS connection to the first address that proves `expect`."""
+        """Open a private socket; each connection to it becomes mTLS to the first address that proves `expect`."""
 
     def control_server(self) -> ControlServer: ...
     def control_client(self, *, addresses: Sequence[str], as_id: str, expect: str) -> ControlClient: ...
