@@ -60,7 +60,6 @@ _EXTRAS = {
     "prometheus_client": "sidecar",
     "sqlalchemy": "broker",
     "alembic": "broker",
-    "aiosqlite": "broker",
 }
 
 
