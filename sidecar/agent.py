@@ -2,6 +2,7 @@
 """The agent: attested, connected, and kept so."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from firedoor.mtls import Core, MtlsError
 from firedoor.sidecar.backoff import Backoff
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.enrolment import Enrolment, not_after
-from firedoor.sidecar.errors import AgentBanned, AgentLost, AttestationRefused, ServerUnavailable, TokenMissing
+from firedoor.sidecar.errors import AgentBanned, AgentLost, ServerUnavailable, TokenMissing
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import renewal_time
 from firedoor.sidecar.issuer import Issuer
@@ -37,11 +38,11 @@ class Agent:
         self._state, self._holder, self._now = state, holder, now
         self._enrolment = Enrolment(core, config, state, now)
         self.link = Link(core, config)
-        self._issuer = Issuer(holder, state, now, keep_on_disk=config.keep_workload_keys)
-        self._updates = Updates(holder, self.link, state, local_table, self._issuer.wake)
+        self._lost: asyncio.Event = asyncio.Event()
+        self._issuer = Issuer(holder, state, now, self._lost.set, keep_on_disk=config.keep_workload_keys)
+        self._updates = Updates(holder, self.link, state, local_table, self._issuer.wake, self._lost.set)
         self._keep_on_disk = config.keep_workload_keys
         self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
-        self._lost: asyncio.Event = asyncio.Event()
 
     def restore(self) -> None:
         """Take up what is stored for the view that the holder has."""
@@ -56,7 +57,7 @@ class Agent:
     async def run(self) -> None:
         """Run for ever. Raise AgentBanned, AttestationRefused or TokenMissing: a person must act then."""
         try:
-            await self._use(self._enrolment.stored() or await self._attest())
+            await self._begin()
             await until_first(
                 self._follow(),
                 self._keep_agent(),
@@ -66,6 +67,16 @@ class Agent:
         except AgentBanned as error:
             self._state.delete_agent()
             raise AgentBanned(f"{error}; its SVID is deleted, and this sidecar stops") from error
+
+    async def _begin(self) -> None:
+        """Become an agent: the stored one, or a new one."""
+        stored = self._enrolment.stored()
+        if stored is not None:
+            try:
+                return await self._use(stored)
+            except ServerUnavailable as error:
+                log.error("the stored agent SVID is not used", extra={"reason": str(error)})
+        return await self._use(await self._attest())
 
     async def close(self) -> None:
         """Close the connections to the server."""
@@ -81,10 +92,6 @@ class Agent:
                 wait = backoff.failed()
                 log.warning("not attested yet", extra={"reason": str(error), "next_try_seconds": round(wait, 1)})
                 await asyncio.sleep(wait)
-            except AttestationRefused as error:
-                raise AttestationRefused(
-                    f"{error}; make a token with `firedoor token create` and start the sidecar with it"
-                ) from error
 
     async def _use(self, agent: StoredAgent) -> None:
         """Run as this agent: publish its SVID and call the server with it, which makes it the one that counts."""
@@ -99,8 +106,7 @@ class Agent:
             log.warning("the server does not answer", extra={"reason": str(error)})
             if not self._holder.identities and self._holder.view.synced:
                 log.warning("nothing can be served until it does: workload keys are not on disk (keep_workload_keys)")
-        except AgentLost as error:
-            log.error("attesting again", extra={"reason": str(error)})
+        except AgentLost:
             self._lost.set()
 
     async def _follow(self) -> None:
@@ -109,8 +115,7 @@ class Agent:
             kind, data = await self._events.get()
             try:
                 await self._updates.on_event(kind, data)
-            except AgentLost as error:
-                log.error("attesting again", extra={"reason": str(error)})
+            except AgentLost:
                 self._lost.set()
 
     async def _keep_agent(self) -> None:
@@ -118,30 +123,35 @@ class Agent:
         backoff = Backoff()
         due = self._due()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - self._now())):
                     await self._lost.wait()
-            except TimeoutError:
-                pass
             try:
-                await self._use(await self._next_agent())
+                agent = await self._next_agent()
+                if agent is not None:
+                    await self._use(agent)
+                    due = self._due()
                 backoff.reset()
-                due = self._due()
             except ServerUnavailable as error:
-                remaining = not_after(self._agent) - self._now()
                 log.warning("the agent SVID is not renewed", extra={"reason": str(error)})
-                due = self._now() + backoff.failed(remaining)
-            except AgentLost as error:
-                log.error("attesting again", extra={"reason": str(error)})
-                self._lost.set()
+                self._lost.clear()
+                due = self._now() + backoff.failed(not_after(self._agent) - self._now())
 
-    async def _next_agent(self) -> StoredAgent:
+    async def _next_agent(self) -> StoredAgent | None:
+        """Return a new agent SVID; None when the present one turns out to be good."""
         agent = self._agent
-        if not self._lost.is_set() and not agent.reattestable and not_after(agent) > self._now():
-            return await self._enrolment.renew(self.link.server, agent)
-        renewed = await self._enrolment.attest()
-        self._lost.clear()
-        return renewed
+        if agent.reattestable or not_after(agent) <= self._now():
+            return await self._enrolment.attest()
+        try:
+            if not self._lost.is_set():
+                return await self._enrolment.renew(self.link.server, agent)
+            # A call that was under way with the SVID before this one is refused, and says nothing about this one.
+            self._lost.clear()
+            await self.link.server.post_status(VERSION)
+        except AgentLost as error:
+            log.error("attesting again", extra={"reason": str(error)})
+            return await self._enrolment.attest()
+        return None
 
     @property
     def _agent(self) -> StoredAgent:

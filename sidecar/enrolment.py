@@ -13,7 +13,7 @@ from firedoor.certs import CertsError, parse_x509_svid
 from firedoor.mtls import Core
 from firedoor.sidecar import keys
 from firedoor.sidecar.config import Config
-from firedoor.sidecar.errors import ServerUnavailable, StateError, TokenMissing
+from firedoor.sidecar.errors import AttestationRefused, ServerUnavailable, StateError, TokenMissing
 from firedoor.sidecar.keys import Key
 from firedoor.sidecar.server import Server
 from firedoor.sidecar.state import State, StoredAgent
@@ -51,6 +51,10 @@ class Enrolment:
         server = Server.open(self._core, socket, self._config.broker, self._config.server_id)
         try:
             spiffe_id, chain, reattestable = await server.attest(JOIN_TOKEN, token, keys.csr(key))
+        except AttestationRefused as error:
+            raise AttestationRefused(
+                f"{error}; make a token with `firedoor token create` and start the sidecar with it"
+            ) from error
         finally:
             await server.close()
         agent = StoredAgent(spiffe_id, chain, key, reattestable)

@@ -12,11 +12,11 @@ from firedoor.certs import NOT_BEFORE_CUSHION, CertsError
 from firedoor.mtls import MtlsError
 from firedoor.sidecar import keys
 from firedoor.sidecar.backoff import Backoff
-from firedoor.sidecar.errors import ServerUnavailable, StateError
+from firedoor.sidecar.errors import AgentLost, ServerUnavailable, StateError
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity, Verifier, renewal_time
 from firedoor.sidecar.keys import Key
-from firedoor.sidecar.server import Issued, Server
+from firedoor.sidecar.server import BATCH, Issued, Server
 from firedoor.sidecar.state import State
 from firedoor.sidecar.view import Entry
 
@@ -31,10 +31,19 @@ LONGEST_WAIT_SECONDS = 60.0
 
 
 class Issuer:
-    """Has SVIDs issued and keeps them."""
+    """Has SVIDs issued and keeps them. `lost` is called when the server knows this agent no longer."""
 
-    def __init__(self, holder: Holder, state: State, now: Callable[[], float], *, keep_on_disk: bool) -> None:
-        self._holder, self._state, self._now, self._keep_on_disk = holder, state, now, keep_on_disk
+    def __init__(
+        self,
+        holder: Holder,
+        state: State,
+        now: Callable[[], float],
+        lost: Callable[[], None],
+        *,
+        keep_on_disk: bool,
+    ) -> None:
+        self._holder, self._state, self._now, self._lost = holder, state, now, lost
+        self._keep_on_disk = keep_on_disk
         self._wake = asyncio.Event()
         self._ask_again: dict[str, tuple[Entry, float]] = {}
 
@@ -57,20 +66,17 @@ class Issuer:
             self._holder.set(identities=found)
 
     async def run(self, server: Callable[[], Server], done: Callable[[], None]) -> None:
-        """Keep issuing; `done` is called after each pass. Raise AgentBanned or AgentLost."""
+        """Keep issuing; `done` is called after each pass. Raise AgentBanned."""
         backoff = Backoff()
         while True:
             self._wake.clear()
-            wait = LONGEST_WAIT_SECONDS
-            try:
-                if await self._pass(server):
-                    backoff.reset()
-                done()
-            except ServerUnavailable as error:
-                log.warning("SVIDs cannot be fetched", extra={"reason": str(error)})
+            failed = await self._try(server)
+            done()
+            if failed:
                 wait = backoff.failed(self._first_expiry())
-                done()
-            wait = min(wait, self._until_due()) if wait == LONGEST_WAIT_SECONDS else wait
+            else:
+                backoff.reset()
+                wait = self._until_due()
             try:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -78,25 +84,35 @@ class Issuer:
                 # Time alone changes answers: SVIDs and entries expire.
                 self._holder.notify()
 
-    async def _pass(self, server: Callable[[], Server]) -> bool:
-        """Fetch what is lacking; say whether anything was."""
+    async def _try(self, server: Callable[[], Server]) -> bool:
+        """Fetch what is lacking; say whether that failed."""
         now = self._now()
-        view = self._holder.view
+        self._ask_again = {key: value for key, value in self._ask_again.items() if key in self._holder.view.entries}
         lacking = [one for one in self._holder.lacking(now) if self._may_ask(one, now)]
-        if not lacking:
-            return False
-        fresh = await asyncio.to_thread(_requests, lacking)
-        answers = await server().issue([(entry.id, csr) for entry, _, csr in fresh])
+        try:
+            for start in range(0, len(lacking), BATCH):
+                await self._fetch(server(), lacking[start : start + BATCH])
+        except ServerUnavailable as error:
+            log.warning("SVIDs cannot be fetched", extra={"reason": str(error)})
+            return True
+        except AgentLost:
+            self._lost()
+            return True
+        return False
+
+    async def _fetch(self, server: Server, entries: Sequence[Entry]) -> None:
+        """Have SVIDs issued for these entries."""
+        fresh = await asyncio.to_thread(_requests, entries)
+        answers = await server.issue([(entry.id, csr) for entry, _, csr in fresh])
         issued, refusals = await self._accept([(e, key, a) for (e, key, _), a in zip(fresh, answers, strict=True)])
-        for entry in lacking:
+        again = self._now() + REFUSED_SECONDS
+        for entry in entries:
             self._ask_again.pop(entry.id, None)
-        for entry_id, answer in refusals.items():
-            log.warning("no SVID issued", extra={"entry_id": entry_id, "reason": answer.refusal})
-            if entry_id in view.entries:
-                self._ask_again[entry_id] = (view.entries[entry_id], self._now() + REFUSED_SECONDS)
+            if entry.id in refusals:
+                log.warning("no SVID issued", extra={"entry_id": entry.id, "reason": refusals[entry.id].refusal})
+                self._ask_again[entry.id] = (entry, again)
         self._publish(issued)
         self._holder.refused({**self._holder.refusals, **refusals})
-        return True
 
     def _may_ask(self, entry: Entry, now: float) -> bool:
         """Say whether an entry was not refused a moment ago, in this very form."""

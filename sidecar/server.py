@@ -191,19 +191,14 @@ class Server:
             return list((await self._entry.GetAuthorizedEntries(request, timeout=RPC_SECONDS)).entries)
 
     async def issue(self, requests: Sequence[tuple[str, bytes]]) -> list[Issued]:
-        """Have SVIDs signed for (entry ID, CSR) pairs, in batches; answers are in their order. Raise ServerError."""
-        issued: list[Issued] = []
-        for start in range(0, len(requests), BATCH):
-            batch = requests[start : start + BATCH]
-            params = [svid_pb2.NewX509SVIDParams(entry_id=entry_id, csr=csr) for entry_id, csr in batch]
-            async with self._calling():
-                response = await self._svid.BatchNewX509SVID(
-                    svid_pb2.BatchNewX509SVIDRequest(params=params), timeout=RPC_SECONDS
-                )
-            if len(response.results) != len(batch):
-                raise ServerUnavailable(f"the server answered {len(response.results)} of {len(batch)} requests")
-            issued += [_issued(result) for result in response.results]
-        return issued
+        """Have SVIDs signed for up to BATCH pairs of entry ID and CSR; return answers in order. Raise ServerError."""
+        params = [svid_pb2.NewX509SVIDParams(entry_id=entry_id, csr=csr) for entry_id, csr in requests]
+        async with self._calling():
+            request = svid_pb2.BatchNewX509SVIDRequest(params=params)
+            response = await self._svid.BatchNewX509SVID(request, timeout=RPC_SECONDS)
+        if len(response.results) != len(requests):
+            raise ServerUnavailable(f"the server answered {len(response.results)} of {len(requests)} requests")
+        return [_issued(result) for result in response.results]
 
     @contextlib.asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:

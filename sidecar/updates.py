@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from firedoor.mtls import MtlsError
 from firedoor.sidecar import bundles
-from firedoor.sidecar.errors import ServerUnavailable, StateError, UpdateRefused
+from firedoor.sidecar.errors import AgentLost, ServerUnavailable, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.link import EventKind, Link
 from firedoor.sidecar.server import Server
@@ -29,12 +29,21 @@ POLL_SECONDS = 5.0
 
 
 class Updates:
-    """Keeps the view that of the server. `wake` is called when SVIDs may be lacking."""
+    """Keeps the view that of the server.
+
+    `wake` is called when SVIDs may be lacking, `lost` when the server knows this agent no longer.
+    """
 
     def __init__(
-        self, holder: Holder, link: Link, state: State, local_table: bytes | None, wake: Callable[[], None]
+        self,
+        holder: Holder,
+        link: Link,
+        state: State,
+        local_table: bytes | None,
+        wake: Callable[[], None],
+        lost: Callable[[], None],
     ) -> None:
-        self._holder, self._link, self._state, self._wake = holder, link, state, wake
+        self._holder, self._link, self._state, self._wake, self._lost = holder, link, state, wake, lost
         self._local_table = local_table
         self._owed: View | None = None
         self._polling: asyncio.Event = asyncio.Event()
@@ -133,11 +142,13 @@ class Updates:
             log.debug("the server does not answer", extra={"reason": str(error)})
 
     async def poll(self) -> None:
-        """Ask the server every few seconds for as long as it has no control stream. Raise AgentBanned or AgentLost."""
+        """Ask the server every few seconds for as long as it has no control stream. Raise AgentBanned."""
         while True:
             await self._polling.wait()
             try:
                 await self._poll_once(self._link.server)
+            except AgentLost:
+                self._lost()
             except (ServerUnavailable, UpdateRefused, MtlsError) as error:
                 log.warning("the server was asked in vain", extra={"reason": str(error)})
             await asyncio.sleep(POLL_SECONDS)

@@ -208,6 +208,12 @@ class World:
             one = types.SPIFFEID(trust_domain="example.org", path=agent)
             agent_grpc.AgentStub(channel).BanAgent(agent_pb2.BanAgentRequest(id=one), timeout=10)
 
+    def evict(self, agent: str) -> None:
+        """Make the broker forget an agent."""
+        with self.admin() as channel:
+            one = types.SPIFFEID(trust_domain="example.org", path=agent)
+            agent_grpc.AgentStub(channel).DeleteAgent(agent_pb2.DeleteAgentRequest(id=one), timeout=10)
+
     def agents(self) -> list[str]:
         """Return the paths of all attested agents."""
         with self.admin() as channel:

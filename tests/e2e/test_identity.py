@@ -192,6 +192,19 @@ def test_ban(world: World, agent: str) -> None:
     assert again.wait() == 4
 
 
+def test_evicted_agent_attests_again_with_a_new_token(world: World, agent: str) -> None:
+    running = sidecar(world)
+    fresh = world.enrol()
+    world.evict(agent)
+    until(lambda: world.agents() == [fresh], "another attestation")
+    world.create_entry(fresh, PATH)
+    until(lambda: issued(world), "an SVID")
+    # The twin has no new token.
+    world.evict(fresh)
+    assert running.wait() == 4
+    assert "join token does not exist or has already been used" in running.text
+
+
 def test_token_is_used_once(world: World, agent: str) -> None:
     second = world.start_sidecar(name="t")
     assert second.wait() == 4

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that speaks SPIRE's APIs and has no control stream, on a real TLS front."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from cryptography import x509
+
+from firedoor.mtls import Core, Front, Material, Svid
+from firedoor.wire import (
+    agent_grpc,
+    agent_pb2,
+    bundle_grpc,
+    bundle_pb2,
+    entry_grpc,
+    entry_pb2,
+    svid_grpc,
+    svid_pb2,
+    types,
+)
+from tests.simulator import SimulatedTrustDomain
+
+AGENT = "/spire/agent/join_token/t"
+
+
+def wire_bundle(trust: SimulatedTrustDomain, tainted: Collection[bytes] = ()) -> types.Bundle:
+    roots = [types.X509Certificate(asn1=one.der, tainted=one.der in tainted) for one in trust.roots]
+    return types.Bundle(trust_domain=trust.td.name, x509_authorities=roots, sequence_number=trust.sequence)
+
+
+class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc.EntryServicer, svid_grpc.SVIDServicer):  # type: ignore[misc]
+    """Issues what it is told to; `entries` may be changed at any time."""
+
+    def __init__(self, trust: SimulatedTrustDomain) -> None:
+        self.trust = trust
+        self.others: dict[str, SimulatedTrustDomain] = {}
+        self.entries: dict[str, types.Entry] = {}
+        self.ttl = self.agent_ttl = 3600
+        self.renewals = 0
+        self.tokens = {b"t"}
+        self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
+        self.tainted: set[bytes] = set()
+        self.core = Core(data_threads=1)
+        self.front: Front | None = None
+        self._server = grpc.aio.server()
+
+    async def start(self, folder: Path) -> str:
+        """Listen and return the address; `folder` is open to its owner alone."""
+        for add in (
+            agent_grpc.add_AgentServicer_to_server,
+            bundle_grpc.add_BundleServicer_to_server,
+            entry_grpc.add_EntryServicer_to_server,
+            svid_grpc.add_SVIDServicer_to_server,
+        ):
+            add(self, self._server)
+        self._server.add_insecure_port(f"unix:{folder / 'b.sock'}")
+        await self._server.start()
+        self.publish()
+        as_id = f"{self.trust.td.id}/spire/server"
+        self.front = self.core.tls_front(listen="127.0.0.1:0", as_id=as_id, backend=str(folder / "b.sock"))
+        return self.front.address
+
+    def publish(self) -> None:
+        """Tell the front which roots and which SVID of its own count."""
+        own = self.trust.svid("/spire/server")
+        svid = Svid(id=str(own.id), chain=own.chain, key=own.key_der)
+        self.core.publish(Material(trust_domain=self.trust.td.name, bundles=self.trust.roots_by_name(), svids=[svid]))
+
+    async def stop(self) -> None:
+        if self.front:
+            self.front.stop()
+        await self._server.stop(0)
+        self.core.stop()
+
+    def sign(self, path: str, csr: bytes) -> types.X509SVID:
+        """Sign for a path, whatever the request says."""
+        key = x509.load_der_x509_csr(csr).public_key()
+        self.trust.at = int(time.time())
+        ttl = self.agent_ttl if path == AGENT else self.ttl
+        made = self.trust.svid(path, public_key=key, expires=self.trust.at + ttl)
+        return types.X509SVID(
+            cert_chain=made.chain, id=types.SPIFFEID(trust_domain=self.trust.td.name, path=path), expires_at=0
+        )
+
+    async def AttestAgent(self, requests: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any) -> Any:
+        async for request in requests:
+            token = request.params.data.payload
+            if request.params.data.type != "join_token" or token not in self.tokens:
+                message = "failed to attest: join token does not exist or has already been used"
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+            self.tokens.discard(token)
+            svid = self.sign(AGENT, request.params.params.csr)
+            yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid))
+
+    async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, context: Any) -> agent_pb2.RenewAgentResponse:
+        await self._agents_only(context)
+        self.renewals += 1
+        return agent_pb2.RenewAgentResponse(svid=self.sign(AGENT, request.params.csr))
+
+    async def PostStatus(self, request: agent_pb2.PostStatusRequest, context: Any) -> agent_pb2.PostStatusResponse:
+        await self._agents_only(context)
+        return agent_pb2.PostStatusResponse()
+
+    async def GetBundle(self, request: bundle_pb2.GetBundleRequest, context: Any) -> types.Bundle:
+        return wire_bundle(self.trust, self.tainted)
+
+    async def GetFederatedBundle(self, request: bundle_pb2.GetFederatedBundleRequest, context: Any) -> types.Bundle:
+        if request.trust_domain not in self.others:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "bundle not found")
+        return wire_bundle(self.others[request.trust_domain])
+
+    async def GetAuthorizedEntries(
+        self, request: entry_pb2.GetAuthorizedEntriesRequest, context: Any
+    ) -> entry_pb2.GetAuthorizedEntriesResponse:
+        await self._agents_only(context)
+        return entry_pb2.GetAuthorizedEntriesResponse(entries=self.entries.values())
+
+    async def BatchNewX509SVID(
+        self, request: svid_pb2.BatchNewX509SVIDRequest, context: Any
+    ) -> svid_pb2.BatchNewX509SVIDResponse:
+        await self._agents_only(context)
+        response = svid_pb2.BatchNewX509SVIDResponse()
+        for one in request.params:
+            code, message = self.refuse(one.entry_id)
+            result = response.results.add(status=types.Status(code=code, message=message))
+            if code == 0:
+                result.svid.CopyFrom(self.sign(self.entries[one.entry_id].spiffe_id.path, one.csr))
+        return response
+
+    async def _agents_only(self, context: Any) -> None:
+        assert self.front
+        caller = self.front.caller(context.peer())
+        if caller.spiffe_id != f"{self.trust.td.id}{AGENT}":
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"who is {caller.spiffe_id}?")

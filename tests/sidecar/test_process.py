@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole sidecar, in this process, before a server that speaks SPIRE's APIs and has no control stream."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from firedoor.certs import TrustDomain
+from firedoor.sidecar import config, process, updates
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.errors import AttestationRefused, ConfigError, StateError, TokenMissing
+from firedoor.sidecar.process import Process
+from firedoor.wire import types
+from tests.sidecar.spire_like import AGENT, SpireLike
+from tests.simulator import SimulatedTrustDomain
+
+POLICY = """\
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {name: a}
+spec:
+  function: a
+  trust: low
+  mode: enforce
+  members: ["spiffe://{td}/segment/a/**"]
+  admission: {entry: ["unix:uid:0"]}
+"""
+UID = types.Selector(type="unix", value=f"uid:{os.geteuid()}")
+
+
+def entry(name: str, **fields: object) -> types.Entry:
+    spiffe_id = types.SPIFFEID(trust_domain="example.org", path=f"/segment/a/{name}")
+    return types.Entry(id=name, spiffe_id=spiffe_id, selectors=[UID], **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SpireLike]:
+    monkeypatch.setattr(updates, "POLL_SECONDS", 0.1)
+    found = SpireLike(SimulatedTrustDomain("example.org", at=int(time.time())))
+    found.entries["x"] = entry("x")
+    (tmp_path / "server").mkdir(mode=0o700)
+    address = await found.start(tmp_path / "server")
+    (tmp_path / "bundle.pem").write_text(found.trust.bundle.to_pem())
+    (tmp_path / "token").write_text("t\n")
+    (tmp_path / "address").write_text(address)
+    yield found
+    await found.stop()
+
+
+def settings(tmp_path: Path, **flags: str) -> Config:
+    given = {
+        "trust_domain": "example.org",
+        "broker": (tmp_path / "address").read_text(),
+        "bootstrap_bundle": str(tmp_path / "bundle.pem"),
+        "join_token_file": str(tmp_path / "token"),
+        "auth_socket": str(tmp_path / "auth.sock"),
+        "admin_socket": str(tmp_path / "admin.sock"),
+        "data_dir": str(tmp_path / "data"),
+        "metrics": "127.0.0.1:0",
+        **flags,
+    }
+    return config.load(None, {}, given)
+
+
+class Running:
+    """A sidecar on this event loop."""
+
+    def __init__(self, one: Config) -> None:
+        self.process = Process(one)
+        self.task = asyncio.ensure_future(self.process.run())
+
+    async def until(self, condition: Callable[[Process], object], what: str) -> None:
+        try:
+            async with asyncio.timeout(20):
+                while not condition(self.process):
+                    assert not self.task.done(), self.task.exception()
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"not in time: {what}; missing: {self.process.report.missing()}") from None
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Callable[[Config], Running]]:
+    started: list[Running] = []
+
+    def start(one: Config) -> Running:
+        started.append(Running(one))
+        return started[-1]
+
+    yield start
+    for one in started:
+        await one.stop()
+
+
+Start = Callable[[Config], Running]
+
+
+def ids(one: Process) -> set[str]:
+    return set(one.holder.identities)
+
+
+async def test_polls_a_server_without_a_control_stream(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    one = running(settings(tmp_path, segments=str(tmp_path / "policy.yaml")))
+    await one.until(lambda p: p.report.ready(), "readiness")
+    assert str(one.process.report.status().agent_id) == f"spiffe://example.org{AGENT}"
+    await one.until(lambda p: [s.segment for s in p.report.status().svids] == ["a"], "an SVID")
+    # Entries come, change and go.
+    server.entries["y"] = entry("y")
+    await one.until(lambda p: ids(p) == {"x", "y"}, "a new entry's SVID")
+    before = one.process.holder.identities["x"].svid.serial
+    server.entries["x"] = entry("x", revision_number=2)
+    await one.until(lambda p: p.holder.identities["x"].svid.serial != before, "an SVID for the changed entry")
+    del server.entries["y"]
+    await one.until(lambda p: ids(p) == {"x"}, "the entry's end")
+
+
+async def test_without_a_policy_it_is_not_ready(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    one = running(settings(tmp_path))
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    assert one.process.report.missing() == ["a policy: the server pushes none, and `segments` names none"]
+
+
+async def test_federated_bundles(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    other = SimulatedTrustDomain("other.org", at=server.trust.at)
+    server.others["other.org"] = other
+    server.entries["x"] = entry("x", federates_with=["other.org", "gone.org"])
+    one = running(settings(tmp_path))
+    await one.until(lambda p: other.td in p.holder.view.bundles, "the bundle")
+    assert set(one.process.holder.view.bundles) == {TrustDomain.parse("example.org"), other.td}
+
+
+async def test_tainted_authority_means_a_new_svid(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    one = running(settings(tmp_path))
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    old = server.trust.roots[0].authority_id
+    server.trust.rotate()
+    server.publish()
+    await one.until(lambda p: len(p.holder.view.bundles[server.trust.td].x509_roots) == 2, "the new root")
+    assert one.process.holder.identities["x"].svid.authority_id == old
+    server.tainted = {server.trust.roots[0].der}
+    await one.until(lambda p: p.holder.identities["x"].svid.authority_id != old, "an SVID of the new authority")
+
+
+async def test_renews_at_half_life(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    server.ttl = 4
+    one = running(settings(tmp_path))
+    seen: set[str] = set()
+
+    def serials(p: Process) -> bool:
+        seen.update(held.svid.serial for held in p.holder.identities.values())
+        return len(seen) >= 3
+
+    await one.until(serials, "three SVIDs")
+    assert all(held.live(time.time()) for held in one.process.holder.identities.values())
+
+
+async def test_renews_the_agent(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    server.agent_ttl = 3
+    one = running(settings(tmp_path))
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    first = one.process.holder.agent
+    await one.until(lambda _: server.renewals >= 2, "two renewals")
+    server.entries["y"] = entry("y")
+    await one.until(lambda p: ids(p) == {"x", "y"}, "a new entry's SVID, asked for as the renewed agent")
+    assert first
+    assert one.process.holder.agent != first
+
+
+async def test_refused_entry_is_told_and_tried_again(
+    server: SpireLike, running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firedoor.sidecar.issuer.REFUSED_SECONDS", 0.3)
+    server.entries["y"] = entry("y")
+    refused = {"y"}
+    server.refuse = lambda entry_id: (7, "segment a does not admit it") if entry_id in refused else (0, "")
+    one = running(settings(tmp_path))
+    await one.until(lambda p: p.holder.not_admitted() == {"y"}, "the refusal")
+    assert ids(one.process) == {"x"}
+    refused.clear()
+    await one.until(lambda p: ids(p) == {"x", "y"}, "an SVID after all")
+    assert one.process.holder.not_admitted() == frozenset()
+
+
+async def test_svid_of_another_id_is_not_taken(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    original = server.sign
+    server.sign = lambda path, csr: original(path.replace("/a/x", "/a/z"), csr)  # type: ignore[method-assign]
+    one = running(settings(tmp_path))
+    await one.until(lambda p: "x" in p.holder.refusals, "the refusal")
+    assert "another ID than the entry" in one.process.holder.refusals["x"].refusal
+    assert ids(one.process) == set()
+
+
+async def test_used_token_ends_the_process(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    server.tokens.clear()
+    one = running(settings(tmp_path))
+    with pytest.raises(AttestationRefused, match="already been used; make a token with `firedoor token create`"):
+        await asyncio.wait_for(one.task, 20)
+
+
+async def test_no_token_ends_the_process(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" \n")
+    one = running(settings(tmp_path))
+    with pytest.raises(TokenMissing, match="holds no join token"):
+        await asyncio.wait_for(one.task, 20)
+
+
+async def test_server_of_another_trust_domain_is_not_talked_to(
+    server: SpireLike, running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign = SimulatedTrustDomain("example.org", at=server.trust.at)
+    (tmp_path / "bundle.pem").write_text(foreign.bundle.to_pem())
+    one = running(settings(tmp_path))
+    await one.until(lambda _: "not attested yet" in caplog.text, "a line that says why")
+    assert server.tokens == {b"t"}
+    await one.stop()
+    (tmp_path / "bundle.pem").write_text(server.trust.bundle.to_pem())
+    twin = running(settings(tmp_path))
+    await twin.until(lambda p: ids(p) == {"x"}, "an SVID")
+
+
+async def test_missing_bootstrap_bundle(server: SpireLike, tmp_path: Path) -> None:
+    (tmp_path / "bundle.pem").unlink()
+    with pytest.raises(ConfigError, match=r"bundle\.pem: bootstrap_bundle: the file cannot be read"):
+        Process(settings(tmp_path))
+
+
+async def test_local_policy_after_a_pushed_one(server: SpireLike, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data/generation.pb").write_bytes(b"")
+    with pytest.raises(StateError, match="pushes its policy, and `segments` would replace it"):
+        Process(settings(tmp_path, segments=str(tmp_path / "policy.yaml")))
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "address").write_text("127.0.0.1:1")
+    assert process.run(settings(tmp_path)) == process.EXIT_OPERATOR
+    assert capsys.readouterr().err.startswith("firedoor sidecar: ")
