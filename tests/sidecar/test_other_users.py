@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other users of this machine on the auth and admin sockets. Needs root, to become them."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firedoor.sidecar.attestor import UnixAttestor
+from firedoor.sidecar.config import Config
+from firedoor.sidecar.sockets import Sockets
+from firedoor.sidecar.workload import WorkloadApi
+from tests.sidecar.conftest import Bench, entry
+from tests.sidecar.test_workload_api import Reporter
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+USER, OTHER = 61234, 61235
+# What a bare grpcio client of another user does.
+CALL = """
+import sys, grpc
+channel = grpc.insecure_channel("unix:" + sys.argv[1])
+call = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")
+try:
+    answer = next(call(b"", metadata=(("workload.spiffe.io", "true"),), timeout=15))
+    print("OK", answer[:80].split(b"spiffe://")[1].split(bytes([18]))[0].decode())
+except grpc.RpcError as error:
+    print(error.code().name, error.details())
+"""
+ADMIN = """
+import sys, grpc
+channel = grpc.insecure_channel("unix:" + sys.argv[1])
+try:
+    print("OK", channel.unary_unary("/firedoor.admin.v1.SidecarAdmin/GetStatus")(b"", timeout=15)[2:].decode())
+except grpc.RpcError as error:
+    print(error.code().name, error.details())
+"""
+INTERPRETER = str(Path(sys.executable).resolve())
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter, as pytest's are not."""
+    found = Path(tempfile.mkdtemp(prefix="firedoor-"))
+    found.chmod(0o755)
+    yield found
+    shutil.rmtree(found)
+
+
+@pytest.fixture
+async def reachable(bench: Bench, settings: Config, open_folder: Path) -> AsyncIterator[Config]:
+    config = replace(settings, auth_socket=open_folder / "auth.sock", admin_socket=open_folder / "admin.sock")
+    sockets = Sockets(bench.core, config)
+    await sockets.open_auth(WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at)))
+    await sockets.open_admin(Reporter(), lambda: True)
+    yield config
+    await sockets.close()
+
+
+async def call_as(uid: int, script: str, socket: Path, **identity: object) -> str:
+    """Run a script as another user and return what it prints."""
+    run = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script, str(socket)],
+        **{"user": uid, "group": uid, "extra_groups": [], "cwd": "/", "capture_output": True, "text": True, **identity},
+    )
+    if "Permission denied" in run.stderr:
+        pytest.skip(f"user {uid} cannot execute {sys.executable}")
+    return str(run.stdout).strip()
+
+
+async def test_the_user_of_the_entry_and_another_one(bench: Bench, reachable: Config) -> None:
+    bench.entitle(entry("/segment/a/x", f"unix:uid:{USER}"))
+    assert (await call_as(USER, CALL, reachable.auth_socket)).startswith("OK example.org/segment/a/x")
+    assert await call_as(OTHER, CALL, reachable.auth_socket) == "PERMISSION_DENIED no identity issued"
+
+
+async def test_supplementary_group_makes_the_difference(bench: Bench, reachable: Config) -> None:
+    bench.entitle(entry("/segment/a/x", f"unix:uid:{USER}", "unix:supplementary_gid:61299"))
+    assert (await call_as(USER, CALL, reachable.auth_socket, extra_groups=[61299])).startswith("OK")
+    assert (await call_as(USER, CALL, reachable.auth_socket)).startswith("PERMISSION_DENIED")
+
+
+async def test_executable_makes_the_difference(bench: Bench, reachable: Config) -> None:
+    bench.entitle(entry("/segment/a/x", f"unix:uid:{USER}", f"unix:path:{INTERPRETER}"))
+    assert (await call_as(USER, CALL, reachable.auth_socket)).startswith("OK")
+    bench.entitle(entry("/segment/a/x", f"unix:uid:{USER}", "unix:path:/usr/bin/other"))
+    assert (await call_as(USER, CALL, reachable.auth_socket)).startswith("PERMISSION_DENIED")
+
+
+async def test_admin_socket_is_for_root(bench: Bench, reachable: Config) -> None:
+    assert await call_as(0, ADMIN, reachable.admin_socket) == "OK example.org"
+    assert (await call_as(USER, ADMIN, reachable.admin_socket)).startswith("UNAVAILABLE")
+    # Whatever the socket's mode says, the caller's user decides.
+    reachable.admin_socket.chmod(0o666)
+    assert (await call_as(USER, ADMIN, reachable.admin_socket)).startswith("PERMISSION_DENIED only root")
