@@ -327,7 +327,7 @@ def _straight(source: str, action: str, expected: Verdict, who: Who | None, *rea
 
 
 def _local() -> list[Row]:
-    auth, out = "auth socket of inference", "outbound listener of inference"
+    auth, out = "inference's auth socket", "inference's outbound"
     denial = Denial("inference", "models", ("client_not_entitled",))
     return [
         Row("user of inference", auth, "fetch X.509-SVID", "allowed", at_auth_socket("inference", "inference")),

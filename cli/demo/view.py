@@ -5,10 +5,12 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from firedoor.cli import output
 from firedoor.cli.demo.rows import Result, Row
-from firedoor.cli.output import show_json
+from firedoor.cli.output import show, show_json
 
 _COLOUR = {"allowed": "green", "denied": "cyan", "skipped": "dim", "failed": "bold red"}
 
@@ -83,7 +85,7 @@ class LiveTable:
     every_time = True
 
     def __init__(self) -> None:
-        self._console = Console(width=None)
+        self._console = Console()
         self._pairs: list[Pair] = []
         self._live: Live | None = None
         if self._console.is_terminal:
@@ -101,28 +103,32 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
         elif self._pairs:
-            Console(width=150).print(draw(self._pairs))
+            show(output.table(HEAD, [cells(pair) for pair in self._pairs]))
+
+
+HEAD = ("FROM", "TO", "ACTION", "EXPECTED", "OBSERVED", "LATENCY", "WHY")
+
+
+def cells(pair: Pair) -> tuple[str, ...]:
+    """Return a row as words."""
+    row, result = pair
+    if result is None:
+        return (row.source, row.destination, row.action, row.expected, "...", "", "")
+    latency = "" if result.ms is None else f"{result.ms:.0f} ms"
+    return (row.source, row.destination, row.action, expected(row, result), result.observed, latency, result.why)
 
 
 def draw(pairs: list[Pair]) -> Table:
-    """Lay the rows out."""
+    """Lay the rows out in colour."""
     made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("from", "to", "action", "expected", "observed", "why"):
-        made.add_column(name, overflow="fold")
-    made.add_column("ms", justify="right")
-    for row, result in pairs:
+    for name in HEAD:
+        made.add_column(name, overflow="fold", justify="right" if name == "LATENCY" else "left")
+    for pair in pairs:
+        result, words = pair[1], [escape(word) for word in cells(pair)]
         if result is None:
-            made.add_row(row.source, row.destination, row.action, row.expected, "…", "", "", style="dim")
+            made.add_row(*words, style="dim")
             continue
-        colour = _COLOUR[result.observed] if agrees((row, result)) else "bold red"
-        milliseconds = "" if result.ms is None else f"{result.ms:.0f}"
-        made.add_row(
-            row.source,
-            row.destination,
-            row.action,
-            expected(row, result),
-            f"[{colour}]{result.observed}[/]",
-            result.why,
-            milliseconds,
-        )
+        colour = _COLOUR[result.observed] if agrees(pair) else "bold red"
+        words[4] = f"[{colour}]{words[4]}[/]"
+        made.add_row(*words)
     return made
