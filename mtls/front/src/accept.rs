@@ -2,18 +2,23 @@
 //! Binding, and accepting without falling over when the process has no descriptors left.
 
 use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::fs::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::address::{ListenError, UnixPath};
+use crate::stats::Stats;
 
 /// The longest queue that the kernel allows by default (net.core.somaxconn).
 const BACKLOG: i32 = 4096;
@@ -45,6 +50,32 @@ impl Backoff {
 impl Default for Backoff {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Accept until told to stop, and hand each connection on.
+pub(crate) async fn accept_all<S>(
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
+    stats: &Stats,
+    mut stopped: watch::Receiver<bool>,
+    mut each: impl FnMut(S),
+) {
+    let mut backoff = Backoff::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = poll_fn(&mut accept) => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        match accepted {
+            Ok(socket) => {
+                backoff.succeeded();
+                each(socket);
+            }
+            Err(_) => {
+                Stats::add(&stats.accept_backoffs);
+                sleep(backoff.failed()).await;
+            }
+        }
     }
 }
 

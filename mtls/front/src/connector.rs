@@ -10,10 +10,11 @@ use firedoor_identity::{
     ClientTls, HandshakeError, IdPattern, MaterialStore, SpiffeId, VerifiedPeer, connect, connect_anonymous,
 };
 use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::accept::{Backoff, bind_unix, check_private};
+use crate::accept::{accept_all, bind_unix, check_private};
 use crate::address::{ListenError, UnixPath};
 use crate::buffers::ReadAhead;
 use crate::lifetime::until;
@@ -92,30 +93,23 @@ impl Connector {
     }
 }
 
-async fn serve(serving: &Arc<Serving>, listener: &UnixListener, mut stopped: watch::Receiver<bool>) {
-    let mut backoff = Backoff::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-        };
-        match accepted {
-            Ok((socket, _)) => {
-                backoff.succeeded();
-                let (serving, mut stopped) = (serving.clone(), stopped.clone());
-                tokio::task::spawn(async move {
-                    tokio::select! {
-                        () = serving.connection(socket) => {}
-                        _ = stopped.wait_for(|stopped| *stopped) => {}
-                    }
-                });
-            }
-            Err(_) => {
-                Stats::add(&serving.stats.accept_backoffs);
-                sleep(backoff.failed()).await;
-            }
-        }
-    }
+async fn serve(serving: &Arc<Serving>, listener: &UnixListener, stopped: watch::Receiver<bool>) {
+    let runtime = Handle::current();
+    accept_all(
+        |context| listener.poll_accept(context),
+        &serving.stats,
+        stopped.clone(),
+        |(socket, _)| {
+            let (serving, mut stopped) = (serving.clone(), stopped.clone());
+            runtime.spawn(async move {
+                tokio::select! {
+                    () = serving.connection(socket) => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => {}
+                }
+            });
+        },
+    )
+    .await;
 }
 
 /// A verified connection, and when it must end.

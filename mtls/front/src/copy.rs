@@ -189,6 +189,7 @@ fn fill<R: AsyncRead + Unpin>(cx: &mut Context<'_>, from: &mut R, buffer: &mut B
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "these tests have a runtime of their own")]
 mod tests {
     use std::future::poll_fn;
     use std::time::Duration;

@@ -109,7 +109,7 @@ impl Live {
     pub fn close(&self, id: &SpiffeId) -> usize {
         let callers: Vec<_> = self.lock().values().cloned().collect();
         let theirs = callers.iter().filter(|caller| caller.peer().is_some_and(|peer| peer.id() == id));
-        theirs.map(|caller| caller.shut_out.send_replace(true)).count()
+        theirs.inspect(|caller| _ = caller.shut_out.send_replace(true)).count()
     }
 
     pub fn close_all(&self) {

@@ -8,10 +8,11 @@ use std::time::Duration;
 use firedoor_identity::{ClientAuth, HandshakeError, MaterialStore, ServerTls, SpiffeId, VerifiedPeer, accept};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::accept::{Backoff, bind_tcp, check_private};
+use crate::accept::{accept_all, bind_tcp, check_private};
 use crate::address::{ListenError, UnixPath};
 use crate::backend;
 use crate::buffers::ReadAhead;
@@ -107,26 +108,18 @@ impl TlsFront {
     }
 }
 
-async fn serve(serving: &Arc<Serving>, listener: &TcpListener, mut stopped: watch::Receiver<bool>) {
-    let mut backoff = Backoff::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-        };
-        match accepted {
-            Ok((socket, remote)) => {
-                backoff.succeeded();
-                Stats::add(&serving.stats.front_accepted);
-                let (serving, stopped) = (serving.clone(), stopped.clone());
-                tokio::task::spawn(async move { serving.connection(socket, remote.to_string(), stopped).await });
-            }
-            Err(_) => {
-                Stats::add(&serving.stats.accept_backoffs);
-                sleep(backoff.failed()).await;
-            }
-        }
-    }
+async fn serve(serving: &Arc<Serving>, listener: &TcpListener, stopped: watch::Receiver<bool>) {
+    let runtime = Handle::current();
+    accept_all(
+        |context| listener.poll_accept(context),
+        &serving.stats,
+        stopped.clone(),
+        |(socket, remote)| {
+            Stats::add(&serving.stats.front_accepted);
+            runtime.spawn(serving.clone().connection(socket, remote.to_string(), stopped.clone()));
+        },
+    )
+    .await;
 }
 
 type Tls = ServerTls<ReadAhead<TcpStream>>;

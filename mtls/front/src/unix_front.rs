@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::accept::{Backoff, bind_unix, check_private};
+use crate::accept::{accept_all, bind_unix, check_private};
 use crate::address::{ListenError, UnixPath};
 use crate::backend;
 use crate::live::{Caller, CallerUnknown, Live, Transport};
@@ -110,28 +111,21 @@ fn identity_of(path: &UnixPath) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-async fn serve(serving: &Arc<Serving>, listener: &UnixListener, mut stopped: watch::Receiver<bool>) {
-    let mut backoff = Backoff::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-        };
-        match accepted {
-            Ok((socket, _)) => {
-                backoff.succeeded();
-                Stats::add(&serving.stats.front_accepted);
-                // Now, not in a task: the credentials are those of this moment.
-                let Some(unix) = serving.admit(&socket) else { continue };
-                let (serving, stopped) = (serving.clone(), stopped.clone());
-                tokio::task::spawn(async move { serving.connection(socket, unix, stopped).await });
+async fn serve(serving: &Arc<Serving>, listener: &UnixListener, stopped: watch::Receiver<bool>) {
+    let runtime = Handle::current();
+    accept_all(
+        |context| listener.poll_accept(context),
+        &serving.stats,
+        stopped.clone(),
+        |(socket, _)| {
+            Stats::add(&serving.stats.front_accepted);
+            // Now, not in a task: the credentials are those of this moment.
+            if let Some(unix) = serving.admit(&socket) {
+                runtime.spawn(serving.clone().connection(socket, unix, stopped.clone()));
             }
-            Err(_) => {
-                Stats::add(&serving.stats.accept_backoffs);
-                sleep(backoff.failed()).await;
-            }
-        }
-    }
+        },
+    )
+    .await;
 }
 
 impl Serving {
@@ -144,7 +138,7 @@ impl Serving {
         unix
     }
 
-    async fn connection(&self, mut socket: UnixStream, unix: UnixPeer, stopped: watch::Receiver<bool>) {
+    async fn connection(self: Arc<Self>, mut socket: UnixStream, unix: UnixPeer, stopped: watch::Receiver<bool>) {
         let entry = self.live.enter(Transport::Unix(unix), String::new());
         let caller = entry.caller().clone();
         let carried = async {

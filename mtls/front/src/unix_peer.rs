@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The process at the other end of a Unix socket, taken at accept and held by a pidfd.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::sys;
 
-/// What the kernel shows in place of a user that our user namespace has no name for.
-/// `/proc/sys/kernel/overflowuid` is 65534 unless somebody changed it; then no UID of ours collides with it.
-const OVERFLOW_UID: u32 = 65534;
+/// What the kernel shows in place of a user or group that our user namespace has no name for.
+static OVERFLOW: LazyLock<(u32, u32)> = LazyLock::new(|| {
+    const DEFAULT: u32 = 65534;
+    let read = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT)
+    };
+    (read("overflowuid"), read("overflowgid"))
+});
 
 /// Who connected. The pidfd holds the very process: its ID can belong to another one later, the handle cannot.
 #[derive(Debug)]
@@ -50,7 +58,7 @@ impl UnixPeer {
         if self.pid == 0 || self.pidfd.is_none() {
             return Err(Untellable::OtherPidNamespace);
         }
-        if self.uid == OVERFLOW_UID || self.gid == OVERFLOW_UID {
+        if self.uid == OVERFLOW.0 || self.gid == OVERFLOW.1 {
             return Err(Untellable::OtherUserNamespace);
         }
         Ok(())
@@ -70,10 +78,9 @@ impl UnixPeer {
     /// Wait until the process has ended, whoever else holds its socket.
     pub async fn ended(&self) {
         let Some(pidfd) = &self.pidfd else { return std::future::pending().await };
-        match sys::watch_readable(pidfd.as_fd()) {
-            Ok(watched) => _ = watched.readable().await,
-            // No room to watch it: rather end the connection than lose sight of the process.
-            Err(_) => {}
+        // No room to watch it: rather end the connection than lose sight of the process.
+        if let Ok(watched) = sys::watch_readable(pidfd.as_fd()) {
+            _ = watched.readable().await;
         }
     }
 }

@@ -41,12 +41,6 @@ impl PathCache {
     pub(crate) fn put(&self, key: Key, chain: Arc<VerifiedChain>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, chain);
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        let halves = self.0.lock().unwrap();
-        halves.young.len() + halves.old.len()
-    }
 }
 
 impl Halves {
@@ -67,4 +61,67 @@ pub(crate) fn key(chain: &[CertificateDer<'_>], roots: &RootsByDomain, direction
         hasher.update(certificate);
     }
     hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spiffe_id::SpiffeId;
+
+    fn chain() -> Arc<VerifiedChain> {
+        Arc::new(VerifiedChain {
+            id: SpiffeId::parse("spiffe://td/a").unwrap(),
+            serial: "1".to_owned(),
+            not_before: 0,
+            not_after: 1,
+            valid_from: 0,
+            deadline: 1,
+            chain_hash: [0; 32],
+            authority_ids: Vec::new(),
+            anchor: [0; 32],
+            anchor_expires: 1,
+        })
+    }
+
+    fn number(of: usize) -> Key {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&of.to_be_bytes());
+        key
+    }
+
+    #[test]
+    fn forgets_what_is_not_used_and_stays_bounded() {
+        let (cache, chain) = (PathCache::default(), chain());
+        for of in 0..CAPACITY * 3 {
+            cache.put(number(of), chain.clone());
+            assert!(cache.get(&number(0)).is_some(), "in use at {of}");
+        }
+        let halves = cache.0.lock().unwrap();
+        assert!(halves.young.len() + halves.old.len() <= CAPACITY);
+        drop(halves);
+        assert!(cache.get(&number(1)).is_none());
+        assert!(cache.get(&number(CAPACITY * 3 - 1)).is_some());
+    }
+
+    #[test]
+    fn the_key_holds_every_part() {
+        let roots = RootsByDomain::default();
+        let other = RootsByDomain::new(
+            [("td", Vec::new())]
+                .map(|(name, ders)| {
+                    (crate::TrustDomain::parse(name).unwrap(), Arc::new(crate::Roots::parse(&ders).unwrap()))
+                })
+                .into(),
+        );
+        let chain = |parts: &[&[u8]]| parts.iter().map(|part| CertificateDer::from(part.to_vec())).collect::<Vec<_>>();
+        let keys = [
+            key(&chain(&[b"ab", b"c"]), &roots, Direction::PeerIsServer),
+            key(&chain(&[b"a", b"bc"]), &roots, Direction::PeerIsServer),
+            key(&chain(&[b"abc"]), &roots, Direction::PeerIsServer),
+            key(&chain(&[b"ab", b"c"]), &roots, Direction::PeerIsClient),
+            key(&chain(&[b"ab", b"c"]), &other, Direction::PeerIsServer),
+        ];
+        let different: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(different.len(), keys.len());
+    }
 }

@@ -23,12 +23,17 @@ impl Clock {
 
     /// Unix seconds.
     pub fn now(&self) -> i64 {
-        self.read(wall(), Instant::now()).as_secs().try_into().unwrap_or(i64::MAX)
+        self.since_1970().as_secs().try_into().unwrap_or(i64::MAX)
+    }
+
+    /// The same with all its digits, for records.
+    pub fn since_1970(&self) -> Duration {
+        self.read(wall(), Instant::now())
     }
 
     /// How long until a Unix time by this clock; zero when it has passed.
     pub fn until(&self, unix_seconds: i64) -> Duration {
-        Duration::from_secs(u64::try_from(unix_seconds).unwrap_or(0)).saturating_sub(self.read(wall(), Instant::now()))
+        Duration::from_secs(u64::try_from(unix_seconds).unwrap_or(0)).saturating_sub(self.since_1970())
     }
 
     fn read(&self, wall: Duration, at: Instant) -> Duration {
@@ -45,6 +50,7 @@ impl Default for Clock {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the one clock")]
 fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }

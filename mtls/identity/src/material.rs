@@ -180,8 +180,11 @@ pub struct Identity {
     verifier: Arc<Verifier>,
     clients: Vec<ClientRule>,
     /// One configuration for each kind of listener, made at its first handshake.
-    servers: Mutex<HashMap<(ClientAuth, Vec<Vec<u8>>), Arc<ServerConfig>>>,
+    servers: Mutex<HashMap<Kind, Arc<ServerConfig>>>,
 }
+
+/// What server configurations of one identity differ in: client authentication, and the protocols that are offered.
+type Kind = (ClientAuth, Vec<Vec<u8>>);
 
 impl Identity {
     fn build(svid: &SvidParts, whole: &Verifier) -> Result<Self, MaterialError> {
@@ -242,7 +245,7 @@ impl Identity {
     }
 
     pub(crate) fn server_config(&self, auth: ClientAuth, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let kind = (auth, alpn.iter().map(|name| name.to_vec()).collect());
+        let kind: Kind = (auth, alpn.iter().map(|name| name.to_vec()).collect());
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = servers.get(&kind) {
             return Ok(config.clone());

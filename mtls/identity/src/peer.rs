@@ -54,13 +54,25 @@ impl VerifiedPeer {
     /// Check that a newer generation would still let this peer in: its root is still trusted by this identity, nothing
     /// of it is revoked and no certificate of its path has expired.
     pub fn recheck(&self, identity: &Identity, now: i64) -> Result<(), VerifyError> {
-        let roots = identity.roots().get(self.id().trust_domain()).ok_or(Code::UnknownTrustDomain)?;
-        if !roots.holds(&self.0.anchor) {
-            return Err(Code::ChainUntrusted.into());
-        }
+        self.check_root(identity, |trusted| trusted)?;
         if now > self.0.deadline {
             return Err(Code::Expired.into());
         }
         identity.revocations().check(&self.0)
+    }
+
+    /// The same for a stream that may outlive its certificates: expiry does not count, and neither does the absence of
+    /// a root that has expired itself, because bundles drop those. What is revoked, or dropped before its time, does.
+    pub fn recheck_outliving(&self, identity: &Identity, now: i64) -> Result<(), VerifyError> {
+        self.check_root(identity, |trusted| trusted || now > self.0.anchor_expires)?;
+        identity.revocations().check(&self.0)
+    }
+
+    fn check_root(&self, identity: &Identity, enough: impl FnOnce(bool) -> bool) -> Result<(), VerifyError> {
+        let roots = identity.roots().get(self.id().trust_domain()).ok_or(Code::UnknownTrustDomain)?;
+        match enough(roots.holds(&self.0.anchor)) {
+            true => Ok(()),
+            false => Err(Code::ChainUntrusted.into()),
+        }
     }
 }

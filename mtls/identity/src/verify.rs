@@ -43,6 +43,8 @@ pub struct VerifiedChain {
     pub(crate) chain_hash: [u8; 32],
     pub(crate) authority_ids: Vec<String>,
     pub(crate) anchor: [u8; 32],
+    /// When the root itself expires, and its bundle drops it.
+    pub(crate) anchor_expires: i64,
 }
 
 impl VerifiedChain {
@@ -165,6 +167,7 @@ fn summarize(
         chain_hash: chain_hash(chain),
         authority_ids: authorities().flat_map(|ca| ca.key_ids.iter().cloned()).collect(),
         anchor,
+        anchor_expires: root.not_after,
     })
 }
 

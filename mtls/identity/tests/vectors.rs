@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use firedoor_identity::{
-    Direction, IdPattern, Revocation, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, VerifyError, What,
-    verify_chain,
+    Direction, IdPattern, PathCache, Revocation, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, VerifyError,
+    What, verify_chain,
 };
 use serde_json::Value;
 
@@ -62,15 +62,19 @@ fn revocations(case: &Value) -> Revocations {
     }))
 }
 
-fn verify(case: &Value) -> Result<(String, i64), VerifyError> {
+fn roots(case: &Value) -> Result<RootsByDomain, VerifyError> {
     let mut domains = BTreeMap::new();
     for (name, roots) in case["bundles"].as_object().unwrap() {
         domains.insert(TrustDomain::parse(name)?, Arc::new(Roots::parse(&ders(roots))?));
     }
-    let (roots, revocations) = (RootsByDomain::new(domains), revocations(case));
+    Ok(RootsByDomain::new(domains))
+}
+
+/// Verify in both directions.
+fn verify(case: &Value, cache: Option<&PathCache>, at: i64) -> Result<(String, i64), VerifyError> {
+    let (roots, revocations) = (roots(case)?, revocations(case));
     let chain: Vec<_> = ders(&case["chain"]).into_iter().map(Into::into).collect();
-    let verify =
-        |direction| verify_chain(&chain, &roots, &revocations, direction, None, case["at"].as_i64().unwrap());
+    let verify = |direction| verify_chain(&chain, &roots, &revocations, direction, cache, at);
     verify(Direction::PeerIsServer)?;
     let verified = verify(Direction::PeerIsClient)?;
     Ok((verified.id().to_string(), verified.deadline()))
@@ -80,12 +84,28 @@ fn verify(case: &Value) -> Result<(String, i64), VerifyError> {
 fn svids() {
     let file = load("svid/cases.json");
     for (name, expect, case) in cases(&file) {
-        match verify(case) {
+        match verify(case, None, case["at"].as_i64().unwrap()) {
             Ok((id, deadline)) => {
                 assert_eq!(expect, "ok", "{name}");
                 assert_eq!((id.as_str(), Some(deadline)), (text(&case["id"]), case["not_after"].as_i64()), "{name}");
             }
             Err(error) => assert_eq!(error.code.as_str(), expect, "{name}: {error}"),
+        }
+    }
+}
+
+/// One cache for all cases, warmed at the case's own time and asked at others: it never answers otherwise.
+#[test]
+fn the_cache_changes_no_answer() {
+    let file = load("svid/cases.json");
+    let cache = PathCache::default();
+    for _ in 0..2 {
+        for (name, _, case) in cases(&file) {
+            let at = case["at"].as_i64().unwrap();
+            for step in [0, -20, 3599, 3600, 3601, 86_400, 0] {
+                let plain = verify(case, None, at + step);
+                assert_eq!(verify(case, Some(&cache), at + step), plain, "{name} at {step:+}");
+            }
         }
     }
 }
