@@ -32,6 +32,7 @@ SERVICES = [
 ]
 METHODS = [(f"/{service.full_name}/{method.name}", method) for service in SERVICES for method in service.methods]
 UNARY = [path for path, method in METHODS if not method.client_streaming and not method.server_streaming]
+LIST = "/spire.api.server.entry.v1.Entry/ListEntries"
 
 
 def test_every_method_has_a_row_and_every_row_a_method() -> None:
@@ -79,16 +80,23 @@ async def test_an_admin_entry_makes_an_administrator(broker: RunningBroker) -> N
     user = ["unix:user:registry"]
     made = await broker.entry("/segment/registry/boss", agent.path, user, admin=True)
     twin = await broker.entry("/segment/registry/clerk", agent.path, user)
+    workloads = []
     for entry_id, expected in ((made.id, "OK"), (twin.id, "PERMISSION_DENIED")):
         key = generate_key(KeyType.EC_P256)
         (result,) = await agent.sign(entry_id, csr=make_csr(key))
         workload = broker.client()
         workload.use(parse_x509_svid(tuple(result.svid.cert_chain)), key)
-        assert await status(workload.channel, "/spire.api.server.entry.v1.Entry/ListEntries") == expected
+        workloads.append(workload)
+        assert await status(workload.channel, LIST) == expected
         # Neither is an agent.
         assert await status(workload.channel, "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries") == (
             "PERMISSION_DENIED"
         )
+    # With the entry, the SVID is revoked: not even a handshake.
+    await broker.entries.BatchDeleteEntry(entry_pb2.BatchDeleteEntryRequest(ids=[made.id]))
+    boss, clerk = workloads
+    assert await status(boss.connect(), LIST) == "UNAVAILABLE"
+    assert await status(clerk.connect(), LIST) == "PERMISSION_DENIED"
 
 
 async def test_what_is_not_served_says_so_to_those_who_may_ask(broker: RunningBroker) -> None:
