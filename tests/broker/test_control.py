@@ -158,8 +158,6 @@ async def test_acknowledgements_are_kept(broker: RunningBroker) -> None:
 async def test_a_banned_agent_loses_its_stream_and_its_twin_does_not(broker: RunningBroker) -> None:
     agent, twin = await broker.attest(), await broker.attest()
     made = await broker.entry("/segment/registry/x", agent.path, USER)
-    (signed,) = await agent.sign(made.id)
-    made = await broker.entry("/segment/registry/x", agent.path, USER)
     (issued,) = await agent.sign(made.id)
     serial = parse_x509_svid(tuple(issued.svid.cert_chain)).serial
     stream, twins = Stream(agent), Stream(twin)
