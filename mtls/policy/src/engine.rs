@@ -30,6 +30,8 @@ pub struct Engine {
     by_port: HashMap<(Ends, u16), Vec<u32>>,
     by_ends: HashMap<Ends, Vec<u32>>,
     by_source: HashMap<Option<SegmentIndex>, Vec<u32>>,
+    // When a flow's window opens or closes, ascending.
+    edges: Vec<i64>,
 }
 
 impl Engine {
@@ -53,6 +55,13 @@ impl Engine {
             self.by_ends.entry(ends).or_default().push(at);
             self.by_source.entry(flow.from.segment).or_default().push(at);
         }
+        self.edges = self.flows.iter().flat_map(|flow| flow.window.edges()).collect();
+        self.edges.sort_unstable();
+    }
+
+    /// When answers next change by themselves, because a flow's window opens or closes; after `time`, Unix seconds.
+    pub fn next_change(&self, time: i64) -> Option<i64> {
+        self.edges.get(self.edges.partition_point(|edge| *edge <= time)).copied()
     }
 
     /// SHA-256 of the bytes that were loaded.

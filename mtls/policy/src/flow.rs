@@ -76,6 +76,11 @@ impl Window {
         Self { from: self.from.max(from), until: self.until.min(until) }
     }
 
+    /// The times at which `holds` changes.
+    pub(crate) fn edges(self) -> impl Iterator<Item = i64> {
+        [self.from, self.until].into_iter().filter(|edge| *edge != i64::MIN && *edge != i64::MAX)
+    }
+
     pub(crate) fn holds(self, time: i64) -> bool {
         self.from <= time && time < self.until
     }
