@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use firedoor_identity::{HandshakeError, SpiffeId};
+use firedoor_identity::{HandshakeError, Identity, Material, SpiffeId};
 
 use crate::caps::Place;
 use crate::decide::Verdict;
 use crate::draft::Draft;
 use crate::proxy::Shared;
+use crate::registry::{IDENTITY_LOST, OWN_EXPIRED};
 use crate::spec::Spec;
 
 /// ALPN of opaque TCP between sidecars. Peers that offer none are taken too: go-spiffe programs do not.
@@ -55,6 +56,20 @@ impl Denied {
             Denied::Verdict(verdict) => draft.decide(verdict),
         }
     }
+}
+
+/// Find the listener's identity in the present material, if it can still be used.
+pub(crate) fn own_identity<'a>(
+    material: Option<&'a Material>,
+    id: &SpiffeId,
+    now: i64,
+) -> Result<(&'a Material, &'a Identity), &'static str> {
+    let material = material.ok_or(IDENTITY_LOST)?;
+    let identity = material.identity(id).ok_or(IDENTITY_LOST)?;
+    if now > identity.deadline() {
+        return Err(OWN_EXPIRED);
+    }
+    Ok((material, identity))
 }
 
 /// The code that a record carries for a handshake that came to nothing.

@@ -84,3 +84,89 @@ pub fn foresee(
 fn audits(segment: Option<&Segment>) -> bool {
     segment.is_some_and(|segment| segment.mode == Mode::Audit)
 }
+
+#[cfg(test)]
+mod tests {
+    use firedoor_policy::message::{self, action};
+    use prost::Message;
+
+    use super::*;
+
+    const SOURCE: &str = "spiffe://td/segment/a/x";
+    const DESTINATION: &str = "spiffe://td/segment/b/y";
+
+    fn segment(name: &str, mode: message::Mode) -> message::Segment {
+        message::Segment {
+            name: name.into(),
+            mode: mode.into(),
+            members: vec![format!("spiffe://td/segment/{name}/**")],
+            ..Default::default()
+        }
+    }
+
+    /// Two segments in these modes, and a flow from `a` to port 9000 of `b`.
+    fn engine(a: message::Mode, b: message::Mode) -> Engine {
+        let end = |name: &str| Some(message::Subject { segment: name.into(), ids: Vec::new() });
+        let flow = message::Flow {
+            name: "f".into(),
+            from: end("a"),
+            to: end("b"),
+            port: 9000,
+            allow: vec![message::Action { kind: Some(action::Kind::Tcp(message::Tcp {})) }],
+            ..Default::default()
+        };
+        let table = message::Table {
+            version: 1,
+            trust_domain: "td".into(),
+            segments: vec![segment("a", a), segment("b", b)],
+            flows: vec![flow],
+        };
+        Engine::load(&table.encode_to_vec()).unwrap()
+    }
+
+    fn input(source: &str, destination: &str, port: u16) -> Input {
+        let id = |text| SpiffeId::parse(text).unwrap();
+        Input { source: id(source), destination: id(destination), port }
+    }
+
+    #[test]
+    fn each_end_relaxes_a_missing_flow_by_its_own_segment_and_nothing_else() {
+        use Direction::{Inbound, Outbound};
+        use Outcome::{Allowed, Audit, Denied};
+        use message::Mode::{Audit as Watch, Enforce, Unspecified};
+        let stranger = "spiffe://td/nowhere";
+        let cases = [
+            ("a flow allows", Enforce, Enforce, Inbound, input(SOURCE, DESTINATION, 9000), Allowed),
+            ("also in audit", Watch, Watch, Inbound, input(SOURCE, DESTINATION, 9000), Allowed),
+            ("inbound by the destination", Enforce, Watch, Inbound, input(SOURCE, DESTINATION, 1), Audit),
+            ("inbound not by the source", Watch, Enforce, Inbound, input(SOURCE, DESTINATION, 1), Denied),
+            ("outbound by the source", Watch, Enforce, Outbound, input(SOURCE, DESTINATION, 1), Audit),
+            ("outbound not by the destination", Enforce, Watch, Outbound, input(SOURCE, DESTINATION, 1), Denied),
+            ("unspecified enforces", Unspecified, Unspecified, Inbound, input(SOURCE, DESTINATION, 1), Denied),
+            ("the way back", Watch, Watch, Inbound, input(DESTINATION, SOURCE, 9000), Audit),
+            ("an unknown source", Watch, Watch, Inbound, input(stranger, DESTINATION, 9000), Denied),
+            ("an unknown destination", Watch, Watch, Outbound, input(SOURCE, stranger, 9000), Denied),
+        ];
+        for (name, a, b, direction, input, expected) in cases {
+            let verdict = judge(&engine(a, b), direction, &input, 0);
+            assert_eq!(verdict.outcome, expected, "{name}: {verdict:?}");
+            assert_eq!(verdict.flow.is_some(), expected == Allowed, "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_connected_to_that_no_flow_could_allow() {
+        use message::Mode::{Audit as Watch, Enforce};
+        let source = SpiffeId::parse(SOURCE).unwrap();
+        let to = |pattern: &str| [IdPattern::parse(pattern).unwrap()];
+        let ask = |mode, pattern: &str, port| foresee(&engine(mode, Enforce), &source, &to(pattern), port, 0);
+        assert_eq!(ask(Enforce, DESTINATION, 9000), Ok(()));
+        assert_eq!(ask(Enforce, "spiffe://td/segment/b/*", 9000), Ok(()));
+        assert_eq!(ask(Enforce, DESTINATION, 1), Err("port_not_named"));
+        assert_eq!(ask(Enforce, "spiffe://td/segment/a/**", 9000), Err("no_flow"));
+        assert_eq!(ask(Watch, DESTINATION, 1), Ok(()));
+        let stranger = SpiffeId::parse("spiffe://td/nowhere").unwrap();
+        let watching = engine(Watch, Watch);
+        assert_eq!(foresee(&watching, &stranger, &to(DESTINATION), 9000, 0), Err("unknown_source"));
+    }
+}

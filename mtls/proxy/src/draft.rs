@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use firedoor_identity::{Material, SpiffeId};
 
@@ -30,7 +30,7 @@ impl Draft {
     pub fn new(shared: Arc<Shared>, direction: Direction, common: &Common, material: Option<&Material>) -> Self {
         let empty: Arc<str> = "".into();
         let mut record = Record {
-            time: SystemTime::now(),
+            time: Duration::ZERO,
             direction,
             listener: common.name.clone(),
             correlation: String::new(),
@@ -54,14 +54,6 @@ impl Draft {
             Direction::Outbound => (record.source, record.source_segment) = own,
         }
         Draft { shared, record: Some(record) }
-    }
-
-    /// Note which material decides.
-    pub fn material(&mut self, material: &Material) {
-        self.edit(|record| {
-            record.generation = material.generation();
-            record.revision = material.revision();
-        });
     }
 
     pub fn client(&mut self, client: ClientId) {
@@ -111,7 +103,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Some(mut record) = self.record.take() {
-            record.time = SystemTime::now();
+            record.time = self.shared.store.clock().since_1970();
             self.shared.records.push(record);
         }
     }

@@ -9,18 +9,19 @@ use std::sync::atomic::Ordering;
 
 use firedoor_front::UnixPeer;
 use firedoor_front::buffers::ReadAhead;
-use firedoor_identity::{ClientAuth, Identity, ServerTls, VerifiedPeer, accept};
+use firedoor_identity::{ClientAuth, Identity, Material, ServerTls, VerifiedPeer, accept};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::connection::{
     ALPN, Accepted, Denied, HANDSHAKE_TIMEOUT, TLS_BUFFER, TOO_MANY, TOO_MANY_OF_ONE, Who, handshake_reason,
+    own_identity,
 };
 use crate::decide::{self, Input};
 use crate::draft::Draft;
 use crate::local::diag;
 use crate::records::{Direction, Outcome};
-use crate::registry::{Admitted, Entered, IDENTITY_LOST, Limits};
+use crate::registry::{Admitted, Entered, Limits};
 use crate::relay::{Watched, relay};
 use crate::spec::{Endpoint, Inbound};
 use crate::stream::{self, LocalStream};
@@ -36,7 +37,7 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
     shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
     let mut draft = Draft::new(shared.clone(), Direction::Inbound, &spec.common, material.as_deref());
-    match admit(&mut accepted, inbound, fd, &mut draft).await {
+    match admit(&mut accepted, inbound, material.as_deref(), fd, &mut draft).await {
         Err(denied) => denied.record(draft),
         Ok((app, peer, live)) => {
             draft.decide(&live.verdict());
@@ -50,6 +51,7 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
 async fn admit(
     accepted: &mut Accepted,
     inbound: &Inbound,
+    material: Option<&Material>,
     fd: OwnedFd,
     draft: &mut Draft,
 ) -> Result<(LocalStream, Peer, Entered), Denied> {
@@ -58,21 +60,19 @@ async fn admit(
     let address = stream::peer_address(&tcp);
     draft.peer_address(address);
     let Some(place) = &mut accepted.place else { return Err(refuse(&tcp, TOO_MANY)) };
-    let material = shared.store.present().ok_or(IDENTITY_LOST)?;
-    let identity = material.identity(&common.as_id).ok_or(IDENTITY_LOST)?.clone();
-    draft.material(&material);
-    let shaking = timeout(common.handshake_timeout, shake(&identity, tcp)).await;
+    let (material, identity) = own_identity(material, &common.as_id, shared.now())?;
+    let shaking = timeout(common.handshake_timeout, shake(identity, tcp)).await;
     let (mut tls, peer) = shaking.unwrap_or(Err(HANDSHAKE_TIMEOUT)).inspect_err(|_| {
         shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
     })?;
     tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    draft.peer(&material, peer.id(), tls.get_ref().1);
+    draft.peer(material, peer.id(), tls.get_ref().1);
     if !place.claim(Who::Peer(peer.id().clone())) {
         return Err(refuse(tls.get_ref().0.get_ref(), TOO_MANY_OF_ONE));
     }
     let input = Input { source: peer.id().clone(), destination: common.as_id.clone(), port: common.service_port };
     let now = shared.now();
-    let verdict = decide::judge(&decide::engine(&material), Direction::Inbound, &input, now);
+    let verdict = decide::judge(&decide::engine(material), Direction::Inbound, &input, now);
     if verdict.outcome == Outcome::Denied {
         stream::reset(tls.get_ref().0.get_ref());
         return Err(Denied::Verdict(verdict));

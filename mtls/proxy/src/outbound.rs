@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering;
 use firedoor_identity::Material;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::connection::{Accepted, Denied, TLS_BUFFER, TOO_MANY, TOO_MANY_OF_ONE, Who};
+use crate::connection::{Accepted, Denied, TLS_BUFFER, TOO_MANY, TOO_MANY_OF_ONE, Who, own_identity};
 use crate::decide::{self, Input};
 use crate::dial::{Peer, dial};
 use crate::draft::Draft;
 use crate::local::{Client, Refusal};
 use crate::records::{Direction, Outcome};
-use crate::registry::{Admitted, Entered, IDENTITY_LOST, Limits};
+use crate::registry::{Admitted, Entered, Limits};
 use crate::relay::{Watched, relay};
 use crate::spec::{Endpoint, Outbound, Spec};
 use crate::stream::{self, LocalStream};
@@ -51,8 +51,7 @@ async fn admit(
 ) -> Result<(Peer, Entered), Denied> {
     let (shared, common) = (accepted.shared.clone(), &accepted.spec.common);
     let place = accepted.place.as_mut().ok_or(TOO_MANY)?;
-    let material = material.ok_or(IDENTITY_LOST)?;
-    let identity = material.identity(&common.as_id).ok_or(IDENTITY_LOST)?;
+    let (material, identity) = own_identity(material, &common.as_id, shared.now())?;
     let mut client = identify(local).map_err(Refusal::code)?;
     draft.client(client.id());
     client.attest(identity.clients(), &shared.executables).await.map_err(Refusal::code)?;

@@ -2,22 +2,23 @@
 //! The data path of one process: its listeners, its live connections, its records.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use firedoor_front::{Threads, WakeSource};
 use firedoor_identity::{Material, MaterialStore};
 use tokio::runtime::Handle;
 
+use crate::decide;
 use crate::listener::Listener;
 use crate::local::executable::Executables;
 use crate::records::{Direction, Records};
 use crate::registry::{Registry, STOPPED};
 use crate::spec::{ListenError, Spec};
 
-/// How often a drain looks whether everything has ended.
-const DRAIN_STEP: Duration = Duration::from_millis(10);
+/// The clock may be set; a time that is waited for is looked at again this often.
+const CLOCK_CHECK: Duration = Duration::from_secs(15);
 /// How long connections that are cut at a stop have to leave.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     data: Vec<Handle>,
     /// Connections that each data thread serves now, in the same order.
     loads: Vec<AtomicUsize>,
+    /// Told when the last connection has ended.
+    idle: (Mutex<()>, Condvar),
 }
 
 /// Counters beside those of the records.
@@ -64,6 +67,44 @@ impl Shared {
     fn connections(&self) -> usize {
         self.loads.iter().map(|load| load.load(Ordering::Acquire)).sum()
     }
+
+    /// Decide all live connections again.
+    fn review(&self, material: &Material) {
+        let cut = self.registry.review(material, self.now());
+        self.counters.cut.fetch_add(cut as u64, Ordering::Relaxed);
+    }
+
+    /// Wait for all connections to end; say whether they did.
+    fn wait_until_idle(&self, patience: Duration) -> bool {
+        let (lock, ended) = &self.idle;
+        let held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = ended.wait_timeout_while(held, patience, |()| self.connections() > 0);
+        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+    }
+}
+
+/// Decide again whenever a flow's window opens or closes: break-glass ends live streams too, without a new generation.
+async fn follow_windows(shared: Arc<Shared>) {
+    let mut revisions = shared.store.watch();
+    loop {
+        let material = shared.store.present();
+        let edge = material.as_deref().and_then(|material| decide::engine(material).next_change(shared.now()));
+        tokio::select! {
+            changed = revisions.changed() => if changed.is_err() { return },
+            () = until(&shared, edge) => if let Some(material) = material { shared.review(&material) },
+        }
+    }
+}
+
+async fn until(shared: &Shared, time: Option<i64>) {
+    let Some(time) = time else { return std::future::pending().await };
+    loop {
+        let left = shared.store.clock().until(time);
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(CLOCK_CHECK)).await;
+    }
 }
 
 /// One connection's share of a data thread's load.
@@ -82,6 +123,12 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         self.shared.loads[self.at].fetch_sub(1, Ordering::AcqRel);
+        if self.shared.connections() == 0 {
+            let (lock, ended) = &self.shared.idle;
+            // Held, so that nobody is between looking and waiting.
+            let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.notify_all();
+        }
     }
 }
 
@@ -90,6 +137,7 @@ impl Drop for Load {
 pub struct Proxy {
     shared: Arc<Shared>,
     listeners: Mutex<Vec<Arc<Listener>>>,
+    follows_windows: AtomicBool,
 }
 
 impl Proxy {
@@ -105,8 +153,9 @@ impl Proxy {
             counters: Counters::default(),
             loads: data.iter().map(|_| AtomicUsize::new(0)).collect(),
             data,
+            idle: Default::default(),
         };
-        Proxy { shared: Arc::new(shared), listeners: Mutex::default() }
+        Proxy { shared: Arc::new(shared), listeners: Mutex::default(), follows_windows: AtomicBool::new(false) }
     }
 
     /// Open a listener. Without an SVID for its identity it waits for one, closed.
@@ -119,6 +168,9 @@ impl Proxy {
         if listeners.iter().any(|other| other.same_name(&spec)) {
             let sentence = format!("listener {}: there is another one of that name and direction", spec.common.name);
             return Err(ListenError::new("name_taken", sentence));
+        }
+        if !self.follows_windows.swap(true, Ordering::AcqRel) {
+            self.acceptor(0).spawn(follow_windows(self.shared.clone()));
         }
         let acceptor = self.acceptor(listeners.len());
         let listener = Arc::new(Listener::new(self.shared.clone(), acceptor, spec));
@@ -138,17 +190,12 @@ impl Proxy {
     /// Connections that are not admitted any more have been told to end when this returns.
     pub fn material_changed(&self) {
         let Some(material) = self.shared.store.present() else { return };
-        self.review(&material);
+        self.shared.review(&material);
         let mut listeners = self.lock();
         listeners.retain(|listener| !listener.stopped());
         for listener in &*listeners {
             listener.follow(&material);
         }
-    }
-
-    fn review(&self, material: &Material) {
-        let cut = self.shared.registry.review(material, self.shared.now());
-        self.shared.counters.cut.fetch_add(cut as u64, Ordering::Relaxed);
     }
 
     #[must_use]
@@ -166,7 +213,12 @@ impl Proxy {
     #[must_use]
     pub fn listeners(&self) -> String {
         let listeners = self.lock();
-        listeners.iter().filter(|listener| !listener.stopped()).map(|l| l.status()).collect::<serde_json::Value>().to_string()
+        listeners
+            .iter()
+            .filter(|listener| !listener.stopped())
+            .map(|l| l.status())
+            .collect::<serde_json::Value>()
+            .to_string()
     }
 
     /// Stop accepting and wait for connections to end; say whether all did.
@@ -174,7 +226,7 @@ impl Proxy {
         for listener in &*self.lock() {
             listener.stop();
         }
-        self.wait_until_idle(patience)
+        self.shared.wait_until_idle(patience)
     }
 
     /// Stop accepting and cut what still runs. The threads are not this type's to stop.
@@ -183,19 +235,7 @@ impl Proxy {
             listener.stop();
         }
         self.shared.registry.cut_all(STOPPED);
-        self.wait_until_idle(STOP_GRACE);
-    }
-
-    fn wait_until_idle(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        while self.shared.connections() > 0 {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            std::thread::sleep(left.min(DRAIN_STEP));
-        }
-        true
+        self.shared.wait_until_idle(STOP_GRACE);
     }
 
     /// All counters of the data path.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::Duration;
 
 use firedoor_front::WakeSource;
 use serde::Serialize;
@@ -54,7 +54,8 @@ pub struct ClientId {
 #[derive(Debug, Clone, Serialize)]
 pub struct Record {
     #[serde(serialize_with = "time::serialize")]
-    pub time: SystemTime,
+    /// Since 1970.
+    pub time: Duration,
     pub direction: Direction,
     pub listener: Arc<str>,
     /// The same at both ends of one connection; proves nothing.
@@ -210,8 +211,6 @@ impl Records {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::time::Duration;
-
     use firedoor_front::Wake;
 
     use super::*;
@@ -222,7 +221,7 @@ pub(crate) mod tests {
 
     pub(crate) fn record(decision: Outcome) -> Record {
         Record {
-            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250),
+            time: Duration::from_millis(1_700_000_000_250),
             direction: Direction::Inbound,
             listener: "models".into(),
             correlation: "00ff".into(),

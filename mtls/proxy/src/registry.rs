@@ -10,11 +10,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use firedoor_front::copy::Carried;
 use firedoor_identity::{Material, VerifiedPeer};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use firedoor_front::copy::Carried;
 use crate::decide::{self, Input, Verdict};
 use crate::local::Client;
 use crate::local::process::Process;
@@ -24,6 +24,8 @@ use crate::records::{Direction, Outcome};
 /// Why a connection was ended by us; the codes that connections are cut with.
 pub(crate) const EXPIRED: &str = "svid_expired";
 pub(crate) const LIFETIME: &str = "max_lifetime";
+/// Our own SVID has not been renewed in time; no connection can begin.
+pub(crate) const OWN_EXPIRED: &str = "own_svid_expired";
 pub(crate) const IDENTITY_LOST: &str = "identity_lost";
 pub(crate) const STOPPED: &str = "stopped";
 
@@ -133,7 +135,7 @@ impl Live {
         };
         let identity = material.identity(own).ok_or(IDENTITY_LOST)?;
         // Expiry is the deadline's business: a segment may let a stream outlive its SVIDs.
-        peer.recheck(identity, now.min(peer.deadline())).map_err(|error| error.code.as_str())?;
+        peer.recheck_outliving(identity, now).map_err(|error| error.code.as_str())?;
         if let Some(client) = client {
             client.check(identity.clients()).map_err(|refusal| refusal.code())?;
         }
@@ -234,11 +236,12 @@ impl Registry {
     pub fn review(&self, material: &Material, now: i64) -> usize {
         let all = self.all();
         let running = all.iter().filter(|live| live.cut_reason().is_none());
-        running.filter(|live| {
-            live.review(material, now);
-            live.cut_reason().is_some()
-        })
-        .count()
+        running
+            .filter(|live| {
+                live.review(material, now);
+                live.cut_reason().is_some()
+            })
+            .count()
     }
 
     /// Cut everything.

@@ -5,12 +5,12 @@ use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
+use firedoor_front::buffers::ReadAhead;
+use firedoor_front::copy::{Duplex, Step};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use firedoor_front::buffers::ReadAhead;
-use firedoor_front::copy::{Duplex, Step};
 use crate::local::process::Process;
 use crate::proxy::Shared;
 use crate::registry::Entered;

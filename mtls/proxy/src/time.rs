@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wall-clock times as people read them.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-/// Seconds since 1970, 0 before it.
+/// Write a time since 1970 as RFC 3339 in UTC with milliseconds.
 #[must_use]
-pub fn unix(time: SystemTime) -> i64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// Write a time as RFC 3339 in UTC with milliseconds.
-#[must_use]
-pub fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+pub fn rfc3339(since: Duration) -> String {
     let seconds = since.as_secs();
     let (year, month, day) = civil(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
@@ -20,7 +13,7 @@ pub fn rfc3339(time: SystemTime) -> String {
 }
 
 /// For `#[serde(serialize_with)]`.
-pub(crate) fn serialize<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&rfc3339(*time))
 }
 
@@ -50,7 +43,7 @@ mod tests {
             (1_709_251_200_000, "2024-03-01T00:00:00.000Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(millis)), text);
+            assert_eq!(rfc3339(Duration::from_millis(millis)), text);
         }
     }
 }

@@ -73,6 +73,7 @@ spec:
   from: {{id: ["{source}"]}}
   to: {{segment: registry, port: {port}}}
   allow: [{{tcp: {{}}}}]
+  {more}
 """
 
 VLLM = "/segment/inference/host/h1/svc/vllm"
@@ -80,8 +81,10 @@ MODELS = "/segment/registry/host/h2/svc/models"
 PORT = 9000
 
 
-def flow(source: str = "spiffe://{td}/segment/inference/**", *, name: str = "pulls", port: int = PORT) -> str:
-    return FLOW.format(name=name, source=source, port=port)
+def flow(
+    source: str = "spiffe://{td}/segment/inference/**", *, name: str = "pulls", port: int = PORT, more: str = ""
+) -> str:
+    return FLOW.format(name=name, source=source, port=port, more=more)
 
 
 def policy(

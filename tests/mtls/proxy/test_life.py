@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import socket
@@ -183,6 +184,55 @@ def test_a_connection_outlives_its_svid_where_the_segment_says_so(world: World) 
         assert asks(link) == b"ping"
         serial = f"{world.vllm.leaf.serial_number:x}"
         world.publish_server(lives_on, revocations=[mtls.Revocation(serial=serial)])
+        assert ended(link)
+
+
+def test_a_stream_ends_with_the_window_of_its_flow_and_no_new_generation(world: World) -> None:
+    closes = int(time.time()) + 2
+    until = dt.datetime.fromtimestamp(closes, dt.UTC).isoformat()
+    window = f'valid: {{from: "2020-01-01T00:00:00Z", until: "{until}"}}'
+    world.publish_client()
+    world.publish_server(policy(flow(more=window)))
+    listener = world.outbound(world.inbound().address)
+    with dial(listener.address) as link:
+        assert asks(link) == b"ping"
+        assert ended(link)
+        assert closes <= time.time() < closes + 1
+    assert exchange(listener.address) is None
+    assert [record["reason"] for record in world.records(world.server, 2)] == ["allowed", "out_of_time"]
+
+
+def test_nothing_begins_with_an_svid_that_was_not_renewed_in_time(world: World) -> None:
+    expires = int(time.time()) + 1
+    world.vllm = world.td.svid(VLLM, expires=expires)
+    world.publish()
+    listener = world.outbound(world.inbound().address)
+    eventually(lambda: time.time() > expires + 1)
+    assert exchange(listener.address) is None
+    [record] = world.records(world.client, 1)
+    assert (record["decision"], record["reason"]) == ("denied", "own_svid_expired")
+    assert world.server.stats()["accepted_inbound"] == 0
+    world.vllm = world.td.svid(VLLM)
+    world.publish()
+    assert exchange(listener.address) == b"ping"
+
+
+def test_a_stream_that_may_outlive_its_svid_outlives_its_authority_too(world: World) -> None:
+    """Bundles drop roots that have expired. One that is dropped before its time is not trusted any more."""
+    lives_on = policy(flow(), destination_more="expiry: {until-revoked: 1h}", source_more="expiry: {until-revoked: 1h}")
+    expires = int(time.time()) + 2
+    short = world.td.rotate(expires=expires)
+    world.vllm = world.td.svid(VLLM, issuer=short, expires=expires)
+    lasting = world.td.rotate()
+    world.models = world.td.svid(MODELS, issuer=lasting)
+    world.publish(lives_on)
+    with dial(world.outbound(world.inbound().address).address) as link:
+        assert asks(link) == b"ping"
+        eventually(lambda: time.time() > expires + 1)
+        world.td.forget(short)
+        world.publish_server(lives_on)
+        assert asks(link) == b"ping"
+        world.publish_server(lives_on, revocations=[mtls.Revocation(authority_id=short.authority_id)])
         assert ended(link)
 
 

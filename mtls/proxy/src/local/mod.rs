@@ -121,3 +121,84 @@ impl Client {
 fn still_alive(process: &Process) -> Result<(), Refusal> {
     process.alive().then_some(()).ok_or(Refusal::Gone)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::path::PathBuf;
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    const SOCKET: &str = "FIREDOOR_TEST_SOCKET";
+
+    /// Not a test: the other process of those below, which runs this binary again.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test tells its child where to connect")]
+    fn child() {
+        let Ok(path) = std::env::var(SOCKET) else { return };
+        let _link = UnixStream::connect(path).unwrap();
+        // Until the test closes its end of stdin.
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    }
+
+    fn connected(name: &str) -> (Child, UnixStream, PathBuf) {
+        let path = std::env::temp_dir().join(format!("fd-{}-{name}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "local::tests::child"])
+            .env(SOCKET, &path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        (child, listener.accept().unwrap().0, path)
+    }
+
+    fn mine() -> ClientRule {
+        ClientRule { uid: Some(rustix::process::getuid().as_raw()), ..ClientRule::default() }
+    }
+
+    #[tokio::test]
+    async fn a_living_process_is_attested_and_a_dead_one_is_not() {
+        let (mut child, socket, path) = connected("alive");
+        let executable = std::env::current_exe().unwrap().to_str().unwrap().to_owned();
+        let rules = [ClientRule { path: Some(executable), ..mine() }];
+        let mut client = Client::of_unix(&socket).unwrap();
+        assert_eq!(client.id().pid, Some(child.id()));
+        assert_eq!(client.attest(&rules, &Arc::default()).await, Ok(()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        // The credentials are still there, and still match; the process is not.
+        let mut late = Client::of_unix(&socket).unwrap();
+        assert_eq!(late.attest(&[mine()], &Arc::default()).await, Err(Refusal::Gone));
+        assert_eq!(client.attest(&rules, &Arc::default()).await, Err(Refusal::Gone));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_is_let_in_without_a_rule() {
+        let (mut child, socket, path) = connected("rules");
+        let mut client = Client::of_unix(&socket).unwrap();
+        for rules in [vec![], vec![ClientRule::default()], vec![ClientRule { uid: Some(12), ..ClientRule::default() }]] {
+            assert_eq!(client.attest(&rules, &Arc::default()).await, Err(Refusal::NotEntitled), "{rules:?}");
+        }
+        assert_eq!(client.attest(&[mine()], &Arc::default()).await, Ok(()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_tcp_client_that_has_closed_is_unknown() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let ends = (server.local_addr().unwrap(), server.peer_addr().unwrap());
+        let known = Client::of_tcp(ends.0, ends.1).unwrap();
+        assert_eq!(known.check(&[mine()]), Ok(()));
+        assert_eq!(known.id().pid, None);
+        drop(client);
+        assert_eq!(Client::of_tcp(ends.0, ends.1).unwrap_err(), Refusal::Unknown);
+    }
+}
