@@ -13,6 +13,8 @@ from firedoor.sidecar.view import Entry, View, certs_revocation, core_revocation
 
 # Renewal at half life, give or take: sidecars that started together do not come together for ever.
 JITTER = 0.1
+# However short a certificate lives, or however wrong a clock is: no busy loop.
+SHORTEST_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Identity:
 
 def renewal_time(obtained: float, not_after: float, uniform: Callable[[float, float], float] = random.uniform) -> float:
     """Return when to renew: half of what was left when it was obtained, with jitter."""
-    return obtained + (not_after - obtained) / 2 * uniform(1 - JITTER, 1 + JITTER)
+    return obtained + max(SHORTEST_SECONDS, (not_after - obtained) / 2 * uniform(1 - JITTER, 1 + JITTER))
 
 
 class Verifier:

@@ -91,6 +91,11 @@ def test_renewal_at_half_life_with_jitter() -> None:
     assert 1052 < max(times) <= 1055
 
 
+@pytest.mark.parametrize("not_after", [1001, 1000, 0], ids=["short", "now", "long_ago"])
+def test_renewal_is_never_at_once(not_after: int) -> None:
+    assert renewal_time(1000, not_after) == 1001
+
+
 LINE = b'{"n": 1}\n'
 
 
