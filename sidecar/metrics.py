@@ -19,8 +19,18 @@ REQUEST_SECONDS = 5.0
 LARGEST_HEAD_BYTES = 8192
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PLAIN = "text/plain; charset=utf-8"
-# Counters of the core that say how things are now; the others only grow.
-_GAUGE_SUFFIXES = ("_now", "_live", "_waiting", "_open")
+# What says how things are now; everything else only grows.
+GAUGES = frozenset(
+    {
+        "connected_to_server",
+        "connections",
+        "connections_inbound",
+        "connections_outbound",
+        "ready",
+        "records_waiting",
+        "svids",
+    }
+)
 
 
 class Snapshot(Collector):
@@ -34,7 +44,7 @@ class Snapshot(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield what is true now."""
         for name, value in sorted(self._values().items()):
-            if name.endswith(_GAUGE_SUFFIXES):
+            if name in GAUGES:
                 yield GaugeMetricFamily(f"firedoor_{name}", name.replace("_", " "), value=value)
             else:
                 yield CounterMetricFamily(f"firedoor_{name}", name.replace("_", " "), value=value)

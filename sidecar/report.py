@@ -104,9 +104,9 @@ class Report:
             **{name: float(value) for name, value in self._core.stats().items()},
             "records_written": float(self._sink.written),
             "records_lost_at_the_sink": float(self._sink.lost),
-            "connected_to_server_now": float(self._agent.link.connected),
-            "ready_now": float(self.ready()),
-            "svids_live": float(len(self._holder.live(self._now()))),
+            "connected_to_server": float(self._agent.link.connected),
+            "ready": float(self.ready()),
+            "svids": float(len(self._holder.live(self._now()))),
         }
 
     def expiries(self) -> Iterable[tuple[str, int]]:

@@ -196,7 +196,7 @@ async def get(address: str, request: bytes) -> tuple[str, str]:
 
 async def test_metrics_server() -> None:
     missing = ["an SVID"]
-    values = {"denied": 3.0, "connections_live": 2.0}
+    values = {"denied": 3.0, "connections": 2.0}
     server = metrics.MetricsServer(metrics.Snapshot(lambda: values, lambda: [("spiffe://a/b", 7)]), lambda: missing)
     await server.start("127.0.0.1:0")
     try:
@@ -209,7 +209,7 @@ async def test_metrics_server() -> None:
         assert await get(server.address, b"GET /ready HTTP/1.1\r\n\r\n") == ("200 OK", "ready\n")
         _, text = await get(server.address, b"GET /metrics?x HTTP/1.1\r\n\r\n")
         assert "firedoor_denied_total 3.0" in text
-        assert "firedoor_connections_live 2.0" in text
+        assert "firedoor_connections 2.0" in text
         assert 'firedoor_svid_expiry_seconds{spiffe_id="spiffe://a/b"} 7.0' in text
         assert (await get(server.address, b"GET /x HTTP/1.1\r\n\r\n"))[0] == "404 Not Found"
         assert (await get(server.address, b"POST /live HTTP/1.1\r\n\r\n"))[0] == "405 Method Not Allowed"
