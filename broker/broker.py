@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from firedoor.broker.db.migrate import migrate
 from firedoor.broker.db.rows import prune
 from firedoor.broker.entry import is_node_alias
 from firedoor.broker.errors import BrokerError, StorageError
-from firedoor.broker.files import FileStore, make_private_folder
+from firedoor.broker.files import FileStore, lock, make_private_folder, prepare_socket
 from firedoor.broker.identity import ServerIdentity
 from firedoor.broker.issuing import Signer
 from firedoor.broker.limits import Limits
@@ -87,6 +88,7 @@ class Broker:
         config = self.config
         make_private_folder(config.data_dir)
         make_private_folder(config.run_dir)
+        self._stack.callback(os.close, lock(config.data_dir / "lock"))
         self.audit = Audit(config.audit_log, self.clock.now)
         self._stack.callback(self.audit.close)
         self.database = Database(config.database)
@@ -152,7 +154,7 @@ class Broker:
             await server.start_server(network, common, network_socket),
             await server.start_server(admin, {**common, **health}, admin_socket),
         ]
-        self._open_admin_folder()
+        await asyncio.to_thread(prepare_socket, config.admin_socket)
         front = self.core.unix_front(path=str(config.admin_socket), backend=str(admin_socket), mode=0o600)
         admin.attach(front.caller)
         self.front = self.core.tls_front(
@@ -165,14 +167,6 @@ class Broker:
             task = asyncio.create_task(work)
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
-
-    def _open_admin_folder(self) -> None:
-        folder = self.config.admin_socket.parent
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.config.admin_socket.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"the admin socket's folder {folder} cannot be made: {error.strerror}") from error
 
     async def _open_web(self) -> None:
         if self.config.metrics is None:

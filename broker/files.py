@@ -8,9 +8,11 @@ crash leaves the old content or the new and never a part.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
+import socket
 import stat
 from pathlib import Path
 from typing import Final
@@ -33,6 +35,18 @@ def make_private_folder(path: Path) -> None:
         raise StorageError(f"the folder {path} belongs to uid {found.st_uid}; it must belong to uid {os.geteuid()}")
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise StorageError(f"the folder {path} is open to others; make it 0700")
+
+
+def lock(path: Path) -> int:
+    """Take a lock for as long as this process lives, or until the descriptor is closed. Raise StorageError."""
+    make_private_file(str(path))
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StorageError(f"another broker runs on {path.parent}; stop it, or choose another --data-dir") from error
+    return descriptor
 
 
 def make_private_file(path: str) -> None:
@@ -76,6 +90,21 @@ def check_socket_path(path: Path) -> None:
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise StorageError(f"the socket path {path} has {length} bytes; the system allows {MAX_SOCKET_PATH}")
+
+
+def prepare_socket(path: Path) -> None:
+    """Make a socket's folder and remove what a killed process left there. Raise StorageError when somebody serves."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1)
+            probe.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"the socket {path} cannot be opened: {error.strerror or error}") from error
+    else:
+        raise StorageError(f"another process serves on {path}; stop it, or choose another path")
 
 
 class FileStore:

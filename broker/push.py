@@ -55,6 +55,8 @@ class Pusher:
         self._listening: dict[SpiffeId, Listening] = {}
         # Agents that left; what is kept for them is dropped at the next change, so that nobody comes back to old news.
         self._absent: set[SpiffeId] = set()
+        # Whom a view is to be made for.
+        self._due: dict[SpiffeId, None] = {}
         self._changed = asyncio.Event()
         self._viewer: tuple[Generation, Viewer] | None = None
         state.watch(self._changed.set)
@@ -87,16 +89,22 @@ class Pusher:
         self._metrics.streams.set(self._control.streams())
 
     async def run(self) -> None:
-        """Publish views at every generation, until cancelled."""
+        """Publish views at every generation and to whoever comes, until cancelled."""
+        told = None
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._publish_all()
+            if told != self._state.generation:
+                told = self._state.generation
+                self._drop_absent()
+                self._due.update(dict.fromkeys(self._listening))
+            await self._publish_due()
 
     def cut(self, agent_id: SpiffeId) -> None:
         """Tell an agent nothing more and reset its streams (ban, evict)."""
         self._listening.pop(agent_id, None)
         self._absent.discard(agent_id)
+        self._due.pop(agent_id, None)
         self._control.forget(str(agent_id))
 
     # --- what sidecars say --------------------------------------------------------------------------------------
@@ -123,9 +131,8 @@ class Pusher:
         one.agent_version = hello.agent_version[:255]
         one.running = _generation(hello.running) if hello.HasField("running") else None
         self._absent.discard(agent_id)
-        view = self._view(agent_id)
-        if view is not None:
-            self._hand_over([([str(agent_id)], view)])
+        self._due[agent_id] = None
+        self._changed.set()
 
     def _ack(self, agent_id: SpiffeId, ack: control_pb2.Ack) -> None:
         one = self._listening.get(agent_id)
@@ -150,13 +157,17 @@ class Pusher:
 
     # --- what they are told -------------------------------------------------------------------------------------
 
-    async def _publish_all(self) -> None:
-        """Compute and hand over every view. A change in the meantime starts it anew afterwards."""
+    def _drop_absent(self) -> None:
         for agent_id in self._absent:
             self._control.forget(str(agent_id))
         self._absent.clear()
-        began, ready = time.perf_counter(), []
-        for agent_id in list(self._listening):
+
+    async def _publish_due(self) -> None:
+        """Compute and hand over every view that is due, in slices."""
+        began = time.perf_counter()
+        ready: list[tuple[list[str], bytes]] = []
+        while self._due:
+            agent_id, _ = self._due.popitem()
             view = self._view(agent_id)
             if view is not None:
                 ready.append(([str(agent_id)], view))

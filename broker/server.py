@@ -25,6 +25,8 @@ _GRACE_MS: Final = 60_000
 # The default cancels calls while thousands of sidecars reconnect at once.
 _MAX_PENDING: Final = 20_000
 _MAX_METADATA: Final = 16 * 1024
+# Calls at once on one connection; agents need a handful.
+_MAX_STREAMS: Final = 1000
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     # Listings are the caller's to page; what it takes is its own limit.
@@ -34,6 +36,7 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_connection_age_grace_ms", _GRACE_MS),
     ("grpc.server.max_pending_requests", _MAX_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
+    ("grpc.max_concurrent_streams", _MAX_STREAMS),
     ("grpc.so_reuseport", 0),
 )
 

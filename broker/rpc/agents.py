@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from firedoor.certs import PublicKey
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# Seconds that a caller, who may be anybody, has for its first message.
+_PATIENCE: Final = 30
 # How SPIRE's command line writes `by_expires_before`, Go's "2006-01-02 15:04:05 -0700 -07".
 _EXPIRES_BEFORE: Final = "%Y-%m-%d %H:%M:%S %z"
 
@@ -72,7 +75,11 @@ class AgentService:
         """Check a node's evidence and sign its agent SVID."""
         call.audit["event"] = "attest"
         self._limits.attestation(call.caller)
-        first = await anext(requests, None)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                first = await anext(requests, None)
+        except TimeoutError:
+            raise InvalidRequest("malformed param: missing params") from None
         if first is None or not first.HasField("params"):
             raise InvalidRequest("malformed param: missing params")
         params = first.params

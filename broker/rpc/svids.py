@@ -50,7 +50,9 @@ class SvidService:
         made = iter(await self._signer.issue(wanted))
         answers = [next(made) if isinstance(order, Order) else order for order in orders]
         call.audit["each"] = [self._record(*pair) for pair in zip(request.params, answers, strict=True)]
-        return svid_pb2.BatchNewX509SVIDResponse(results=[_result(answer) for answer in answers])
+        return svid_pb2.BatchNewX509SVIDResponse(
+            results=[self._result(*pair) for pair in zip(request.params, answers, strict=True)]
+        )
 
     def _order(self, agent_id: SpiffeId, param: svid_pb2.NewX509SVIDParams) -> Order | BrokerError:
         def authorize() -> AuthorizedIssuance:
@@ -86,8 +88,8 @@ class SvidService:
             "authority_id": answer.authority_id,
         }
 
-
-def _result(answer: X509Svid | BrokerError) -> _Result:
-    if isinstance(answer, BrokerError):
-        return _Result(status=status_of(answer).in_batch())
-    return _Result(status=OK.in_batch(), svid=svid_message(answer))
+    def _result(self, param: svid_pb2.NewX509SVIDParams, answer: X509Svid | BrokerError) -> _Result:
+        if isinstance(answer, BrokerError):
+            return _Result(status=status_of(answer).in_batch())
+        entry = self._state.entries.get(param.entry_id)
+        return _Result(status=OK.in_batch(), svid=svid_message(answer, entry.hint if entry else ""))

@@ -94,6 +94,33 @@ async def test_a_port_that_is_taken_is_exit_2(folder: Path) -> None:
             assert address in err
 
 
+async def test_two_brokers_never_share_a_folder(folder: Path) -> None:
+    async with process(folder) as one:
+        await one.ready()
+        async with process(folder) as two:
+            code, err = await two.end(0)
+            assert code == 2
+            assert "another broker runs on" in err
+        async with one.channel() as channel:
+            await bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest())
+        await one.end(signal.SIGKILL)
+    async with process(folder) as three:
+        await three.ready()
+
+
+async def test_an_admin_socket_in_use_is_not_taken_over(folder: Path) -> None:
+    async with process(folder) as one:
+        await one.ready()
+        other = folder / "other"
+        other.mkdir()
+        async with process(other, admin_socket=str(folder / "admin.sock")) as two:
+            code, err = await two.end(0)
+            assert code == 2
+            assert "another process serves on" in err
+        async with one.channel() as channel:
+            await bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest())
+
+
 async def test_hang_up_reads_the_policy_again(folder: Path) -> None:
     async with process(folder, log_level="info") as one:
         await one.ready()
