@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,14 +113,13 @@ class Broker:
         *,
         expect: str = SERVER,
         address: str = "",
-        issuer: SimulatedTrustDomain | None = None,
         core: mtls.Core | None = None,
-        **fields: object,
+        **fields: Any,
     ) -> Sidecar:
         """Connect a sidecar; by default with a core of its own."""
         if core is None:
             core = self.new_core()
-            publish(core, self.td, (issuer or self.td).svid(path, **fields))
+            publish(core, self.td, self.td.svid(path, **fields))
         as_id = f"{self.td.td.id}{path}"
         addresses = [address or self.front.address]
         expected = f"{self.td.td.id}{expect}"
