@@ -49,6 +49,10 @@ class Agent:
         if self._keep_on_disk:
             self._issuer.restore()
 
+    def wake(self) -> None:
+        """Look at once whether an SVID is lacking."""
+        self._issuer.wake()
+
     def drain_events(self) -> None:
         """Take over what the control stream has to say; `run` works on it."""
         for event in self.link.drain():

@@ -215,6 +215,12 @@ class Server:
             yield
         except grpc.aio.AioRpcError as error:
             raise _translated(error, self._door.last_error()) from error
+        except asyncio.CancelledError as error:
+            # Closing a channel cancels its calls (grpc.aio), and that is not a cancellation of whoever waits for one.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ServerUnavailable("the connection was closed to open a new one") from error
         except TimeoutError as error:
             raise ServerUnavailable(f"the server did not answer within {RPC_SECONDS:.0f} s") from error
 

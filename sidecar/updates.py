@@ -46,6 +46,10 @@ class Updates:
         self._holder, self._link, self._state, self._wake, self._lost = holder, link, state, wake, lost
         self._local_table = local_table
         self._owed: View | None = None
+        # What was acknowledged last: the same is not said twice, unless an update asks again.
+        self._said: control_pb2.Ack | None = None
+        # The latest update was refused: an Ack of the one before would hide that from the server.
+        self._refused = False
         self._polling: asyncio.Event = asyncio.Event()
         # Why the stream broke last; the same reason is logged once.
         self._reason = ""
@@ -100,10 +104,11 @@ class Updates:
         self._keep(update, view)
         if view.generation != old.generation:
             log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
-        self._owed = view
+        self._owed, self._refused = view, False
         self._wake()
 
     def _refuse(self, update: control_pb2.Update, error: UpdateRefused) -> None:
+        self._refused = True
         log.error("an update was refused", extra={"code": error.nack, "reason": str(error)})
         nack = control_pb2.Nack(generation=update.generation, code=error.nack, error=str(error))
         self._link.send(control_pb2.FromSidecar(nack=nack))
@@ -119,9 +124,13 @@ class Updates:
     def acknowledge(self) -> None:
         """Say what runs here, if an update is owed an answer or identities have changed since."""
         view = self._holder.view
-        if view.generation is None or not view.hash or (self._owed is not None and self._owed is not view):
+        if (
+            self._refused
+            or view.generation is None
+            or not view.hash
+            or (self._owed is not None and self._owed is not view)
+        ):
             return
-        self._owed = None
         svids = [
             control_pb2.SvidState(
                 entry_id=one.entry.id, not_after=one.svid.not_after, authority_id=one.svid.authority_id
@@ -129,6 +138,9 @@ class Updates:
             for one in self._holder.identities.values()
         ]
         ack = control_pb2.Ack(generation=_generation(view), view_hash=view.hash, svids=svids)
+        if self._owed is None and ack == self._said:
+            return
+        self._owed, self._said = None, ack
         self._link.send(control_pb2.FromSidecar(ack=ack))
 
     async def _on_disconnect(self, reason: str) -> None:

@@ -2,7 +2,7 @@
 """A sidecar without a server: its holder is filled by the tests, its auth socket is real."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
 from firedoor.sidecar.keys import Key, public_key_of
 from firedoor.sidecar.view import Entry, View
+from tests.sidecar.harness import Running, Start
 from tests.simulator import SimulatedTrustDomain
 
 TD = TrustDomain.parse("example.org")
@@ -103,3 +104,17 @@ def settings(tmp_path: Path) -> Config:
     found.data_dir.mkdir(mode=0o700)
     found.run_dir.mkdir(mode=0o700)
     return found
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Start]:
+    """Starts sidecars on this event loop, and stops them."""
+    started: list[Running] = []
+
+    def start(one: Config) -> Running:
+        started.append(Running(one))
+        return started[-1]
+
+    yield start
+    for one in started:
+        await one.stop()

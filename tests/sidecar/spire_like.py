@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that speaks SPIRE's APIs and has no control stream, on a real TLS front."""
+"""A server that speaks SPIRE's APIs on a real TLS front, with a control stream or without."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection
@@ -34,7 +34,7 @@ def wire_bundle(trust: SimulatedTrustDomain, tainted: Collection[bytes] = ()) ->
 class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc.EntryServicer, svid_grpc.SVIDServicer):  # type: ignore[misc]
     """Issues what it is told to; `entries` may be changed at any time."""
 
-    def __init__(self, trust: SimulatedTrustDomain) -> None:
+    def __init__(self, trust: SimulatedTrustDomain, *, control: bool = False) -> None:
         self.trust = trust
         self.others: dict[str, SimulatedTrustDomain] = {}
         self.entries: dict[str, types.Entry] = {}
@@ -44,6 +44,7 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
         self.tainted: set[bytes] = set()
         self.core = Core(data_threads=1)
+        self.control = self.core.control_server() if control else None
         self.front: Front | None = None
         self._server = grpc.aio.server()
 
@@ -60,7 +61,9 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         await self._server.start()
         self.publish()
         as_id = f"{self.trust.td.id}/spire/server"
-        self.front = self.core.tls_front(listen="127.0.0.1:0", as_id=as_id, backend=str(folder / "b.sock"))
+        self.front = self.core.tls_front(
+            listen="127.0.0.1:0", as_id=as_id, backend=str(folder / "b.sock"), control=self.control
+        )
         return self.front.address
 
     def publish(self) -> None:

@@ -2,19 +2,17 @@
 """A whole sidecar, in this process, before a server that speaks SPIRE's APIs and has no control stream."""
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from firedoor.certs import TrustDomain
-from firedoor.sidecar import config, process, updates
-from firedoor.sidecar.config import Config
+from firedoor.sidecar import process, updates
 from firedoor.sidecar.errors import AttestationRefused, ConfigError, StateError, TokenMissing
 from firedoor.sidecar.process import Process
-from firedoor.wire import types
+from tests.sidecar.harness import Start, entry, ids, settings, write_files
 from tests.sidecar.spire_like import AGENT, SpireLike
 from tests.simulator import SimulatedTrustDomain
 
@@ -29,12 +27,6 @@ spec:
   members: ["spiffe://{td}/segment/a/**"]
   admission: {entry: ["unix:uid:0"]}
 """
-UID = types.Selector(type="unix", value=f"uid:{os.geteuid()}")
-
-
-def entry(name: str, **fields: object) -> types.Entry:
-    spiffe_id = types.SPIFFEID(trust_domain="example.org", path=f"/segment/a/{name}")
-    return types.Entry(id=name, spiffe_id=spiffe_id, selectors=[UID], **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -44,67 +36,9 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     found.entries["x"] = entry("x")
     (tmp_path / "server").mkdir(mode=0o700)
     address = await found.start(tmp_path / "server")
-    (tmp_path / "bundle.pem").write_text(found.trust.bundle.to_pem())
-    (tmp_path / "token").write_text("t\n")
-    (tmp_path / "address").write_text(address)
+    write_files(tmp_path, found, address)
     yield found
     await found.stop()
-
-
-def settings(tmp_path: Path, **flags: str) -> Config:
-    given = {
-        "trust_domain": "example.org",
-        "broker": (tmp_path / "address").read_text(),
-        "bootstrap_bundle": str(tmp_path / "bundle.pem"),
-        "join_token_file": str(tmp_path / "token"),
-        "auth_socket": str(tmp_path / "auth.sock"),
-        "admin_socket": str(tmp_path / "admin.sock"),
-        "data_dir": str(tmp_path / "data"),
-        "metrics": "127.0.0.1:0",
-        **flags,
-    }
-    return config.load(None, {}, given)
-
-
-class Running:
-    """A sidecar on this event loop."""
-
-    def __init__(self, one: Config) -> None:
-        self.process = Process(one)
-        self.task = asyncio.ensure_future(self.process.run())
-
-    async def until(self, condition: Callable[[Process], object], what: str) -> None:
-        try:
-            async with asyncio.timeout(20):
-                while not condition(self.process):
-                    assert not self.task.done(), self.task.exception()
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            raise AssertionError(f"not in time: {what}; missing: {self.process.report.missing()}") from None
-
-    async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Callable[[Config], Running]]:
-    started: list[Running] = []
-
-    def start(one: Config) -> Running:
-        started.append(Running(one))
-        return started[-1]
-
-    yield start
-    for one in started:
-        await one.stop()
-
-
-Start = Callable[[Config], Running]
-
-
-def ids(one: Process) -> set[str]:
-    return set(one.holder.identities)
 
 
 async def test_polls_a_server_without_a_control_stream(server: SpireLike, running: Start, tmp_path: Path) -> None:
