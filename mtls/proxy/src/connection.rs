@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What serving a connection needs, whichever way it goes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use firedoor_identity::{HandshakeError, Identity, Material, SpiffeId};
+use firedoor_identity::{HandshakeError, Identity, Material, SpiffeId, VerifiedPeer};
 
 use crate::caps::Place;
-use crate::decide::Verdict;
+use crate::decide::{self, Input, Verdict};
 use crate::draft::Draft;
+use crate::local::Client;
 use crate::proxy::Shared;
-use crate::registry::{IDENTITY_LOST, OWN_EXPIRED};
+use crate::records::{Direction, Outcome};
+use crate::registry::{Admitted, Entered, IDENTITY_LOST, Limits, OWN_EXPIRED};
 use crate::spec::Spec;
 
 /// ALPN of opaque TCP between sidecars. Peers that offer none are taken too: go-spiffe programs do not.
@@ -17,8 +20,9 @@ pub(crate) const ALPN: &[&[u8]] = &[b"firedoor-tcp/1"];
 /// How much ciphertext may wait below a slow reader: sixteen records, which leave in one `writev`.
 pub(crate) const TLS_BUFFER: usize = 256 << 10;
 
-pub(crate) const TOO_MANY: &str = "too_many_connections";
-pub(crate) const TOO_MANY_OF_ONE: &str = "too_many_connections_of_identity";
+const TOO_MANY: &str = "too_many_connections";
+const TOO_MANY_OF_ONE: &str = "too_many_connections_of_identity";
+pub(crate) const HANDSHAKE_CLOSED: &str = "handshake_closed";
 pub(crate) const HANDSHAKE_TIMEOUT: &str = "handshake_timeout";
 
 /// Whom a connection counts for: the peer of an inbound one, the local user of an outbound one.
@@ -58,18 +62,78 @@ impl Denied {
     }
 }
 
-/// Find the listener's identity in the present material, if it can still be used.
-pub(crate) fn own_identity<'a>(
-    material: Option<&'a Material>,
-    id: &SpiffeId,
-    now: i64,
-) -> Result<(&'a Material, &'a Identity), &'static str> {
-    let material = material.ok_or(IDENTITY_LOST)?;
-    let identity = material.identity(id).ok_or(IDENTITY_LOST)?;
-    if now > identity.deadline() {
-        return Err(OWN_EXPIRED);
+/// The identity that a connection is made with, out of the material that it is decided on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own<'a> {
+    pub material: &'a Material,
+    pub identity: &'a Identity,
+}
+
+impl Accepted {
+    /// Find the listener's identity in the present material, if it can still be used.
+    pub fn own<'a>(&self, material: Option<&'a Material>) -> Result<Own<'a>, &'static str> {
+        let material = material.ok_or(IDENTITY_LOST)?;
+        let identity = material.identity(&self.spec.common.as_id).ok_or(IDENTITY_LOST)?;
+        if self.shared.now() > identity.deadline() {
+            return Err(OWN_EXPIRED);
+        }
+        Ok(Own { material, identity })
     }
-    Ok((material, identity))
+
+    /// Refuse a connection that found the listener full.
+    pub fn has_place(&self) -> Result<(), &'static str> {
+        self.place.as_ref().map(|_| ()).ok_or(TOO_MANY)
+    }
+
+    /// Count the connection for whom it is served for.
+    pub fn claim(&mut self, who: Who) -> Result<(), &'static str> {
+        let place = self.place.as_mut().ok_or(TOO_MANY)?;
+        if place.claim(who) { Ok(()) } else { Err(TOO_MANY_OF_ONE) }
+    }
+
+    /// Decide about a verified peer. Return what the registry keeps of an admitted connection.
+    pub fn judge(
+        &self,
+        own: Own<'_>,
+        peer: VerifiedPeer,
+        peer_address: Option<SocketAddr>,
+        client: Option<Client>,
+    ) -> Result<Admitted, Denied> {
+        let (common, direction, now) = (&self.spec.common, self.spec.direction(), self.shared.now());
+        let (as_id, peer_id) = (common.as_id.clone(), peer.id().clone());
+        let (source, destination) = match direction {
+            Direction::Inbound => (peer_id, as_id),
+            Direction::Outbound => (as_id, peer_id),
+        };
+        let input = Input { source, destination, port: common.service_port };
+        let verdict = decide::judge(&decide::engine(own.material), direction, &input, now);
+        if verdict.outcome == Outcome::Denied {
+            return Err(Denied::Verdict(verdict));
+        }
+        let lifetime = common.lifetime_from(now);
+        Ok(Admitted {
+            direction,
+            listener: common.name.clone(),
+            input,
+            limits: Limits { peer: peer.deadline(), own: own.identity.deadline(), lifetime },
+            peer,
+            peer_address,
+            client,
+            verdict,
+            revision: own.material.revision(),
+            opened: now,
+        })
+    }
+
+    /// Enter an admitted connection in the registry, unless newer material does not admit it.
+    pub fn enter(&self, facts: Admitted) -> Result<Entered, Denied> {
+        let shared = &self.shared;
+        let live = shared.registry.enter(facts, shared.now(), || shared.store.present());
+        match live.cut_reason() {
+            Some(reason) => Err(reason.into()),
+            None => Ok(live),
+        }
+    }
 }
 
 /// The code that a record carries for a handshake that came to nothing.
@@ -80,7 +144,7 @@ pub(crate) fn handshake_reason(error: &HandshakeError) -> &'static str {
         HandshakeError::Tls(error) => match error.kind() {
             std::io::ErrorKind::UnexpectedEof
             | std::io::ErrorKind::ConnectionReset
-            | std::io::ErrorKind::BrokenPipe => "handshake_closed",
+            | std::io::ErrorKind::BrokenPipe => HANDSHAKE_CLOSED,
             _ => "handshake_failed",
         },
     }

@@ -12,7 +12,7 @@ use crate::decide::{self, Verdict};
 use crate::local::rules::hex;
 use crate::proxy::Shared;
 use crate::records::{ClientId, Direction, Outcome, Record};
-use crate::spec::Common;
+use crate::spec::Spec;
 
 /// RFC 5705 label, as both ends know it; the value proves nothing and never leaves the records.
 const CORRELATION_LABEL: &[u8] = b"EXPORTER-firedoor-correlation";
@@ -27,7 +27,8 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub fn new(shared: Arc<Shared>, direction: Direction, common: &Common, material: Option<&Material>) -> Self {
+    pub fn new(shared: Arc<Shared>, spec: &Spec, material: Option<&Material>) -> Self {
+        let (direction, common) = (spec.direction(), &spec.common);
         let empty: Arc<str> = "".into();
         let mut record = Record {
             time: Duration::ZERO,

@@ -14,15 +14,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::connection::{
-    ALPN, Accepted, Denied, HANDSHAKE_TIMEOUT, TLS_BUFFER, TOO_MANY, TOO_MANY_OF_ONE, Who, handshake_reason,
-    own_identity,
+    ALPN, Accepted, Denied, HANDSHAKE_CLOSED, HANDSHAKE_TIMEOUT, Own, TLS_BUFFER, Who, handshake_reason,
 };
-use crate::decide::{self, Input};
 use crate::draft::Draft;
 use crate::local::diag;
-use crate::records::{Direction, Outcome};
-use crate::registry::{Admitted, Entered, Limits};
-use crate::relay::{Watched, relay};
+use crate::registry::Entered;
+use crate::relay::{PeerStream, Watched, relay};
 use crate::spec::{Endpoint, Inbound};
 use crate::stream::{self, LocalStream};
 
@@ -36,82 +33,65 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
     let (shared, spec) = (accepted.shared.clone(), accepted.spec.clone());
     shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
-    let mut draft = Draft::new(shared.clone(), Direction::Inbound, &spec.common, material.as_deref());
-    match admit(&mut accepted, inbound, material.as_deref(), fd, &mut draft).await {
-        Err(denied) => denied.record(draft),
-        Ok((app, peer, live)) => {
+    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
+    let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, &mut draft).await {
+        Ok(met) => met,
+        Err(reason) => return draft.deny(reason),
+    };
+    draft.peer(own.material, peer.id(), tls.get_ref().1);
+    match admit(&mut accepted, inbound, own, &tls, peer).await {
+        Err(denied) => {
+            // A peer that is refused sees a reset, which no program takes for an answer.
+            stream::reset(tls.tcp());
+            denied.record(draft);
+        }
+        Ok((app, live)) => {
             draft.decide(&live.verdict());
             let watched = Watched { idle_timeout: spec.common.idle_timeout, process: None };
-            relay(&shared, app, peer, &live, watched).await;
+            relay(&shared, app, tls, &live, watched).await;
         }
     }
 }
 
-/// From the handshake to a connection of the app's.
+/// Shake hands with the peer.
+async fn meet<'a>(
+    accepted: &Accepted,
+    material: Option<&'a Material>,
+    fd: OwnedFd,
+    draft: &mut Draft,
+) -> Result<(Own<'a>, Peer, VerifiedPeer), &'static str> {
+    let tcp = adopt(fd).map_err(|_| HANDSHAKE_CLOSED)?;
+    draft.peer_address(stream::peer_address(&tcp));
+    let own = accepted.own(material).and_then(|own| accepted.has_place().map(|()| own));
+    let own = own.inspect_err(|_| stream::reset(&tcp))?;
+    let shaking = timeout(accepted.spec.common.handshake_timeout, shake(own.identity, tcp)).await;
+    let (mut tls, peer) = shaking.unwrap_or(Err(HANDSHAKE_TIMEOUT)).inspect_err(|_| {
+        accepted.shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+    })?;
+    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    Ok((own, tls, peer))
+}
+
+/// From a verified peer to a connection of the app's.
 async fn admit(
     accepted: &mut Accepted,
     inbound: &Inbound,
-    material: Option<&Material>,
-    fd: OwnedFd,
-    draft: &mut Draft,
-) -> Result<(LocalStream, Peer, Entered), Denied> {
-    let (shared, common) = (accepted.shared.clone(), &accepted.spec.common);
-    let tcp = adopt(fd).map_err(|_| "handshake_closed")?;
-    let address = stream::peer_address(&tcp);
-    draft.peer_address(address);
-    let Some(place) = &mut accepted.place else { return Err(refuse(&tcp, TOO_MANY)) };
-    let (material, identity) = own_identity(material, &common.as_id, shared.now())?;
-    let shaking = timeout(common.handshake_timeout, shake(identity, tcp)).await;
-    let (mut tls, peer) = shaking.unwrap_or(Err(HANDSHAKE_TIMEOUT)).inspect_err(|_| {
-        shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-    })?;
-    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    draft.peer(material, peer.id(), tls.get_ref().1);
-    if !place.claim(Who::Peer(peer.id().clone())) {
-        return Err(refuse(tls.get_ref().0.get_ref(), TOO_MANY_OF_ONE));
-    }
-    let input = Input { source: peer.id().clone(), destination: common.as_id.clone(), port: common.service_port };
-    let now = shared.now();
-    let verdict = decide::judge(&decide::engine(material), Direction::Inbound, &input, now);
-    if verdict.outcome == Outcome::Denied {
-        stream::reset(tls.get_ref().0.get_ref());
-        return Err(Denied::Verdict(verdict));
-    }
-    let app = timeout(common.handshake_timeout, connect(inbound)).await.unwrap_or(Err(APP_UNREACHABLE));
-    let app = app.map_err(|reason| refuse(tls.get_ref().0.get_ref(), reason))?;
-    let limits = Limits { peer: peer.deadline(), own: identity.deadline(), lifetime: common.lifetime_from(now) };
-    let facts = Admitted {
-        direction: Direction::Inbound,
-        listener: common.name.clone(),
-        input,
-        peer,
-        peer_address: address,
-        client: None,
-        verdict,
-        limits,
-        revision: material.revision(),
-        opened: now,
-    };
-    let live = shared.registry.enter(facts, now, || shared.store.present());
-    match live.cut_reason() {
-        Some(reason) => {
-            app.reset();
-            Err(refuse(tls.get_ref().0.get_ref(), reason))
-        }
-        None => Ok((app, tls, live)),
-    }
+    own: Own<'_>,
+    tls: &Peer,
+    peer: VerifiedPeer,
+) -> Result<(LocalStream, Entered), Denied> {
+    accepted.claim(Who::Peer(peer.id().clone()))?;
+    let admitted = accepted.judge(own, peer, stream::peer_address(tls.tcp()), None)?;
+    let connecting = timeout(accepted.spec.common.handshake_timeout, connect(inbound)).await;
+    let app = connecting.unwrap_or(Err(APP_UNREACHABLE))?;
+    let live = accepted.enter(admitted).inspect_err(|_| app.reset())?;
+    Ok((app, live))
 }
 
 fn adopt(fd: OwnedFd) -> io::Result<TcpStream> {
     let tcp = TcpStream::from_std(fd.into())?;
     stream::tune(&tcp)?;
     Ok(tcp)
-}
-
-/// A peer that is refused sees a reset, which no program takes for an answer.
-fn refuse(tcp: &TcpStream, reason: &'static str) -> Denied {
-    stream::reset(tcp);
-    Denied::Reason(reason)
 }
 
 async fn shake(identity: &Identity, tcp: TcpStream) -> Result<(Peer, VerifiedPeer), &'static str> {

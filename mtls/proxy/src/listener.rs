@@ -93,7 +93,7 @@ impl Listener {
         let state = self.lock();
         json!({
             "name": self.name(),
-            "direction": self.direction(),
+            "direction": self.spec.direction(),
             "as": self.spec.common.as_id.as_str(),
             "address": address,
             "service_port": self.spec.common.service_port,
@@ -115,18 +115,8 @@ impl Listener {
     }
 
     pub(crate) fn same_name(&self, other: &Spec) -> bool {
-        let same_side = matches!(
-            (&self.spec.side, &other.side),
-            (Side::Inbound(_), Side::Inbound(_)) | (Side::Outbound(_), Side::Outbound(_))
-        );
-        same_side && self.spec.common.name == other.common.name && !self.stopped()
-    }
-
-    fn direction(&self) -> &'static str {
-        match self.spec.side {
-            Side::Inbound(_) => "inbound",
-            Side::Outbound(_) => "outbound",
-        }
+        let same = self.spec.direction() == other.direction() && self.spec.common.name == other.common.name;
+        same && !self.stopped()
     }
 
     /// Open at the start: what cannot be right later either is an error now.

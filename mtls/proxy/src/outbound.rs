@@ -7,17 +7,16 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use firedoor_identity::Material;
+use firedoor_identity::{Material, VerifiedPeer};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::connection::{Accepted, Denied, TLS_BUFFER, TOO_MANY, TOO_MANY_OF_ONE, Who, own_identity};
-use crate::decide::{self, Input};
+use crate::connection::{Accepted, Denied, Own, TLS_BUFFER, Who};
+use crate::decide;
 use crate::dial::{Peer, dial};
 use crate::draft::Draft;
 use crate::local::{Client, Refusal};
-use crate::records::{Direction, Outcome};
-use crate::registry::{Admitted, Entered, Limits};
-use crate::relay::{Watched, relay};
+use crate::registry::Entered;
+use crate::relay::{PeerStream, Watched, relay};
 use crate::spec::{Endpoint, Outbound, Spec};
 use crate::stream::{self, LocalStream};
 
@@ -26,7 +25,7 @@ pub(crate) async fn serve(mut accepted: Accepted, outbound: &Outbound, fd: Owned
     let (shared, spec) = (accepted.shared.clone(), accepted.spec.clone());
     shared.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
-    let mut draft = Draft::new(shared.clone(), Direction::Outbound, &spec.common, material.as_deref());
+    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
     let Ok(local) = adopt(&spec, fd) else { return draft.deny(Refusal::Gone.code()) };
     match admit(&mut accepted, outbound, material.as_deref(), &local, &mut draft).await {
         Err(denied) => {
@@ -49,55 +48,50 @@ async fn admit(
     local: &LocalStream,
     draft: &mut Draft,
 ) -> Result<(Peer, Entered), Denied> {
-    let (shared, common) = (accepted.shared.clone(), &accepted.spec.common);
-    let place = accepted.place.as_mut().ok_or(TOO_MANY)?;
-    let (material, identity) = own_identity(material, &common.as_id, shared.now())?;
+    accepted.has_place()?;
+    let own = accepted.own(material)?;
+    let client = authenticate(accepted, own, local, draft).await?;
+    let (tls, peer) = meet(accepted, outbound, own, draft).await?;
+    let address = stream::peer_address(tls.tcp());
+    draft.peer_address(address);
+    draft.peer(own.material, peer.id(), tls.get_ref().1);
+    let admitted = accepted.judge(own, peer, address, Some(client));
+    let live = admitted.and_then(|admitted| accepted.enter(admitted)).inspect_err(|_| stream::reset(tls.tcp()))?;
+    Ok((tls, live))
+}
+
+/// Say who the local client is and that it may use the listener's identity.
+async fn authenticate(
+    accepted: &mut Accepted,
+    own: Own<'_>,
+    local: &LocalStream,
+    draft: &mut Draft,
+) -> Result<Client, &'static str> {
     let mut client = identify(local).map_err(Refusal::code)?;
     draft.client(client.id());
-    client.attest(identity.clients(), &shared.executables).await.map_err(Refusal::code)?;
-    if !place.claim(Who::User(client.id().uid)) {
-        return Err(TOO_MANY_OF_ONE.into());
-    }
-    let engine = decide::engine(material);
+    client.attest(own.identity.clients(), &accepted.shared.executables).await.map_err(Refusal::code)?;
+    accepted.claim(Who::User(client.id().uid))?;
+    Ok(client)
+}
+
+/// Find the expected peer, unless no flow could allow any.
+async fn meet(
+    accepted: &Accepted,
+    outbound: &Outbound,
+    own: Own<'_>,
+    draft: &mut Draft,
+) -> Result<(Peer, VerifiedPeer), &'static str> {
+    let (shared, common) = (&accepted.shared, &accepted.spec.common);
+    let engine = decide::engine(own.material);
     decide::foresee(&engine, &common.as_id, &outbound.expect, common.service_port, shared.now())?;
-    let dialled = dial(identity, outbound, common.handshake_timeout).await;
+    let dialled = dial(own.identity, outbound, common.handshake_timeout).await;
     let (mut tls, peer) = dialled.map_err(|failure| {
         shared.counters.handshakes_failed.fetch_add(u64::from(failure.in_handshake()), Ordering::Relaxed);
         draft.peer_address(failure.address);
         failure.reason
     })?;
     tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    let peer_address = stream::peer_address(tls.get_ref().0.get_ref());
-    draft.peer_address(peer_address);
-    draft.peer(material, peer.id(), tls.get_ref().1);
-    let input = Input { source: common.as_id.clone(), destination: peer.id().clone(), port: common.service_port };
-    let now = shared.now();
-    let verdict = decide::judge(&engine, Direction::Outbound, &input, now);
-    if verdict.outcome == Outcome::Denied {
-        stream::reset(tls.get_ref().0.get_ref());
-        return Err(Denied::Verdict(verdict));
-    }
-    let limits = Limits { peer: peer.deadline(), own: identity.deadline(), lifetime: common.lifetime_from(now) };
-    let facts = Admitted {
-        direction: Direction::Outbound,
-        listener: common.name.clone(),
-        input,
-        peer,
-        peer_address,
-        client: Some(client),
-        verdict,
-        limits,
-        revision: material.revision(),
-        opened: now,
-    };
-    let live = shared.registry.enter(facts, now, || shared.store.present());
-    match live.cut_reason() {
-        Some(reason) => {
-            stream::reset(tls.get_ref().0.get_ref());
-            Err(reason.into())
-        }
-        None => Ok((tls, live)),
-    }
+    Ok((tls, peer))
 }
 
 fn adopt(spec: &Spec, fd: OwnedFd) -> std::io::Result<LocalStream> {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use firedoor_identity::{IdPattern, SpiffeId};
 use serde::Deserialize;
 
+use crate::records::Direction;
+
 /// `sun_path` less its final NUL, unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 const MAX_EXPECT: usize = 64;
@@ -157,6 +159,14 @@ const MAX_CONNECTIONS: usize = 16_384;
 const MAX_CONNECTIONS_PER_IDENTITY: usize = 1_024;
 
 impl Spec {
+    #[must_use]
+    pub fn direction(&self) -> Direction {
+        match self.side {
+            Side::Inbound(_) => Direction::Inbound,
+            Side::Outbound(_) => Direction::Outbound,
+        }
+    }
+
     /// Read a specification.
     ///
     /// # Errors

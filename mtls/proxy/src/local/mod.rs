@@ -180,7 +180,8 @@ mod tests {
     async fn nobody_is_let_in_without_a_rule() {
         let (mut child, socket, path) = connected("rules");
         let mut client = Client::of_unix(&socket).unwrap();
-        for rules in [vec![], vec![ClientRule::default()], vec![ClientRule { uid: Some(12), ..ClientRule::default() }]] {
+        for rules in [vec![], vec![ClientRule::default()], vec![ClientRule { uid: Some(12), ..ClientRule::default() }]]
+        {
             assert_eq!(client.attest(&rules, &Arc::default()).await, Err(Refusal::NotEntitled), "{rules:?}");
         }
         assert_eq!(client.attest(&[mine()], &Arc::default()).await, Ok(()));
