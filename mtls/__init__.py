@@ -5,9 +5,11 @@ Sockets, TLS, verification and decisions live in Rust; Python publishes what the
 `Core` holds all threads and sockets of a process::
 
     core = mtls.Core()
+    private = mtls.private_address()
+    server.add_insecure_port(private)
     core.publish(mtls.Material(trust_domain="prod.example", bundles={"prod.example": [root]}, svids=[svid]))
-    front = core.tls_front(listen="0.0.0.0:8081", as_id="spiffe://prod.example/spire/server", backend=private_socket)
-    caller = front.caller(context.peer())  # in an RPC of the grpcio server that listens on `private_socket`
+    front = core.tls_front(listen="0.0.0.0:8081", as_id="spiffe://prod.example/spire/server", backend=private)
+    caller = front.caller(context.peer())  # in an RPC of that server
 
 Rules: a `Material` is checked whole when it is published, and the last good one stays when it is refused. Who calls is
 told by `Front.caller` alone, never by anything that was sent. No call runs per connection or per request.
@@ -38,6 +40,7 @@ from firedoor.mtls._mtls import (
     check_pattern,
     check_spiffe_id,
     match_pattern,
+    private_address,
     verify_svid,
 )
 
@@ -66,5 +69,6 @@ __all__ = [
     "check_pattern",
     "check_spiffe_id",
     "match_pattern",
+    "private_address",
     "verify_svid",
 ]

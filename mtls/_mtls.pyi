@@ -310,6 +310,12 @@ class Engine:
         time: int,
     ) -> Decision: ...
 
+def private_address() -> str:
+    """Return a new abstract address ("unix-abstract:...") for a private server and the front before it.
+
+    Nothing outside this network namespace reaches it. Whoever connects past the front is nobody.
+    """
+
 def check_spiffe_id(text: str) -> None:
     """Raise VerifyError unless the text is a SPIFFE ID."""
 

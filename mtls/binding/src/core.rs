@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use firedoor_front::{
-    self as front, ConnectorConfig, ListenError, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront, UnixFrontConfig,
-    UnixPath, Wake, Workload,
+    self as front, Backend, ConnectorConfig, ListenError, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront,
+    UnixFrontConfig, UnixPath, Wake, Workload,
 };
 use firedoor_identity::{ClientAuth, MaterialStore, SpiffeId, Table};
 use firedoor_policy::Engine;
@@ -98,7 +98,7 @@ impl Core {
         py: Python<'_>,
         listen: String,
         as_id: &str,
-        backend: PathBuf,
+        backend: &str,
         control: Option<Py<ControlServer>>,
         client: &str,
     ) -> PyResult<Front> {
@@ -106,7 +106,7 @@ impl Core {
         let config = TlsFrontConfig {
             listen,
             as_id: spiffe_id(as_id)?,
-            backend: unix_path(backend)?,
+            backend: self::backend(backend)?,
             control: control.map(|control| control.get().sender()),
             auth: client_auth(client)?,
         };
@@ -120,17 +120,17 @@ impl Core {
         &self,
         py: Python<'_>,
         path: PathBuf,
-        backend: PathBuf,
+        backend: &str,
         mode: u32,
-        http1_backend: Option<PathBuf>,
+        http1_backend: Option<&str>,
         workload: &str,
     ) -> PyResult<Front> {
         self.0.check_running()?;
         let config = UnixFrontConfig {
             path: unix_path(path)?,
             mode,
-            backend: unix_path(backend)?,
-            http1_backend: http1_backend.map(unix_path).transpose()?,
+            backend: self::backend(backend)?,
+            http1_backend: http1_backend.map(self::backend).transpose()?,
             workload: self::workload(workload)?,
         };
         let core = &self.0;
@@ -243,6 +243,16 @@ pub(crate) fn spiffe_id(text: &str) -> PyResult<SpiffeId> {
 
 fn unix_path(path: PathBuf) -> PyResult<UnixPath> {
     UnixPath::parse(path).map_err(|error| errors::listen(&error))
+}
+
+fn backend(address: &str) -> PyResult<Backend> {
+    Backend::parse(address).map_err(|error| errors::listen(&error))
+}
+
+/// Return a new abstract address for a private server and the front before it, as grpcio writes it.
+#[pyfunction]
+pub fn private_address() -> String {
+    Backend::random()
 }
 
 fn client_auth(word: &str) -> PyResult<ClientAuth> {

@@ -20,7 +20,7 @@ mod _mtls {
     #[pymodule_export]
     use crate::control::{ControlClient, ControlServer};
     #[pymodule_export]
-    use crate::core::Core;
+    use crate::core::{Core, private_address};
     #[pymodule_export]
     use crate::engine::{Decision, Engine, canonical_path, check_path_pattern};
     #[pymodule_export]

@@ -4,6 +4,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use socket2::SockAddr;
+
+use crate::accept::check_private;
+
 /// `sun_path` has 108 bytes, the last of them a zero.
 const MAX_UNIX_PATH: usize = 107;
 
@@ -63,4 +67,59 @@ impl UnixPath {
     pub fn as_path(&self) -> &Path {
         &self.0
     }
+}
+
+/// Where a private server of this process listens.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// In a folder of ours alone. A program of our own user in *another* network namespace could bind the name of a live
+    /// caller there and connect here; where such programs run, use `Abstract`.
+    Path(UnixPath),
+    /// An abstract name: nothing outside our network namespace reaches it, and inside a live name cannot be bound twice.
+    /// Any user of the namespace can connect, and is nobody.
+    Abstract(String),
+}
+
+/// How grpcio writes abstract names.
+const ABSTRACT: &str = "unix-abstract:";
+
+impl Backend {
+    /// Parse a path, or "unix-abstract:NAME".
+    pub fn parse(address: &str) -> Result<Self, ListenError> {
+        match address.strip_prefix(ABSTRACT) {
+            Some("") => Err(ListenError::BadAddress(address.to_owned())),
+            Some(name) if name.len() > MAX_UNIX_PATH => Err(ListenError::PathTooLong(address.into())),
+            Some(name) => Ok(Self::Abstract(name.to_owned())),
+            None => UnixPath::parse(address).map(Self::Path),
+        }
+    }
+
+    /// A new abstract address with 128 random bits, for a private server and the front before it.
+    pub fn random() -> String {
+        format!("{ABSTRACT}{}", random_name("firedoor-private-"))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ListenError> {
+        match self {
+            Self::Path(path) => check_private(path),
+            Self::Abstract(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn socket_address(&self) -> io::Result<SockAddr> {
+        match self {
+            Self::Path(path) => SockAddr::unix(path.as_path()),
+            Self::Abstract(name) => SockAddr::unix(format!("\0{name}")),
+        }
+    }
+}
+
+/// A prefix and 128 random bits.
+pub(crate) fn random_name(prefix: &str) -> String {
+    let mut random = [0; 16];
+    if aws_lc_rs::rand::fill(&mut random).is_err() {
+        // Without randomness a name could be guessed; nothing of this library works then.
+        panic!("the system gives no randomness");
+    }
+    random.iter().fold(prefix.to_owned(), |name, byte| name + &format!("{byte:02x}"))
 }

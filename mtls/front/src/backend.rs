@@ -9,7 +9,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
-use crate::address::UnixPath;
+use crate::address::Backend;
 use crate::unix_peer::UnixPeer;
 
 /// How long the private server may take to make room in its queue.
@@ -17,11 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The kernel answers at once when the queue is full, and tells nobody when it no longer is.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// Connect to our own server at `path`, from an end that is bound to the abstract `name`.
-pub(crate) async fn connect(path: &UnixPath, name: &str) -> io::Result<UnixStream> {
+/// Connect to our own server, from an end that is bound to the abstract `name`.
+pub(crate) async fn connect(server: &Backend, name: &str) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
     socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
-    let address = SockAddr::unix(path.as_path())?;
+    let address = server.socket_address()?;
     let give_up = Instant::now() + PATIENCE;
     loop {
         match socket.connect(&address) {
@@ -31,7 +31,7 @@ pub(crate) async fn connect(path: &UnixPath, name: &str) -> io::Result<UnixStrea
         }
     }
     let stream = UnixStream::from_std(StdUnixStream::from(socket))?;
-    // The folder is ours alone; should another program have got in, it must not be given callers to serve.
+    // Should another program have got in its place, it must not be given callers to serve.
     match UnixPeer::of(&stream)?.is_this_process() {
         true => Ok(stream),
         false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the private server is not of this process")),

@@ -25,7 +25,7 @@ mod unix_peer;
 mod wake;
 
 pub use accept::{Backoff, bind_tcp, bind_unix};
-pub use address::{ListenError, UnixPath};
+pub use address::{Backend, ListenError, UnixPath};
 pub use connector::{Connector, ConnectorConfig};
 pub use control::{ControlConnection, ControlReceiver, ControlSender, GuardedStream, control_channel};
 pub use live::{Caller, CallerUnknown, Transport};

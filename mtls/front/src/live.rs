@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use firedoor_identity::{SpiffeId, VerifiedPeer};
 use tokio::sync::watch;
 
+use crate::address::random_name;
 use crate::stats::Stats;
 use crate::unix_peer::UnixPeer;
 
@@ -89,7 +90,7 @@ impl Live {
     /// Enter a caller under a new name.
     pub fn enter(self: &Arc<Self>, transport: Transport, remote: String) -> LiveCaller {
         let caller = Arc::new(Caller::new(transport, remote));
-        let name = random_name();
+        let name = random_name(NAME_PREFIX);
         self.lock().insert(name.clone(), caller.clone());
         LiveCaller { live: self.clone(), name, caller }
     }
@@ -148,16 +149,6 @@ impl Drop for LiveCaller {
         self.caller.ended.store(true, Ordering::Release);
         self.live.lock().remove(&self.name);
     }
-}
-
-/// `firedoor-` and 128 random bits.
-fn random_name() -> String {
-    let mut random = [0; 16];
-    if aws_lc_rs::rand::fill(&mut random).is_err() {
-        // Without randomness a name could be guessed; nothing of this library works then.
-        panic!("the system gives no randomness");
-    }
-    random.iter().fold(NAME_PREFIX.to_owned(), |name, byte| name + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::accept::{accept_all, bind_tcp, check_private};
-use crate::address::{ListenError, UnixPath};
+use crate::accept::{accept_all, bind_tcp};
+use crate::address::{Backend, ListenError};
 use crate::backend;
 use crate::buffers::ReadAhead;
 use crate::control::{ControlConnection, ControlSender, GuardedStream};
@@ -41,7 +41,7 @@ pub struct TlsFrontConfig {
     /// "host:port"; port 0 chooses one.
     pub listen: String,
     pub as_id: SpiffeId,
-    pub backend: UnixPath,
+    pub backend: Backend,
     pub control: Option<ControlSender>,
     pub auth: ClientAuth,
 }
@@ -69,7 +69,7 @@ impl TlsFront {
         stats: Arc<Stats>,
         threads: &Threads,
     ) -> Result<Self, ListenError> {
-        check_private(&config.backend)?;
+        config.backend.check()?;
         if store.present().is_none_or(|material| material.identity(&config.as_id).is_none()) {
             return Err(ListenError::NoIdentity(config.as_id.to_string()));
         }

@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::accept::{accept_all, bind_unix, check_private};
-use crate::address::{ListenError, UnixPath};
+use crate::accept::{accept_all, bind_unix};
+use crate::address::{Backend, ListenError, UnixPath};
 use crate::backend;
 use crate::live::{Caller, CallerUnknown, Live, Transport};
 use crate::splice::splice;
@@ -41,9 +41,9 @@ pub enum Workload {
 pub struct UnixFrontConfig {
     pub path: UnixPath,
     pub mode: u32,
-    pub backend: UnixPath,
+    pub backend: Backend,
     /// Where HTTP/1.1 goes; without it everything goes to `backend`.
-    pub http1_backend: Option<UnixPath>,
+    pub http1_backend: Option<Backend>,
     pub workload: Workload,
 }
 
@@ -67,7 +67,7 @@ struct Serving {
 impl UnixFront {
     pub fn open(config: UnixFrontConfig, stats: Arc<Stats>, threads: &Threads) -> Result<Self, ListenError> {
         for backend in std::iter::once(&config.backend).chain(&config.http1_backend) {
-            check_private(backend)?;
+            backend.check()?;
         }
         let listener = bind_unix(&config.path, config.mode)?;
         let address = config.path.as_path().display().to_string();
@@ -165,7 +165,7 @@ impl Serving {
     }
 
     /// Choose the server by what the client starts with; return what was read of it.
-    async fn choose(&self, socket: &mut UnixStream) -> io::Result<(&UnixPath, Vec<u8>)> {
+    async fn choose(&self, socket: &mut UnixStream) -> io::Result<(&Backend, Vec<u8>)> {
         let Some(http1) = &self.config.http1_backend else { return Ok((&self.config.backend, Vec::new())) };
         let first = timeout(FIRST_BYTES, read_first(socket)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         let backend = if first.starts_with(PREFACE) { &self.config.backend } else { http1 };

@@ -70,7 +70,8 @@ def core() -> Iterator[mtls.Core]:
 class WhoServer:
     """Answers each call with what `front.caller(context.peer())` says, and does what the tests need of a server."""
 
-    def __init__(self, backend: Path) -> None:
+    def __init__(self, backend: Path | str) -> None:
+        # A path, or an abstract address as grpcio writes it.
         self.backend = str(backend)
         self.front: mtls.Front | None = None
         self.cancelled = 0
@@ -87,7 +88,8 @@ class WhoServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Who", handlers),))
 
     async def start(self) -> None:
-        assert self._server.add_insecure_port(f"unix:{self.backend}")
+        abstract = self.backend.startswith("unix-abstract:")
+        assert self._server.add_insecure_port(self.backend if abstract else f"unix:{self.backend}")
         await self._server.start()
 
     async def stop(self) -> None:

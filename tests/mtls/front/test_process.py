@@ -2,7 +2,6 @@
 """What a core does to the process that it lives in."""
 
 import asyncio
-import os
 import resource
 import select
 import socket
