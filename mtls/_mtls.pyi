@@ -32,6 +32,7 @@ __all__ = [
     "check_pattern",
     "check_spiffe_id",
     "match_pattern",
+    "private_address",
     "verify_svid",
 ]
 
@@ -232,7 +233,11 @@ class Core:
         control: ControlServer | None = None,
         client: Literal["optional", "required"] = "optional",
     ) -> Front:
-        """Open a TLS 1.3 front as identity `as_id`; `backend` is a Unix socket in a 0700 folder (ALPN h2)."""
+        """Open a TLS 1.3 front as identity `as_id` (ALPN h2) before a private server of this process.
+
+        `backend` is a `private_address()`, or the path of a Unix socket in a 0700 folder. A program of our own user in
+        another network namespace reaches the path, and can pass for a live caller there; prefer the former.
+        """
 
     def unix_front(
         self,

@@ -27,12 +27,11 @@ def messages(address: str, identity: Identity, folder: Path) -> str:
     program = [str(OPENSSL), "s_client", "-connect", address, "-alpn", "h2", "-msg", "-tls1_3"]
     program += ["-cert", str(folder / "chain.pem"), "-key", str(folder / "key.pem")]
     log = folder / "messages"
-    with log.open("wb") as output:
-        # An open standard input: at its end s_client hangs up.
-        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=output, stderr=output) as client:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                client.wait(timeout=1)
-            client.kill()
+    # An open standard input: at its end s_client hangs up.
+    with log.open("wb") as output, subprocess.Popen(program, stdin=subprocess.PIPE, stdout=output) as client:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            client.wait(timeout=1)
+        client.kill()
     return log.read_text("latin-1")
 
 
