@@ -91,7 +91,7 @@ async fn follow_windows(shared: Arc<Shared>) {
         let edge = material.as_deref().and_then(|material| decide::engine(material).next_change(shared.now()));
         tokio::select! {
             changed = revisions.changed() => if changed.is_err() { return },
-            () = until(&shared, edge) => if let Some(material) = material { shared.review(&material) },
+            () = until(&shared, edge) => if let Some(newest) = shared.store.present() { shared.review(&newest) },
         }
     }
 }
@@ -189,9 +189,10 @@ impl Proxy {
     ///
     /// Connections that are not admitted any more have been told to end when this returns.
     pub fn material_changed(&self) {
+        // Read under the lock, so that two publishes at once end with the newer one.
+        let mut listeners = self.lock();
         let Some(material) = self.shared.store.present() else { return };
         self.shared.review(&material);
-        let mut listeners = self.lock();
         listeners.retain(|listener| !listener.stopped());
         for listener in &*listeners {
             listener.follow(&material);
