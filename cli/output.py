@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 
 
 def show(text: str) -> None:
-    """Print an answer for people."""
-    sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")
+    """Print an answer for people, and end its last line; nothing gives an empty line."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
     sys.stdout.flush()
 
 

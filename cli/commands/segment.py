@@ -56,12 +56,14 @@ def run_list(options: argparse.Namespace) -> int:
     if options.output == "json":
         show_json(as_json(policy))
         return Exit.DONE
-    show(f"generation {_number(policy.generation)}, from {policy.source}\n")
+    show(f"generation {_number(policy.generation)}, from {policy.source}")
+    show("")
     rows = [
         (s.name, _word(policy_pb2.Trust.Name(s.trust)), _word(policy_pb2.Mode.Name(s.mode)), " ".join(s.members))
         for s in policy.table.segments
     ]
-    show(table(("SEGMENT", "TRUST", "MODE", "MEMBERS"), rows) + "\n")
+    show(table(("SEGMENT", "TRUST", "MODE", "MEMBERS"), rows))
+    show("")
     flows = [
         (f.name, _end(getattr(f, "from")), f"{_end(f.to)}:{f.port}", ", ".join(map(_action, f.allow)), f.owner)
         for f in policy.table.flows
@@ -149,7 +151,7 @@ def run_apply(options: argparse.Namespace) -> int:
         return Exit.DONE
     for change in answer.changes:
         show(f"{_kind(change)} {change.object} {change.name}")
-        show("".join(f"  {line}\n" for line in change.diff.splitlines()))
+        show("\n".join(f"  {line}" for line in change.diff.splitlines()))
     for warning in answer.warnings:
         show(f"warning: {warning}")
     if options.dry_run:

@@ -84,9 +84,11 @@ def _show(status: admin_pb2.GetStatusResponse) -> None:
         ("ready", "yes" if not status.missing else "no"),
         *(("missing", sentence) for sentence in status.missing),
     ]
-    show("\n".join(f"{name:<14}{value}" for name, value in lines) + "\n")
+    show("\n".join(f"{name:<14}{value}" for name, value in lines))
+    show("")
     svids = [(s.spiffe_id, s.segment or "-", when(s.not_after)) for s in status.svids]
-    show(table(("IDENTITY", "SEGMENT", "EXPIRES"), svids) + "\n")
+    show(table(("IDENTITY", "SEGMENT", "EXPIRES"), svids))
+    show("")
     rows = [(x.name, x.direction, x.listen, "open" if x.open else f"closed: {x.reason}") for x in status.listeners]
     show(table(("LISTENER", "DIRECTION", "AT", "STATE"), rows))
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that a run needs and `--dir` keeps: policy, configuration, programs, and the commands to go on with."""
 
-import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -186,50 +186,79 @@ def _copy_programs(folder: Path) -> None:
         (folder / name).chmod(0o644)
 
 
-def write_commands(world: World) -> Path:
-    """Write what was run, and what is worth trying, as a shell script to read and copy from."""
-    q = shlex.quote
-    firedoor = f"{q(sys.executable)} -m firedoor.cli"
+def write_commands(world: World, programs: Mapping[str, tuple[str, Sequence[str | Path]]]) -> Path:
+    """Write what was run, and what is worth trying, as a shell script to read, to copy from, and to run again.
+
+    `programs`: name to the segment whose user runs it and its command.
+    """
+    firedoor = f"{shlex.quote(sys.executable)} -m firedoor.cli"
     lines = [
         "#!/bin/sh",
         "# SPDX-License-Identifier: Apache-2.0",
-        "# What the demo did, by hand; what runs in the foreground deserves a terminal of its own.",
-        f"export FIREDOOR_BROKER_ADMIN_SOCKET={q(str(world.admin_socket))}",
-        f"{firedoor} broker run --config {q(str(world.folder / 'broker.yaml'))} &",
-        f"{firedoor} bundle show > {q(str(world.bundle))}",
+        "# What the demo did, by hand. Run as it is, it brings all of it up again, until Ctrl-C.",
+        "set -u",
+        "trap 'trap - EXIT; kill 0' EXIT INT TERM",
+        f'firedoor() {{ {firedoor} "$@"; }}',
+        _sh("export", f"FIREDOOR_BROKER_ADMIN_SOCKET={world.admin_socket}"),
+        "",
+        "# the programs, each as the user of its segment",
+        *(_as_user(world, segment, command) + " &" for segment, command in programs.values()),
+        "",
+        "# the broker",
+        _sh("firedoor", "broker", "run", "--config", world.folder / "broker.yaml") + " &",
+        "broker=$!",
+        f"until firedoor bundle show > {shlex.quote(str(world.bundle))} 2>/dev/null; do",
+        "  kill -0 $broker || exit 1",
+        "  sleep 0.2",
+        "done",
     ]
     for segment in SERVICES:
-        config = world.folder / f"sidecar-{segment}.yaml"
-        token = world.folder / f"token-{segment}"
-        lines += [
-            "",
-            f"# {segment}",
-            f"{firedoor} token create --spiffe-id {node(segment)} > {q(str(token))}",
-            f"{firedoor} entry create --spiffe-id {identity(segment)} --parent-id {node(segment)} \\",
-            f"    --selector unix:uid:{world.users[segment]}",
-            f"{firedoor} sidecar run --config {q(str(config))} &",
-        ]
-    lines += ["", "# worth trying", *(f"{firedoor} {words}" for words in worth_trying(world)), ""]
+        lines += ["", f"# {segment}", *_segment_commands(world, segment)]
+    lines += [
+        "",
+        "# worth trying while this runs:",
+        *(f"#   {firedoor} {words}" for words in worth_trying(world)),
+        "wait",
+        "",
+    ]
     path = world.folder / "commands.sh"
     path.write_text("\n".join(lines))
     path.chmod(0o755)
     return path
 
 
+def _segment_commands(world: World, segment: str) -> list[str]:
+    """Return how a segment's sidecar gets a token, its workload an entry, and both start."""
+    token = world.folder / f"token-{segment}"
+    return [
+        f"(umask 077; {_sh('firedoor', 'token', 'create', '--spiffe-id', node(segment))} > {shlex.quote(str(token))})",
+        "# an entry that is there already is refused, and stays",
+        _sh("firedoor", "entry", "create", "--spiffe-id", identity(segment), "--parent-id", node(segment))
+        + f" --selector unix:uid:{world.users[segment]}",
+        _sh("firedoor", "sidecar", "run", "--config", world.folder / f"sidecar-{segment}.yaml") + " &",
+    ]
+
+
+def _as_user(world: World, segment: str, command: Sequence[str | Path]) -> str:
+    if not world.separate:
+        return _sh(*command)
+    uid = world.users[segment]
+    return _sh("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command)
+
+
+def _sh(*words: str | Path) -> str:
+    return shlex.join(str(word) for word in words)
+
+
 def worth_trying(world: World) -> list[str]:
     """Return arguments of `firedoor` that show something while the demo is up."""
-    q = shlex.quote
-    admin = (
-        ""
-        if os.environ.get("FIREDOOR_BROKER_ADMIN_SOCKET") == str(world.admin_socket)
-        else f"--admin-socket {q(str(world.admin_socket))}"
-    )
+    admin = ("--admin-socket", world.admin_socket)
     return [
-        f"segment list {admin}".strip(),
-        f"entry list {admin}".strip(),
-        f"explain --from {identity('training')} --to registry:{MODELS_PORT} --action tcp {admin}".strip(),
-        f"sidecar status --admin-socket {q(str(world.sidecar('inference') / 'admin.sock'))}",
-        f"svid fetch x509 --auth-socket {q(str(world.auth_socket('inference')))}",
+        _sh("segment", "list", *admin),
+        _sh("entry", "list", *admin),
+        _sh("explain", "--from", identity("training"), "--to", f"registry:{MODELS_PORT}", "--action", "tcp", *admin),
+        _sh("sidecar", "status", "--admin-socket", world.sidecar("inference") / "admin.sock"),
+        _sh("svid", "fetch", "x509", "--auth-socket", world.auth_socket("inference")),
     ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from firedoor.cli.demo import files, users, view
 from firedoor.cli.demo.processes import Children
 from firedoor.cli.demo.rows import Kept, Row, judge, table
-from firedoor.cli.demo.stage import Stage, set_up
+from firedoor.cli.demo.stage import Stage, commands, set_up
 from firedoor.cli.demo.world import MAX_FOLDER_BYTES, SERVICES, World
 from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
@@ -30,11 +30,11 @@ def run(*, once: bool, as_json: bool, folder: str | None) -> int:
         with Children(top / "logs") as children:
             _say(f"firedoor demo in {top}")
             stage = set_up(world, children, _say)
-            commands = files.write_commands(world)
+            written = files.write_commands(world, commands(world))
             rows = table(Kept(stage))
             if once:
                 return _once(rows, stage, view.JsonLines() if as_json else view.LiveTable())
-            _how_to_go_on(world, commands)
+            _how_to_go_on(world, written)
             return _stay(rows, stage, view.JsonLines() if as_json else view.LiveTable())
 
 
@@ -106,11 +106,11 @@ def _once(rows: list[Row], stage: Stage, shown: view.View) -> int:
     return Exit.NO if differ else Exit.DONE
 
 
-def _how_to_go_on(world: World, commands: Path) -> None:
+def _how_to_go_on(world: World, written: Path) -> None:
     _say(f"\nChange a file in {world.policy} and watch the table. In another terminal:")
     for words in files.worth_trying(world):
         _say(f"  firedoor {words}")
-    _say(f"All commands of this run: {commands}\nCtrl-C ends it.\n")
+    _say(f"All commands of this run: {written}\nCtrl-C ends it.\n")
 
 
 def _stay(rows: list[Row], stage: Stage, shown: view.View) -> int:

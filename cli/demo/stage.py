@@ -4,7 +4,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,34 +78,27 @@ def set_up(world: World, children: Children, say: Say) -> Stage:
     return Stage(world, apps, clients, tails)
 
 
-def _programs(world: World, children: Children) -> tuple[dict[str, Child], dict[str, Child]]:
-    """Start the servers that somebody else wrote, and a client process for each user."""
-    programs = world.folder / "programs"
-    moto: list[str | Path] = [
-        sys.executable,
-        "-I",
-        "-m",
-        "moto.server",
-        "-H",
-        "127.0.0.1",
-        "-p",
-        str(world.ports["app-models"]),
-    ]
-    tools: list[str | Path] = [sys.executable, "-I", programs / "mcp_tools.py", str(world.ports["app-tools"])]
-    llm: list[str | Path] = [sys.executable, "-I", programs / "model_server.py", str(world.ports["app-llm"])]
-    commands: dict[str, tuple[str, list[str | Path]]] = {
+def commands(world: World) -> dict[str, tuple[str, Sequence[str | Path]]]:
+    """Return the servers that somebody else wrote: name to the segment whose user runs it, and the command."""
+    python, programs = (sys.executable, "-I"), world.folder / "programs"
+    moto = (*python, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(world.ports["app-models"]))
+    return {
         "models": ("registry", moto),
-        "tools": ("mcp-tools", tools),
-        "llm": ("inference", llm),
+        "tools": ("mcp-tools", (*python, programs / "mcp_tools.py", str(world.ports["app-tools"]))),
+        "llm": ("inference", (*python, programs / "model_server.py", str(world.ports["app-llm"]))),
     }
+
+
+def _programs(world: World, children: Children) -> tuple[dict[str, Child], dict[str, Child]]:
+    """Start the servers, and a client process for each user."""
     apps = {
         name: children.start(name, command, uid=world.users[segment], home=_home(world, segment))
-        for name, (segment, command) in commands.items()
+        for name, (segment, command) in commands(world).items()
     }
     clients = {
         segment: children.start(
             f"client-{segment}",
-            [sys.executable, "-I", programs / "client.py"],
+            [sys.executable, "-I", world.folder / "programs/client.py"],
             uid=world.users[segment],
             home=_home(world, segment),
             env={"AWS_EC2_METADATA_DISABLED": "true"},
