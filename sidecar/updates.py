@@ -45,7 +45,7 @@ class Updates:
     ) -> None:
         self._holder, self._link, self._state, self._wake, self._lost = holder, link, state, wake, lost
         self._local_table = local_table
-        self._owed: View | None = None
+        self._owed = False
         # What was acknowledged last: the same is not said twice, unless an update asks again.
         self._said: control_pb2.Ack | None = None
         # The latest update was refused: an Ack of the one before would hide that from the server.
@@ -104,7 +104,7 @@ class Updates:
         self._keep(update, view)
         if view.generation != old.generation:
             log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
-        self._owed, self._refused = view, False
+        self._owed, self._refused = True, False
         self._wake()
 
     def _refuse(self, update: control_pb2.Update, error: UpdateRefused) -> None:
@@ -124,12 +124,7 @@ class Updates:
     def acknowledge(self) -> None:
         """Say what runs here, if an update is owed an answer or identities have changed since."""
         view = self._holder.view
-        if (
-            self._refused
-            or view.generation is None
-            or not view.hash
-            or (self._owed is not None and self._owed is not view)
-        ):
+        if self._refused or view.generation is None or not view.hash:
             return
         svids = [
             control_pb2.SvidState(
@@ -138,9 +133,9 @@ class Updates:
             for one in self._holder.identities.values()
         ]
         ack = control_pb2.Ack(generation=_generation(view), view_hash=view.hash, svids=svids)
-        if self._owed is None and ack == self._said:
+        if not self._owed and ack == self._said:
             return
-        self._owed, self._said = None, ack
+        self._owed, self._said = False, ack
         self._link.send(control_pb2.FromSidecar(ack=ack))
 
     async def _on_disconnect(self, reason: str) -> None:

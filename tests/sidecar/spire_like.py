@@ -31,7 +31,7 @@ def wire_bundle(trust: SimulatedTrustDomain, tainted: Collection[bytes] = ()) ->
     return types.Bundle(trust_domain=trust.td.name, x509_authorities=roots, sequence_number=trust.sequence)
 
 
-class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc.EntryServicer, svid_grpc.SVIDServicer):  # type: ignore[misc]
+class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc.EntryServicer, svid_grpc.SVIDServicer):
     """Issues what it is told to; `entries` may be changed at any time."""
 
     def __init__(self, trust: SimulatedTrustDomain, *, control: bool = False) -> None:

@@ -82,7 +82,7 @@ def test_every_key_is_known_everywhere(tmp_path: Path, option: config.Option) ->
     for given in ({"env": {option.variable: sample}}, {option.name: sample}):
         seen: tuple[str, ...] = ()
         try:
-            load(tmp_path, **given)  # type: ignore[arg-type]
+            load(tmp_path, **given)
         except ConfigError as error:
             seen = error.findings
         assert all("no such" not in line for line in seen)
