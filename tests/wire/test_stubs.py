@@ -78,7 +78,7 @@ def test_struct_behaves() -> None:
     response = workload_pb2.ValidateJWTSVIDResponse(spiffe_id="spiffe://example.org/a")
     response.claims.update({"sub": "spiffe://example.org/a", "aud": ["x"], "exp": 1.0, "nested": {"n": None}})
     again = workload_pb2.ValidateJWTSVIDResponse.FromString(response.SerializeToString())
-    assert list(again.claims.fields["aud"].list_value.values)[0].string_value == "x"
+    assert next(iter(again.claims.fields["aud"].list_value.values)).string_value == "x"
     assert json_format.MessageToDict(again.claims)["nested"] == {"n": None}
     assert struct_pb2.Struct.FromString(again.claims.SerializeToString())["exp"] == 1.0
 
