@@ -125,7 +125,7 @@ class Broker:
         config, state = self.config, self.state
         self.core = mtls.Core()
         self._stack.callback(self.core.stop)
-        self.identity = ServerIdentity(state, self.authority, self.core, config.agent_ttl)
+        self.identity = ServerIdentity(state, self.authority, self.core)
         self.identity.refresh()
         control = self.core.control_server()
         self.pusher = Pusher(state, self.policy, control, self.metrics)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from firedoor import mtls
 from firedoor.broker.issuing import Pen, authorize_server
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from firedoor.broker.state import State
 
 _log = logging.getLogger("firedoor.broker.identity")
+# Seconds, as SPIRE's server has it. Not the TTL of others' SVIDs: connections to us would not outlive a short one.
+TTL: Final = 3600
 
 
 class ServerIdentity:
     """Keeps `spiffe://<td>/spire/server` fresh: at half life, and when its authority is not the one that signs."""
 
-    def __init__(self, state: State, authority: AuthorityManager, core: mtls.Core, ttl: int) -> None:
-        self._state, self._authority, self._core, self._ttl = state, authority, core, ttl
+    def __init__(self, state: State, authority: AuthorityManager, core: mtls.Core) -> None:
+        self._state, self._authority, self._core = state, authority, core
         self._svid: X509Svid | None = None
         self._key: PrivateKey | None = None
         self._published: object = None
@@ -34,7 +36,7 @@ class ServerIdentity:
         svid, key = self._svid, self._key
         if svid is None or key is None or now >= svid.half_life or svid.authority_id != issuer.authority_id:
             key = generate_key(KeyType.EC_P256)
-            svid = Pen(issuer, now).sign(authorize_server(self._state, self._ttl), key.public_key())
+            svid = Pen(issuer, now).sign(authorize_server(self._state, TTL), key.public_key())
         self._publish(svid, key)
         self._svid, self._key = svid, key
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("firedoor.broker.policy")
 _SUFFIXES: Final = (".yaml", ".yml")
 MAX_FILES: Final = 4096
+MAX_NAME: Final = 1024
 MAX_TOTAL_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -160,6 +161,8 @@ class PolicyKeeper:
             raise Conflict(f"the policy comes from {self.source}; edit it there, the broker reads it by itself")
         if sum(len(document.text) for document in documents) > MAX_TOTAL_BYTES:
             raise InvalidRequest(f"the policy is larger than {MAX_TOTAL_BYTES // 2**20} MiB")
+        if len(documents) > MAX_FILES or any(len(document.name) > MAX_NAME for document in documents):
+            raise InvalidRequest(f"a policy has at most {MAX_FILES} documents with names of at most {MAX_NAME}")
         async with self._lock:
             if if_generation is not None and if_generation != self._state.generation:
                 raise Conflict(

@@ -29,7 +29,12 @@ def text(value: str) -> str:
 
 def path(value: str) -> Path:
     """Take an absolute path, or one from the working directory."""
-    return Path(text(value)).expanduser().absolute()
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    try:
+        return Path(text(value)).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("begins with ~ and names no user's home") from None
 
 
 def path_or_off(value: str) -> Path | None:

@@ -29,6 +29,7 @@ from firedoor.broker.entry import Entry, is_agent, is_node_alias, is_reserved, p
 from firedoor.broker.errors import AgentBanned, InvalidRequest, NotFound
 from firedoor.broker.issuing import authorize_attested, authorize_renewal, read_csr
 from firedoor.broker.messages import agent_message, svid_message
+from firedoor.broker.rpc.gate import finished
 from firedoor.broker.rpc.listing import filter_selectors, matches, page
 from firedoor.broker.rpc.masks import show
 from firedoor.certs import CertsError, Selector, SpiffeId, SpiffeIdError, X509Svid
@@ -85,7 +86,7 @@ class AgentService:
         params = first.params
         call.audit.update(attestation_type=params.data.type[:64], payload_hash=digest(params.data.payload))
         try:
-            agent, svid = await self._attest(params)
+            agent, svid = await finished(self._attest(params, call))
         except Exception:
             # A type that nobody configured must not make a time series of its own.
             self._metrics.attested.labels(
@@ -93,12 +94,11 @@ class AgentService:
             ).inc()
             raise
         self._metrics.attested.labels(agent.attestation_type, "attested").inc()
-        call.audit.update(agent_id=str(agent.id), serial=agent.serial, not_after=agent.not_after)
         yield agent_pb2.AttestAgentResponse(
             result=agent_pb2.AttestAgentResponse.Result(svid=svid_message(svid), reattestable=agent.can_reattest)
         )
 
-    async def _attest(self, params: agent_pb2.AttestAgentRequest.Params) -> tuple[Agent, X509Svid]:
+    async def _attest(self, params: agent_pb2.AttestAgentRequest.Params, call: Call) -> tuple[Agent, X509Svid]:
         if not params.HasField("data"):
             raise InvalidRequest("malformed param: missing attestation data")
         if not params.data.type:
@@ -113,7 +113,9 @@ class AgentService:
         present = self._state.agents.get(node.agent_id)
         if present is not None and present.banned:
             raise AgentBanned("failed to attest: agent is banned")
-        return await self._admit(node, key)
+        agent, svid = await self._admit(node, key)
+        call.audit.update(agent_id=str(agent.id), serial=agent.serial, not_after=agent.not_after)
+        return agent, svid
 
     async def _admit(self, node: AttestedNode, key: PublicKey) -> tuple[Agent, X509Svid]:
         """Use the evidence up, sign, and write the agent, all in one transaction."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from sqlalchemy import Connection
 
 from firedoor.broker.db.rows import delete_bundle, put_bundle
@@ -15,7 +16,7 @@ from firedoor.broker.messages import bundle_message
 from firedoor.broker.rpc.listing import page
 from firedoor.broker.rpc.masks import show
 from firedoor.broker.rpc.status import OK, status_of
-from firedoor.certs import CertsError, JwtKey, TrustBundle, TrustDomain
+from firedoor.certs import CertsError, JwtKey, TrustBundle, TrustDomain, X509Root
 from firedoor.wire import bundle_pb2, types
 
 if TYPE_CHECKING:
@@ -143,13 +144,20 @@ class BundleService:
         trust_domain = self._foreign(message.trust_domain, "setting")
         if not 0 <= message.refresh_hint <= _MAX_HINT:
             raise InvalidRequest("the refresh hint is not a number of seconds up to a year")
-        bundle = TrustBundle.of(trust_domain, [authority.asn1 for authority in message.x509_authorities])
-        return replace(
-            bundle,
-            jwt_keys=tuple(JwtKey(k.key_id, k.public_key, k.expires_at, k.tainted) for k in message.jwt_authorities),
+        roots = TrustBundle.of(trust_domain, [authority.asn1 for authority in message.x509_authorities])
+        tainted = {authority.asn1 for authority in message.x509_authorities if authority.tainted}
+        given = replace(
+            roots,
+            jwt_keys=tuple(JwtKey(key.key_id, key.public_key) for key in message.jwt_authorities),
             sequence=message.sequence_number,
             refresh_hint=message.refresh_hint,
         )
+        try:
+            # What comes back from the database after a restart is what is in force from the beginning.
+            read = TrustBundle.parse(trust_domain, given.to_json())
+        except (CertsError, ValueError, UnsupportedAlgorithm):
+            raise InvalidRequest("a key or certificate of the bundle cannot be read") from None
+        return replace(read, x509_roots=tuple(X509Root(root.der, root.der in tainted) for root in read.x509_roots))
 
     def _foreign(self, name: str, what: str) -> TrustDomain:
         try:

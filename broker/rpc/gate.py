@@ -8,12 +8,13 @@ Requests are read here too, so that bytes which are no message end as InvalidArg
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -23,7 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from firedoor.broker.agent import Agent
 from firedoor.broker.errors import InvalidRequest, NotAuthorized, StorageError, Unauthenticated, Unsupported
 from firedoor.broker.rpc.matrix import MATRIX, Who
-from firedoor.broker.rpc.status import INTERNAL, OK, RpcStatus, status_of
+from firedoor.broker.rpc.status import CANCELLED, INTERNAL, OK, RpcStatus, status_of
 from firedoor.certs import CertsError, SpiffeId
 from firedoor.mtls import Caller, CallerUnknown
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     _Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
+T = TypeVar("T")
 _log = logging.getLogger("firedoor.broker.rpc")
 
 # Asked every few seconds by whatever watches the broker; only refusals of these are kept.
@@ -66,6 +68,7 @@ class Call:
     agent: Agent | None = None
     # What the audit log keeps beside the method and the caller. Never a token, a key or a selector's value.
     audit: dict[str, Any] = field(default_factory=dict)
+    audited: bool = False
     # Checks the caller again, for streams that stay open.
     again: Callable[[], Awaitable[None]] | None = None
 
@@ -148,17 +151,27 @@ class Gate:
     def finish(self, path: str, call: Call | None, peer: Caller | None, status: RpcStatus) -> RpcStatus:
         """Keep the call in the audit log if it matters, and return the status that it ends with."""
         refused = status.code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
-        matters = call is not None and (call.who in (Who.LOCAL, Who.ADMIN) or bool(call.audit))
-        if refused or (matters and not path.startswith(_QUIET)):
-            caller = call.caller if call is not None else peer
-            try:
-                self._audit.call(path, caller, status, dict(call.audit) if call is not None else {})
-            except StorageError as error:
-                _log.error("%s", error)
-                if status is OK and not path.rpartition("/")[2].startswith(_READS):
-                    # What cannot be audited is not handed out; reading goes on, and so does refusing.
-                    return status_of(error)
+        if not refused and (call is None or not self._matters(path, call)):
+            return status
+        try:
+            self._audit.call(path, call.caller if call else peer, status, call.audit if call else {})
+        except StorageError as error:
+            _log.error("%s", error)
+            if status is OK and not path.rpartition("/")[2].startswith(_READS):
+                # What cannot be audited is not handed out; reading goes on, and so does refusing.
+                return status_of(error)
         return status
+
+    def _matters(self, path: str, call: Call) -> bool:
+        if call.audited or path.startswith(_QUIET):
+            return False
+        return call.who in (Who.LOCAL, Who.ADMIN) or bool(call.audit)
+
+    def before_answer(self, call: Call) -> None:
+        """Keep a stream's call in the audit log before its first answer leaves. Raise StorageError."""
+        if call.audit and not call.audited:
+            self._audit.call(call.method, call.caller, OK, call.audit)
+            call.audited = True
 
     def count(self, path: str, started: float, status: RpcStatus) -> None:
         """Count the call."""
@@ -191,7 +204,8 @@ class _Guarded:
 
     async def unary(self, data: bytes, context: _Context) -> bytes:
         async def run(call: Call) -> bytes:
-            answer: Message = await self._implementation(self._read(data), call)
+            # What was begun is finished, and audited, though the caller may have gone away.
+            answer: Message = await finished(self._implementation(self._read(data), call))
             return answer.SerializeToString()
 
         return await self._run(context, run)
@@ -211,6 +225,7 @@ class _Guarded:
 
         async def run(call: Call) -> bytes:
             async for answer in self._implementation(read(), call):
+                self._gate.before_answer(call)
                 await context.write(answer.SerializeToString())
             return b""
 
@@ -222,6 +237,9 @@ class _Guarded:
             call = await self._gate.admit(self._path, context)
             answer = await run(call)
             status = OK
+        except asyncio.CancelledError:
+            self._gate.finish(self._path, call, None, CANCELLED)
+            raise
         except Exception as error:  # noqa: BLE001 - the status decides what the caller may know
             status = status_of(error)
             if status is INTERNAL:
@@ -231,6 +249,18 @@ class _Guarded:
         if status is not OK:
             await context.abort(status.code, status.message, status.trailing)
         return answer
+
+
+async def finished(work: Awaitable[T]) -> T:
+    """Wait for work to its end also when cancelled meanwhile; then raise what it raised, or CancelledError."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        # Looked at, so that nobody warns of an error that nobody is left to hear.
+        _ = task.cancelled() or task.exception()
+        raise
 
 
 def _identity(caller: Caller) -> SpiffeId | None:

@@ -65,6 +65,7 @@ class RpcStatus:
 
 
 OK: Final = RpcStatus(StatusCode.OK, "")
+CANCELLED: Final = RpcStatus(StatusCode.CANCELLED, "the caller went away; what was begun was finished")
 INTERNAL: Final = RpcStatus(StatusCode.INTERNAL, "internal error; the broker's log says more")
 
 

@@ -14,7 +14,7 @@ from firedoor.broker.audit import Audit, redact_id
 from firedoor.broker.errors import StorageError
 from firedoor.broker.rpc.status import OK
 from firedoor.wire import entry_pb2
-from tests.broker.harness import RunningBroker, entry
+from tests.broker.harness import RunningBroker, entry, until
 
 TOKEN = "b5c1a1f2-0001-4000-8000-feedfacecafe"
 VALUE = "hunter2-registry-password"
@@ -105,3 +105,17 @@ def test_only_join_tokens_are_hashed_in_ids() -> None:
     assert redact_id("spiffe://td/segment/a/x") == "spiffe://td/segment/a/x"
     assert "s3cret" not in redact_id("spiffe://td/spire/agent/join_token/s3cret")
     assert redact_id("spiffe://td/spire/agent/x509pop/ab") == "spiffe://td/spire/agent/x509pop/ab"
+
+
+async def test_a_change_is_audited_though_its_caller_went_away(broker: RunningBroker) -> None:
+    call = broker.entries.BatchCreateEntry(
+        entry_pb2.BatchCreateEntryRequest(
+            entries=[entry(f"/segment/registry/x{i}", "/spire/agent/a", ["unix:user:registry"]) for i in range(50)]
+        )
+    )
+    await until(lambda: len(broker.broker.state.entries) > 0)
+    call.cancel()
+    await until(lambda: any("BatchCreateEntry" in r.get("method", "") for r in broker.audit()))
+    recorded = {r["entry_id"] for r in broker.audit() if r.get("entry_id")}
+    assert recorded == {e.id for e in broker.broker.state.entries}
+    assert len(recorded) == 50
