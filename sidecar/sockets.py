@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The auth and the admin socket: each a grpc.aio server of its own, on a private socket behind a Unix front.
+"""The auth and the admin socket: each a grpc.aio server of its own, at a private address behind a Unix front.
 
-The private sockets lie in a 0700 folder; a connection that did not come through the front has no name there, and its
-calls are refused. Which services a caller reaches is decided by the socket that it opened.
+A connection that did not come through the front has no name there, and its calls are refused. Which services a caller
+reaches is decided by the socket that it opened.
 """
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc.aio
 
-from firedoor.mtls import Core, Front
+from firedoor.mtls import Core, Front, private_address
 from firedoor.sidecar.admin import Gate, Health, Reporter, SidecarAdmin
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import StateError
@@ -38,34 +37,36 @@ class Sockets:
         self._core, self._config = core, config
         self._servers: list[grpc.aio.Server] = []
         self._fronts: list[Front] = []
+        # The private addresses, in the order in which the sockets were opened.
+        self.backends: list[str] = []
 
     async def open_auth(self, api: WorkloadApi) -> None:
         """Serve local programs. Raise ListenError."""
         server = self._server()
         workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)
-        api.serve_on(await self._open(server, "auth.sock", self._config.auth_socket, AUTH_MODE))
+        api.serve_on(await self._open(server, self._config.auth_socket, AUTH_MODE))
 
     async def open_admin(self, reporter: Reporter, ready: Callable[[], bool]) -> None:
         """Serve whoever runs this sidecar. Raise ListenError."""
         server, gate = self._server(), Gate()
         admin_grpc.add_SidecarAdminServicer_to_server(SidecarAdmin(gate, reporter), server)
         health_grpc.add_HealthServicer_to_server(Health(gate, ready), server)
-        gate.serve_on(await self._open(server, "admin.sock", self._config.admin_socket, ADMIN_MODE))
+        gate.serve_on(await self._open(server, self._config.admin_socket, ADMIN_MODE))
 
     def _server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=SERVER_OPTIONS)
 
-    async def _open(self, server: grpc.aio.Server, name: str, path: Path, mode: int) -> Front:
-        backend = self._config.run_dir / name
-        backend.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{backend}")
+    async def _open(self, server: grpc.aio.Server, path: Path, mode: int) -> Front:
+        backend = private_address()
+        self.backends.append(backend)
+        server.add_insecure_port(backend)
         await server.start()
         self._servers.append(server)
         try:
             path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"the folder of the socket {path} cannot be made: {error.strerror}") from error
-        front = self._core.unix_front(path=str(path), backend=str(backend), mode=mode)
+        front = self._core.unix_front(path=str(path), backend=backend, mode=mode)
         self._fronts.append(front)
         return front
 
@@ -75,6 +76,3 @@ class Sockets:
             front.stop()
         for server in self._servers:
             await server.stop(STOP_SECONDS)
-        with contextlib.suppress(OSError):
-            for name in ("auth.sock", "admin.sock"):
-                (self._config.run_dir / name).unlink(missing_ok=True)

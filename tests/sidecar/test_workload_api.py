@@ -36,13 +36,18 @@ class Reporter:
 
 
 @pytest.fixture
-async def socket(bench: Bench, settings: Config) -> AsyncIterator[str]:
+async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
     await sockets.open_auth(WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at)))
     await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced)
-    yield f"unix:{settings.auth_socket}"
+    yield sockets
     await sockets.close()
+
+
+@pytest.fixture
+def socket(sockets: Sockets, settings: Config) -> str:
+    return f"unix:{settings.auth_socket}"
 
 
 @pytest.fixture
@@ -229,12 +234,15 @@ async def test_hints_are_told(stub: Any, bench: Bench) -> None:
     stream.cancel()
 
 
-async def test_private_socket_gives_nothing(bench: Bench, socket: str, settings: Config) -> None:
+async def test_private_address_gives_nothing(bench: Bench, sockets: Sockets) -> None:
     bench.entitle(A)
-    for name in ("auth.sock",):
-        async with grpc.aio.insecure_channel(f"unix:{settings.run_dir / name}") as channel:
-            code, _ = await code_of(fetch(workload_grpc.SpiffeWorkloadAPIStub(channel)))
-            assert code == grpc.StatusCode.UNAUTHENTICATED
+    auth, admin = sockets.backends
+    async with grpc.aio.insecure_channel(auth) as channel:
+        code, _ = await code_of(fetch(workload_grpc.SpiffeWorkloadAPIStub(channel)))
+        assert code == grpc.StatusCode.UNAUTHENTICATED
+    async with grpc.aio.insecure_channel(admin) as channel:
+        code, _ = await code_of(admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest()))
+        assert code == grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_identity_headers_say_nothing(stub: Any, bench: Bench) -> None:
