@@ -66,6 +66,8 @@ class Broker:
         self.metrics = Metrics()
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[grpc.aio.Server] = []
+        # The private addresses of the network and the admin server; whoever reaches one past its front is nobody.
+        self.backends: tuple[str, ...] = ()
         self._missing = ["start-up"]
         self._stack = contextlib.AsyncExitStack()
         # Set when the broker should be stopped, by a signal or because a part of it failed.
@@ -87,7 +89,6 @@ class Broker:
     async def _open_state(self) -> None:
         config = self.config
         make_private_folder(config.data_dir)
-        make_private_folder(config.run_dir)
         self._stack.callback(os.close, lock(config.data_dir / "lock"))
         self.audit = Audit(config.audit_log, self.clock.now)
         self._stack.callback(self.audit.close)
@@ -149,16 +150,16 @@ class Broker:
         health = {health_pb2.DESCRIPTOR.services_by_name["Health"]: HealthService(self.missing)}
         network = Gate(local=False, standing=state, audit=self.audit, metrics=self.metrics)
         admin = Gate(local=True, standing=state, audit=self.audit, metrics=self.metrics)
-        network_socket, admin_socket = config.run_dir / "network.sock", config.run_dir / "admin.sock"
-        self._servers = [
-            await server.start_server(network, common, network_socket),
-            await server.start_server(admin, {**common, **health}, admin_socket),
-        ]
+        network_server, network_address = await server.start_server(network, common)
+        self._servers.append(network_server)
+        admin_server, admin_address = await server.start_server(admin, {**common, **health})
+        self._servers.append(admin_server)
+        self.backends = (network_address, admin_address)
         await asyncio.to_thread(prepare_socket, config.admin_socket)
-        front = self.core.unix_front(path=str(config.admin_socket), backend=str(admin_socket), mode=0o600)
+        front = self.core.unix_front(path=str(config.admin_socket), backend=admin_address, mode=0o600)
         admin.attach(front.caller)
         self.front = self.core.tls_front(
-            listen=config.listen, as_id=str(state.server_id), backend=str(network_socket), control=control
+            listen=config.listen, as_id=str(state.server_id), backend=network_address, control=control
         )
         network.attach(self.front.caller)
         self.listen = self.front.address

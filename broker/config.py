@@ -29,9 +29,6 @@ from firedoor.segments import Document, PolicyErrors
 from firedoor.segments import document as yaml_text
 
 ENVIRONMENT: Final = "FIREDOOR_BROKER_"
-# Private sockets below the data directory; the longest name decides whether the directory's own path is short enough.
-RUN_DIR: Final = "run"
-LONGEST_SOCKET: Final = "network.sock"
 _REQUIRED: Final[Any] = object()
 
 
@@ -118,11 +115,6 @@ class Config:
     attestation: Rate
     signing: Rate
 
-    @property
-    def run_dir(self) -> Path:
-        """The folder of the private sockets."""
-        return self.data_dir / RUN_DIR
-
 
 def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, str | None]) -> Config:
     """Read the configuration. Raise ConfigError with every problem."""
@@ -202,15 +194,12 @@ def _check(found: dict[str, Any], given: Mapping[str, tuple[str, str]], wrong: l
     found["agent_ttl"] = found["agent_ttl"] or found["x509_svid_ttl"]
     if found["audit_log"] == "":
         found["audit_log"] = found["data_dir"] / "audit.jsonl"
-    for key, socket in (
-        ("data_dir", found["data_dir"] / RUN_DIR / LONGEST_SOCKET),
-        ("admin_socket", found["admin_socket"]),
-    ):
-        length = len(os.fsencode(socket))
-        if length > MAX_SOCKET_PATH:
-            wrong.append(
-                f"{at(key)}: {key}: the socket {socket} has {length} bytes; the system allows {MAX_SOCKET_PATH}"
-            )
+    socket = found["admin_socket"]
+    length = len(os.fsencode(socket))
+    if length > MAX_SOCKET_PATH:
+        wrong.append(
+            f"{at('admin_socket')}: admin_socket: {socket} has {length} bytes; the system allows {MAX_SOCKET_PATH}"
+        )
     if found["key_manager"] == "memory" and found["key_passphrase_file"]:
         wrong.append(f"{at('key_passphrase_file')}: key_passphrase_file: there is nothing to encrypt in memory")
 

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gRPC servers behind the fronts. Each registers its own services alone and listens on a private Unix socket."""
+"""The gRPC servers behind the fronts. Each registers its own services alone and listens on a private address."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from firedoor.broker.errors import StorageError
+from firedoor.mtls import private_address
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -41,14 +40,14 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 )
 
 
-async def start_server(gate: Gate, services: Mapping[ServiceDescriptor, object], socket: Path) -> grpc.aio.Server:
-    """Start a server for these services on a private socket. Raise StorageError."""
+async def start_server(gate: Gate, services: Mapping[ServiceDescriptor, object]) -> tuple[grpc.aio.Server, str]:
+    """Start a server for these services and return it with its private address. Raise StorageError."""
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers([gate.handler(service, made) for service, made in services.items()])
-    await asyncio.to_thread(socket.unlink, missing_ok=True)
+    address = private_address()
     try:
-        server.add_insecure_port(f"unix:{socket}")
+        server.add_insecure_port(address)
     except RuntimeError as error:
-        raise StorageError(f"the private socket {socket} cannot be opened") from error
+        raise StorageError("a private address cannot be opened") from error
     await server.start()
-    return server
+    return server, address

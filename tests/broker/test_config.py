@@ -125,7 +125,7 @@ def test_a_bad_flag_and_a_bad_variable_are_named_by_their_names(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("key", "length", "fits"),
-    [("admin_socket", 107, True), ("admin_socket", 108, False), ("data_dir", 90, True), ("data_dir", 91, False)],
+    [("admin_socket", 107, True), ("admin_socket", 108, False)],
 )
 def test_socket_paths_that_do_not_fit_are_refused(tmp_path: Path, key: str, length: int, fits: bool) -> None:
     path = "/" + "x" * (length - 1)
