@@ -48,7 +48,7 @@ spec:
   function: registry
   trust: high
   mode: {destination_mode}
-  members: ["spiffe://{{td}}/segment/registry/**"]
+  members: [{destination_members}]
   admission: {{entry: ["unix:uid:1"], node: []}}
   {destination_more}
 ---
@@ -94,10 +94,12 @@ def policy(
     source_more: str = "",
     destination_more: str = "",
     source_members: str = '"spiffe://{td}/segment/inference/**"',
+    destination_members: str = '"spiffe://{td}/segment/registry/**"',
 ) -> bytes:
     """Compile the segments with these flows to a serialised table."""
     segments = SEGMENTS.format(
         source_members=source_members,
+        destination_members=destination_members,
         source_mode=source_mode,
         destination_mode=destination_mode,
         source_more=source_more,

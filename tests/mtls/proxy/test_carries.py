@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 import pytest
 
+from firedoor import mtls
 from tests.mtls.proxy.datapath import VLLM, World, asks, dial, dial_tls, ended, eventually, exchange
 
 MIB = 1 << 20
@@ -204,6 +206,10 @@ def test_an_app_on_a_unix_socket_is_reached(world: World, right: bool) -> None:
                 assert ended(link)
 
 
+def decided(core: mtls.Core, decisions: int) -> bool:
+    return core.stats()["decisions"] == decisions
+
+
 def test_records_and_losses_are_all_decisions(make_world: Callable[..., World]) -> None:
     """Many clients at once, a ring that is too small, and a reader that comes late."""
     world = make_world(record_capacity=16)
@@ -221,7 +227,7 @@ def test_records_and_losses_are_all_decisions(make_world: Callable[..., World]) 
     for thread in threads:
         thread.join()
     for core, decisions in ((world.client, 80), (world.server, 40)):
-        eventually(lambda core=core, decisions=decisions: core.stats()["decisions"] == decisions)
+        eventually(functools.partial(decided, core, decisions))
         lines = core.drain_records(1000).splitlines()
         stats = core.stats()
         assert len(lines) + stats["records_lost"] == decisions

@@ -237,26 +237,26 @@ def test_the_next_address_is_tried_until_one_proves_the_expectation(world: World
 
 
 def test_a_server_of_another_trust_domain_needs_federation(world: World) -> None:
+    """Its roots are in the material both times; only an entry that federates with it may use them."""
     other = SimulatedTrustDomain("other", at=world.td.at)
     models = other.svid(MODELS)
     bundles = world.td.roots_by_name(other)
-    table = policy(flow(), destination_more="", source_members='"spiffe://{td}/segment/inference/**"')
-    told = {"bundles": bundles, "policy": table}
-    world.server.publish(
-        mtls.Material(
-            trust_domain="other",
-            bundles=bundles,
-            svids=[with_key(models, federates_with=["td"])],
-            table=table,
-        )
-    )
-    inbound = world.inbound(**{"as": str(models.id)})
-    # Expecting ours, meeting theirs: refused for its trust domain, although its roots are in the material.
-    world.publish_client(**told)
-    listener = world.outbound(inbound.address)
+    table = policy(flow(), destination_members='"spiffe://other/segment/registry/**"')
+    theirs = with_key(models, federates_with=["td"])
+    world.server.publish(mtls.Material(trust_domain="other", bundles=bundles, svids=[theirs], table=table))
+    inbound = world.inbound(None, **{"as": str(models.id)})
+    listener = world.outbound(inbound.address, expect=[str(models.id)])
+
+    world.publish_client(table, bundles=bundles)
     assert exchange(listener.address) is None
     [record] = world.records(world.client, 1)
     assert (record["decision"], record["reason"]) == ("denied", "unknown_trust_domain")
+    assert world.app.accepted == 0
+
+    federated = [with_key(world.vllm, clients=world.me, federates_with=["other"])]
+    world.publish_client(table, bundles=bundles, client_svids=federated)
+    assert exchange(listener.address) == b"ping"
+    assert world.app.accepted == 1
 
 
 def test_plaintext_is_never_spoken(world: World) -> None:
