@@ -34,7 +34,8 @@ def main() -> int:
     """Print each package whose licence is not on the list."""
     packages = rust_packages() if "--rust" in sys.argv else python_packages()
     bad = [f"{name}: {text}" for name, text in packages if not allowed(text)]
-    print("\n".join(bad), file=sys.stderr)
+    for line in bad:
+        print(line, file=sys.stderr)
     return 1 if bad else 0
 
 
