@@ -21,7 +21,9 @@ def pick(segments: tuple[str, ...]) -> dict[str, int]:
 
 def obstacle(uid: int, folder: Path) -> str | None:
     """Say in a sentence why this uid could not run our programs, or None; None as well when we are not root."""
-    for needed in (Path(sys.executable).resolve(), Path(sysconfig.get_paths()["purelib"]).resolve(), folder.resolve()):
+    # The environment's own path as well as where it leads: a link to it may lie in a folder that is closed.
+    packages = Path(sysconfig.get_paths()["purelib"])
+    for needed in (Path(sys.executable), Path(sys.executable).resolve(), packages.resolve(), folder.resolve()):
         closed = closed_folder(needed)
         if closed is not None:
             return f"other users cannot enter {closed}, above {needed}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firedoor.cli.demo import records, rows, view
+from firedoor.cli.demo import records, rows, users, view
 from firedoor.cli.demo.processes import Child, Children
 from firedoor.cli.demo.stage import Stage
 from firedoor.cli.demo.world import SERVICES, World
@@ -90,3 +90,12 @@ def test_children_are_ended_whatever_happens(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(fail)
     assert [child.process.returncode for child in started] == [-signal.SIGTERM, -signal.SIGTERM]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs as other users")
+def test_a_folder_that_other_users_cannot_enter_is_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    said = users.obstacle(users.FIRST_UID, closed)
+    assert said is not None
+    assert "other users cannot enter" in said
