@@ -15,6 +15,7 @@ from firedoor.certs.errors import (
     FingerprintError,
     IssueError,
     JournalError,
+    JwtSvidError,
     KeyManagerError,
     OurError,
     PatternError,
@@ -25,6 +26,15 @@ from firedoor.certs.errors import (
 )
 from firedoor.certs.fingerprints import Fingerprint
 from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.jwt import (
+    DEFAULT_JWT_SVID_TTL,
+    JwtIssuer,
+    JwtSvid,
+    ValidatedJwt,
+    check_audience,
+    mint_jwt,
+    validate_jwt_svid,
+)
 from firedoor.certs.keys import (
     DiskKeyManager,
     KeyManager,
@@ -50,6 +60,7 @@ from firedoor.certs.svid import (
 from firedoor.certs.verify import Revocation, VerifiedSvid, verify_x509_svid
 
 __all__ = [
+    "DEFAULT_JWT_SVID_TTL",
     "NOT_BEFORE_CUSHION",
     "Authority",
     "AuthorityError",
@@ -67,7 +78,10 @@ __all__ = [
     "IdPattern",
     "IssueError",
     "JournalError",
+    "JwtIssuer",
     "JwtKey",
+    "JwtSvid",
+    "JwtSvidError",
     "KeyManager",
     "KeyManagerError",
     "KeyStore",
@@ -87,19 +101,23 @@ __all__ = [
     "SvidError",
     "TrustBundle",
     "TrustDomain",
+    "ValidatedJwt",
     "VerifiedSvid",
     "X509Issuer",
     "X509Root",
     "X509Svid",
+    "check_audience",
     "check_dns_name",
     "generate_key",
     "issue_ca",
     "issue_x509",
     "make_csr",
+    "mint_jwt",
     "parse_csr",
     "parse_x509_svid",
     "private_key_der",
     "public_key_der",
     "split_der",
+    "validate_jwt_svid",
     "verify_x509_svid",
 ]

@@ -129,6 +129,11 @@ class Authority:
             raise JournalError("malformed_journal", "certificate") from None
         return cls("x509", slot, Status.PREPARED, facts.authority_id, issued_at, facts.not_after, certificate, upstream)
 
+    @classmethod
+    def jwt(cls, slot: SlotName, key_id: str, public: bytes, *, issued_at: int, not_after: int) -> Authority:
+        """Describe a prepared authority for JWT-SVIDs: the ID that tokens name it by, and its SubjectPublicKeyInfo."""
+        return cls("jwt", slot, Status.PREPARED, key_id, issued_at, not_after, public)
+
     @property
     def key_id(self) -> str:
         """The name of its key in a key manager."""

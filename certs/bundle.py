@@ -93,7 +93,7 @@ class TrustBundle:
         """Read a SPIFFE bundle (JWKS). Elements of unknown use or type are ignored. Raise BundleError."""
         document = jwks.parse(text)
         roots = tuple(X509Root(der) for der in _unique(map(_checked, document.x509)))
-        keys = tuple(JwtKey(key_id, spki) for key_id, spki in document.jwt)
+        keys = tuple(JwtKey(key_id, spki, end) for key_id, spki, end in document.jwt)
         return cls(td, roots, keys, document.sequence, document.refresh_hint)
 
     @classmethod
@@ -128,10 +128,17 @@ class TrustBundle:
         """Write the SPIFFE bundle document. Tainted authorities are in it like the others."""
         return jwks.write(
             x509=[root.der for root in self.x509_roots],
-            jwt=[(key.key_id, key.public_key) for key in self.jwt_keys],
+            jwt=self._jwt(),
             sequence=self.sequence,
             refresh_hint=self.refresh_hint,
         )
+
+    def to_jwt_json(self) -> bytes:
+        """Write the JWKS with the jwt-svid keys alone, as the Workload API wants it."""
+        return jwks.write(x509=(), jwt=self._jwt(), sequence=self.sequence, refresh_hint=self.refresh_hint)
+
+    def _jwt(self) -> list[tuple[str, bytes, int]]:
+        return [(key.key_id, key.public_key, key.expires_at) for key in self.jwt_keys]
 
     def to_pem(self) -> str:
         """Write the CA certificates in PEM."""
@@ -146,6 +153,16 @@ class TrustBundle:
         if any(root.der == der for root in self.x509_roots):
             return self
         return self._next(x509_roots=(*self.x509_roots, X509Root(_checked(der))))
+
+    def with_jwt_key(self, key: JwtKey) -> TrustBundle:
+        """Add a key for JWT-SVIDs in place of one of its ID; nothing changes when it is there. Raise BundleError."""
+        if key in self.jwt_keys:
+            return self
+        if not key.key_id:
+            raise BundleError("malformed_jwt_key", "it has no ID")
+        jwks.check_jwt_key(key.public_key)
+        others = tuple(other for other in self.jwt_keys if other.key_id != key.key_id)
+        return self._next(jwt_keys=(*others, key))
 
     def with_tainted(self, authority_id: str) -> TrustBundle:
         """Taint the authority; nothing changes when it is tainted. Raise BundleError when it is not there."""

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificate signing requests.
 
-Of a request only the key counts, and that the sender holds it. Names and extensions in it have no effect: what a
-certificate says comes from the entry (CVE-2021-27098 is what happens otherwise).
+Of an agent's request only the key counts, and that the sender holds it. Names and extensions in it have no effect: what
+a certificate says comes from the entry (CVE-2021-27098 is what happens otherwise). An administrator who mints an SVID
+names it in the request, so the names are read too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -28,6 +30,9 @@ class Csr:
     """What counts in a request whose self-signature holds."""
 
     public_key: PublicKey
+    # What it asks for. Only minting listens to that.
+    uris: tuple[str, ...] = ()
+    dns_names: tuple[str, ...] = ()
 
 
 def parse_csr(der: bytes, *, max_bytes: int = MAX_CSR_BYTES, max_rsa_bits: int = MAX_RSA_BITS) -> Csr:
@@ -52,7 +57,21 @@ def parse_csr(der: bytes, *, max_bytes: int = MAX_CSR_BYTES, max_rsa_bits: int =
     assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey)  # noqa: S101
     if not _signed(request):
         raise CsrError("invalid_csr_signature")
-    return Csr(key)
+    return Csr(key, *_names(request))
+
+
+def _names(request: x509.CertificateSigningRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return URIs and DNS names. Raise CsrError when they cannot be read."""
+    try:
+        san = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return (), ()
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        raise CsrError("malformed_csr", "its extensions cannot be read") from None
+    return (
+        tuple(san.get_values_for_type(x509.UniformResourceIdentifier)),
+        tuple(san.get_values_for_type(x509.DNSName)),
+    )
 
 
 def _signed(request: x509.CertificateSigningRequest) -> bool:
@@ -65,7 +84,10 @@ def _signed(request: x509.CertificateSigningRequest) -> bool:
         return False
 
 
-def make_csr(key: PrivateKey) -> bytes:
-    """Return a DER request for a key of ours, without names: the server knows them."""
+def make_csr(key: PrivateKey, *, uris: Sequence[str] = (), dns_names: Sequence[str] = ()) -> bytes:
+    """Return a DER request for a key of ours, without names unless it is for minting: the server knows them."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    names = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, dns_names)]
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(key, signature_hash(key)).public_bytes(serialization.Encoding.DER)

@@ -12,7 +12,8 @@
     │   ├── BundleError          a trust bundle
     │   └── AuthorityError       an event that the authority's state does not allow
     ├── PeerError
-    │   └── SvidError            an X.509-SVID or its chain, as a peer presents it
+    │   ├── SvidError            an X.509-SVID or its chain, as a peer presents it
+    │   └── JwtSvidError         a JWT-SVID, as a peer presents it
     └── OurError
         ├── KeyManagerError      a key that is missing, damaged or locked
         └── JournalError         an authority journal that cannot be read back
@@ -150,6 +151,8 @@ class IssueError(CallerError):
             "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of an allowed size and Ed25519",
             "subject_equals_issuer": "the subject would equal the issuer's, which OpenSSL takes for self-signed",
             "key_mismatch": "the authority's key does not belong to its certificate",
+            "audience_missing": "at least one audience is required",
+            "audience_too_long": "a JWT-SVID names 64 audiences at most, none of them empty, with 4096 bytes in all",
         }
     )
 
@@ -201,6 +204,40 @@ class SvidError(PeerError):
             "revoked_serial": "the certificate is revoked",
             "revoked_authority": "an authority that signed the certificate is revoked",
             "revoked_id": "certificates of this SPIFFE ID issued before a certain time are revoked",
+        }
+    )
+
+
+class JwtSvidError(PeerError):
+    """A JWT-SVID does not hold: JWT-SVID.md, RFC 7515 and RFC 7519, in the order in which the rules are checked."""
+
+    sentences = MappingProxyType(
+        {
+            "token_too_long": "the token is longer than 16 KiB",
+            "malformed_token": "the token is not a JWS in compact serialization",
+            "malformed_header": "the token's header is not a JSON object that can be read in one way",
+            "header_not_allowed": "the token's header holds more than alg, kid and typ",
+            "algorithm_not_allowed": "the token's alg is none of RS, ES and PS with 256, 384 or 512",
+            "type_not_allowed": "the token's typ is neither JWT nor JOSE",
+            "key_id_missing": "the token's header has no kid",
+            "malformed_claims": "the token's claims are not a JSON object that can be read in one way",
+            "subject_missing": "the token has no sub",
+            "spiffe_id_invalid": "the token's sub is not a SPIFFE ID",
+            "spiffe_id_root_path": "the token's SPIFFE ID has no path",
+            "audience_missing": "the token has no aud",
+            "expiry_missing": "the token has no exp",
+            "malformed_claim": "one of the token's aud, exp, nbf, iat and jti is not what RFC 7519 says",
+            "unknown_trust_domain": "there is no trust bundle with keys for the token's trust domain",
+            "key_unknown": "the trust bundle of the token's trust domain has no key of that kid",
+            "key_expired": "the key that the token names has expired",
+            "algorithm_mismatch": "the key that the token names does not sign with the token's alg",
+            "bad_signature": "the token is not signed by the key that it names",
+            "not_yet_valid": "the token is not yet valid",
+            "expired": "the token has expired",
+            "wrong_audience": "the token is for another audience",
+            "revoked_token": "the token is revoked",
+            "revoked_authority": "the key that signed the token is revoked",
+            "revoked_id": "tokens of this SPIFFE ID issued before a certain time are revoked",
         }
     )
 

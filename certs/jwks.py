@@ -42,10 +42,10 @@ _KEY_TYPES: Final = ("EC", "RSA", "OKP")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a bundle document says: CA certificates, (kid, SubjectPublicKeyInfo) pairs, and the two numbers or 0."""
+    """What a bundle document says: CA certificates, (kid, SubjectPublicKeyInfo, end) triples, the two numbers or 0."""
 
     x509: tuple[bytes, ...]
-    jwt: tuple[tuple[str, bytes], ...]
+    jwt: tuple[tuple[str, bytes, int], ...]
     sequence: int
     refresh_hint: int
 
@@ -61,7 +61,7 @@ def parse(text: bytes) -> Document:
     if len(keys) > MAX_KEYS:
         raise BundleError("bundle_too_large")
     x509_svids: list[bytes] = []
-    jwt_svids: dict[str, bytes] = {}
+    jwt_svids: dict[str, tuple[bytes, int]] = {}
     for position, jwk in enumerate(keys):
         if not isinstance(jwk, dict):
             raise BundleError("malformed_bundle", f"keys[{position}] is not an object")
@@ -74,20 +74,20 @@ def parse(text: bytes) -> Document:
             key_id, spki = _jwt(jwk, position)
             if key_id in jwt_svids:
                 raise BundleError("malformed_jwt_key", f"keys[{position}] repeats a kid")
-            jwt_svids[key_id] = spki
+            jwt_svids[key_id] = (spki, _end(jwk))
     return Document(
         x509=tuple(x509_svids),
-        jwt=tuple(jwt_svids.items()),
+        jwt=tuple((key_id, spki, end) for key_id, (spki, end) in jwt_svids.items()),
         sequence=_number(document, "spiffe_sequence", _MAX_SEQUENCE),
         refresh_hint=_number(document, "spiffe_refresh_hint", _MAX_HINT),
     )
 
 
 def write(
-    *, x509: Sequence[bytes], jwt: Sequence[tuple[str, bytes]], sequence: int = 0, refresh_hint: int = 0
+    *, x509: Sequence[bytes], jwt: Sequence[tuple[str, bytes, int]], sequence: int = 0, refresh_hint: int = 0
 ) -> bytes:
     """Write a bundle document; the numbers only when they are not 0."""
-    keys = [_x509_jwk(der) for der in x509] + [_jwt_jwk(key_id, spki) for key_id, spki in jwt]
+    keys = [_x509_jwk(der) for der in x509] + [_jwt_jwk(*key) for key in jwt]
     document: dict[str, object] = {"keys": keys}
     if sequence:
         document["spiffe_sequence"] = sequence
@@ -151,6 +151,23 @@ def _jwt(jwk: dict[str, Any], position: int) -> tuple[str, bytes]:
     return key_id, public_key_der(key)
 
 
+def _end(jwk: dict[str, Any]) -> int:
+    """When a key ends: `exp`, as OpenID Federation has it. Nobody must say, so what is no time says nothing."""
+    end = jwk.get("exp")
+    return end if isinstance(end, int) and not isinstance(end, bool) and 0 < end <= _MAX_HINT else 0
+
+
+def check_jwt_key(spki: bytes) -> None:
+    """Check that a SubjectPublicKeyInfo is of a kind that verifies JWT-SVIDs. Raise BundleError."""
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        raise BundleError("malformed_jwt_key") from None
+    fits = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVE_NAMES
+    if not fits and not (isinstance(key, rsa.RSAPublicKey) and is_supported(key)):
+        raise BundleError("malformed_jwt_key", "its kind verifies no JWT-SVID")
+
+
 def _verifies_jwts(jwk: dict[str, Any]) -> bool:
     """JWT-SVID.md 2.1 allows RS, ES and PS algorithms: keys of other kinds cannot verify one and are ignored."""
     return jwk["kty"] == "RSA" or (jwk["kty"] == "EC" and jwk.get("crv") in [*_CURVES])
@@ -173,8 +190,9 @@ def _x509_jwk(der: bytes) -> dict[str, object]:
     return {"use": "x509-svid", **_parameters(key), "x5c": [base64.b64encode(der).decode("ascii")]}
 
 
-def _jwt_jwk(key_id: str, spki: bytes) -> dict[str, object]:
-    return {"use": "jwt-svid", "kid": key_id, **_parameters(load_der_public_key(spki))}
+def _jwt_jwk(key_id: str, spki: bytes, end: int) -> dict[str, object]:
+    jwk = {"use": "jwt-svid", "kid": key_id, **_parameters(load_der_public_key(spki))}
+    return {**jwk, "exp": end} if end else jwk
 
 
 def _parameters(key: object) -> dict[str, object]:

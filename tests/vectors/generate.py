@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the shared vectors: `python tests/vectors/generate.py [svid] [compiled]`.
+"""Write the shared vectors: `python tests/vectors/generate.py [svid] [jwt_svid] [compiled]`.
 
 Tests in both languages read what is committed; run this after adding a case. IDs and patterns come out the same each
-time. Keys and signatures of certificates do not, so those are written only when `svid` is given as an argument; and
+time. Keys and signatures do not, so certificates and tokens are written only when `svid` and `jwt_svid` are given; and
 what policies compile to is taken from the compiler, so that is written only when `compiled` is given.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.vectors import make_compiled, make_ids, make_paths, make_svids, make_tables  # noqa: E402
+from tests.vectors import make_compiled, make_ids, make_jwts, make_paths, make_svids, make_tables  # noqa: E402
 
 
 def write(path: str, value: object) -> None:
@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> None:
     write("policy/id_patterns.json", make_ids.id_patterns())
     if "svid" in arguments:
         write("svid/cases.json", {"cases": make_svids.svids()})
+    if "jwt_svid" in arguments:
+        write("jwt_svid/cases.json", make_jwts.jwt_svids())
     if "compiled" in arguments:
         for name, value in make_compiled.all_compiled().items():
             write(f"policy/compiled/{name}.json", value)

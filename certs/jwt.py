@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JWT-SVIDs: mint them, and validate what others present (JWT-SVID.md, RFC 7515, RFC 7518, RFC 7519).
+
+Compact serialization alone; the algorithms are a closed list, each bound to one kind of key; the key comes from the
+bundle of the token's own trust domain and from nowhere else. Size is checked before anything is read, form before any
+key is used, the signature before times and audience: an answer about those is about what the authority said.
+
+There is no leeway: a token holds from `nbf` until just before `exp`, by the clock that is handed in. `iat` refuses
+nothing (RFC 7519 section 4.1.6 gives it no such power) but for revocations by time.
+
+A general JWT library reads more than a JWT-SVID may be, and all of that would have to be shut again around it; what is
+left of the rules is this module.
+
+>>> from firedoor.certs import KeyType, TrustBundle, TrustDomain, generate_key, public_key_der
+>>> td, key = TrustDomain.parse("example.org"), generate_key(KeyType.EC_P256)
+>>> issuer = JwtIssuer.load(td, "key-1", public_key_der(key.public_key()), key, not_after=1_800_086_400)
+>>> made = mint_jwt(td.with_path("/segment/a/x"), ["models"], issuer, at=1_800_000_000, token_id="1f")
+>>> bundle = TrustBundle(td, jwt_keys=(issuer.public,))
+>>> str(validate_jwt_svid(made.token, "models", {td: bundle}, at=1_800_000_299).id)
+'spiffe://example.org/segment/a/x'
+>>> validate_jwt_svid(made.token, "models", {td: bundle}, at=1_800_000_300)
+Traceback (most recent call last):
+...
+firedoor.certs.errors.JwtSvidError: the token has expired
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from firedoor.certs import jose
+from firedoor.certs.bundle import JwtKey, TrustBundle
+from firedoor.certs.errors import IssueError, JwtSvidError, SpiffeIdError
+from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.keys import PrivateKey, public_key_der
+from firedoor.certs.verify import Revocation
+
+# SPIRE's default. A bearer token is good for whoever holds it, so it is short.
+DEFAULT_JWT_SVID_TTL: Final = 300
+# The longest ID, 4 KiB of audiences and an RSA-8192 signature fit in 12 KiB; servers take headers of about as much.
+MAX_TOKEN_BYTES: Final = 16 * 1024
+MAX_AUDIENCES: Final = 64
+MAX_AUDIENCE_BYTES: Final = 4096
+
+_HEADER_NAMES: Final = frozenset({"alg", "kid", "typ"})
+_TYPES: Final = ("JWT", "JOSE")
+# The end of the year 9999: what is beyond is no time that anybody meant.
+_MAX_TIME: Final = 253_402_300_799
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JwtSvid:
+    """A JWT-SVID that we minted. The token is a secret of its holder: it is in no `repr`."""
+
+    id: SpiffeId
+    audience: tuple[str, ...]
+    # Unix seconds.
+    issued_at: int
+    expires_at: int
+    key_id: str
+    # `jti`: what a revocation names.
+    token_id: str
+    token: str = field(repr=False)
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class ValidatedJwt:
+    """Proof that a token was validated, made by `validate_jwt_svid` alone."""
+
+    id: SpiffeId
+    key_id: str
+    # Unix seconds; `issued_at` 0 when the token does not say.
+    issued_at: float
+    expires_at: float
+    # All claims, as the token has them.
+    claims: Mapping[str, Any] = field(repr=False)
+
+    def __init__(self) -> None:
+        raise TypeError("ValidatedJwt is made by validate_jwt_svid()")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JwtIssuer:
+    """An authority for JWT-SVIDs: its key, and how others know it. Made by `load`."""
+
+    trust_domain: TrustDomain
+    public: JwtKey
+    algorithm: str
+    key: PrivateKey = field(repr=False)
+
+    @classmethod
+    def load(cls, td: TrustDomain, key_id: str, public: bytes, key: PrivateKey, *, not_after: int) -> JwtIssuer:
+        """Join a key with its public half (SubjectPublicKeyInfo). Raise IssueError when they do not belong together."""
+        if public_key_der(key.public_key()) != public:
+            raise IssueError("key_mismatch")
+        return cls(td, JwtKey(key_id, public, not_after), jose.algorithm_of(key), key)
+
+    @property
+    def authority_id(self) -> str:
+        """The key's ID, as tokens and bundles name it."""
+        return self.public.key_id
+
+    @property
+    def not_after(self) -> int:
+        """When the key ends; no token outlives it."""
+        return self.public.expires_at
+
+
+def check_audience(audience: Sequence[str]) -> tuple[str, ...]:
+    """Return the audience without repetitions. Raise IssueError when there is none, or too much of it."""
+    if not audience:
+        raise IssueError("audience_missing")
+    found = tuple(dict.fromkeys(audience))
+    try:
+        length = sum(len(each.encode()) for each in found)
+    except UnicodeEncodeError:
+        raise IssueError("audience_too_long") from None
+    if len(found) > MAX_AUDIENCES or length > MAX_AUDIENCE_BYTES or not all(found):
+        raise IssueError("audience_too_long")
+    return found
+
+
+def mint_jwt(
+    spiffe_id: SpiffeId,
+    audience: Sequence[str],
+    issuer: JwtIssuer,
+    *,
+    at: int,
+    token_id: str,
+    ttl: int = DEFAULT_JWT_SVID_TTL,
+) -> JwtSvid:
+    """Sign a token: sub, aud as a list, iat, exp (not past the key's end) and jti. Raise IssueError."""
+    if spiffe_id.trust_domain != issuer.trust_domain:
+        raise IssueError("foreign_trust_domain")
+    if not spiffe_id.path:
+        raise IssueError("spiffe_id_root_path")
+    if ttl <= 0:
+        raise IssueError("bad_ttl")
+    if issuer.not_after <= at:
+        raise IssueError("authority_expired")
+    names = check_audience(audience)
+    expires_at = min(at + ttl, issuer.not_after)
+    header = {"alg": issuer.algorithm, "kid": issuer.authority_id, "typ": "JWT"}
+    claims = {"sub": str(spiffe_id), "aud": list(names), "exp": expires_at, "iat": at, "jti": token_id}
+    signed = f"{_encode(header)}.{_encode(claims)}"
+    # What escapes of control characters make of it is known only now.
+    if len(signed) > MAX_TOKEN_BYTES - jose.MAX_SIGNATURE_CHARS:
+        raise IssueError("audience_too_long")
+    token = f"{signed}.{jose.encode(jose.sign(issuer.key, issuer.algorithm, signed.encode('ascii')))}"
+    return JwtSvid(spiffe_id, names, at, expires_at, issuer.authority_id, token_id, token)
+
+
+def _encode(value: Mapping[str, object]) -> str:
+    return jose.encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def validate_jwt_svid(
+    token: str,
+    audience: str,
+    bundles: Mapping[TrustDomain, TrustBundle],
+    at: float,
+    *,
+    revocations: Iterable[Revocation] = (),
+) -> ValidatedJwt:
+    """Validate a token for one audience at a time in Unix seconds. Raise JwtSvidError.
+
+    Of a revocation, `serial` names a `jti` and `authority_id` a `kid`; a pattern counts by `iat`.
+    """
+    signed, header, body, signature = _split(token)
+    algorithm, key_id = _read_header(header)
+    claims = _object(body, "malformed_claims")
+    subject = _subject(claims)
+    names = _audience(claims)
+    made = object.__new__(ValidatedJwt)
+    values = {
+        "id": subject,
+        "key_id": key_id,
+        "expires_at": _time(claims, "exp", required=True),
+        "issued_at": _time(claims, "iat"),
+        "claims": MappingProxyType(claims),
+    }
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    not_before = _time(claims, "nbf")
+    if not isinstance(claims.get("jti", ""), str):
+        raise JwtSvidError("malformed_claim", "jti")
+    _check_signature(signed, signature, algorithm, _key(bundles.get(subject.trust_domain), key_id, at))
+    if at < not_before:
+        raise JwtSvidError("not_yet_valid")
+    if at >= made.expires_at:
+        raise JwtSvidError("expired")
+    if audience not in names:
+        raise JwtSvidError("wrong_audience")
+    _check_revocations(made, revocations)
+    return made
+
+
+def _split(token: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return what is signed, and the three parts decoded."""
+    if len(token) > MAX_TOKEN_BYTES:
+        raise JwtSvidError("token_too_long")
+    parts = token.split(".", 3)
+    if len(parts) != 3 or not token.isascii():
+        raise JwtSvidError("malformed_token")
+    try:
+        header, body, signature = map(jose.decode, parts)
+    except ValueError:
+        raise JwtSvidError("malformed_token") from None
+    return token.rpartition(".")[0].encode("ascii"), header, body, signature
+
+
+def _read_header(part: bytes) -> tuple[str, str]:
+    """Return alg and kid. JWT-SVID.md 2.1 to 2.3; `crit`, `jwk`, `x5u` and all others have no place."""
+    header = _object(part, "malformed_header")
+    if not header.keys() <= _HEADER_NAMES:
+        raise JwtSvidError("header_not_allowed")
+    algorithm, key_id = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or algorithm not in jose.ALGORITHMS:
+        raise JwtSvidError("algorithm_not_allowed")
+    if "typ" in header and header["typ"] not in _TYPES:
+        raise JwtSvidError("type_not_allowed")
+    if not isinstance(key_id, str) or not key_id:
+        raise JwtSvidError("key_id_missing")
+    return algorithm, key_id
+
+
+def _object(part: bytes, code: str) -> dict[str, Any]:
+    try:
+        return jose.read_object(part)
+    except ValueError:
+        raise JwtSvidError(code) from None
+
+
+def _subject(claims: Mapping[str, Any]) -> SpiffeId:
+    if "sub" not in claims:
+        raise JwtSvidError("subject_missing")
+    if not isinstance(claims["sub"], str):
+        raise JwtSvidError("spiffe_id_invalid")
+    try:
+        subject = SpiffeId.parse(claims["sub"])
+    except SpiffeIdError as error:
+        raise JwtSvidError("spiffe_id_invalid", error.code) from None
+    if not subject.path:
+        raise JwtSvidError("spiffe_id_root_path")
+    return subject
+
+
+def _audience(claims: Mapping[str, Any]) -> list[str]:
+    """RFC 7519 section 4.1.3: a string or an array of strings."""
+    found = claims.get("aud")
+    if found is None or found in ([], ""):
+        raise JwtSvidError("audience_missing")
+    names = [found] if isinstance(found, str) else found
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise JwtSvidError("malformed_claim", "aud")
+    return names
+
+
+def _time(claims: Mapping[str, Any], name: str, *, required: bool = False) -> float:
+    """RFC 7519 section 2: a NumericDate may have a fraction."""
+    if name not in claims:
+        if required:
+            raise JwtSvidError("expiry_missing")
+        return 0
+    found = claims[name]
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= _MAX_TIME:
+        raise JwtSvidError("malformed_claim", name)
+    return found
+
+
+def _key(bundle: TrustBundle | None, key_id: str, at: float) -> JwtKey:
+    if bundle is None or not bundle.jwt_keys:
+        raise JwtSvidError("unknown_trust_domain")
+    for key in bundle.jwt_keys:
+        if key.key_id == key_id:
+            if key.expires_at and at >= key.expires_at:
+                raise JwtSvidError("key_expired")
+            return key
+    raise JwtSvidError("key_unknown")
+
+
+def _check_signature(signed: bytes, signature: bytes, algorithm: str, key: JwtKey) -> None:
+    try:
+        jose.verify(key.public_key, algorithm, signed, signature)
+    except (ValueError, UnsupportedAlgorithm):
+        raise JwtSvidError("algorithm_mismatch") from None
+    except InvalidSignature:
+        raise JwtSvidError("bad_signature") from None
+
+
+def _check_revocations(token: ValidatedJwt, revocations: Iterable[Revocation]) -> None:
+    for revoked in revocations:
+        if revoked.serial and revoked.serial == token.claims.get("jti"):
+            raise JwtSvidError("revoked_token", revoked.reason)
+        if revoked.authority_id and revoked.authority_id == token.key_id:
+            raise JwtSvidError("revoked_authority", revoked.reason)
+        if revoked.pattern and revoked.pattern.matches(token.id) and token.issued_at < revoked.issued_before:
+            raise JwtSvidError("revoked_id", revoked.reason)
