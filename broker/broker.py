@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import grpc
@@ -70,6 +70,8 @@ class Broker:
         self.backends: tuple[str, ...] = ()
         self._missing = ["start-up"]
         self._stack = contextlib.AsyncExitStack()
+        # What must not keep calls from their end.
+        self._ending: list[Callable[[], None]] = []
         # Set when the broker should be stopped, by a signal or because a part of it failed.
         self.ended = asyncio.Event()
         self.failed = False
@@ -104,6 +106,7 @@ class Broker:
         if self.policy.current.policy is None:
             _log.warning("no segments are declared: nothing is issued until there are some")
         ceiling = self.authority.max_svid_ttl
+        self._ending.append(self.policy.reissuer.stop)
         for name, ttl in (("x509_svid_ttl", config.x509_svid_ttl), ("agent_ttl", config.agent_ttl)):
             if ttl > ceiling:
                 _log.warning(
@@ -134,6 +137,7 @@ class Broker:
         self._stack.callback(asyncio.get_running_loop().remove_reader, self.core.event_fd())
 
         signer = Signer(state, self.authority.issuer, self.metrics)
+        self.policy.reissuer.follow(self.pusher.listening)
         limits = Limits(config.attestation, config.signing)
         agents = AgentService(
             state, signer, attestors(config.trust_domain), limits, self.metrics, config.agent_ttl, self._cut
@@ -164,7 +168,7 @@ class Broker:
         network.attach(self.front.caller)
         self.listen = self.front.address
         await self._open_web()
-        for work in (self.pusher.run(), self._tick_loop(), self._prune_loop()):
+        for work in (self.pusher.run(), self._tick_loop(), self._policy_loop(), self._prune_loop()):
             task = asyncio.create_task(work)
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
@@ -205,6 +209,8 @@ class Broker:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.critical("a part of the broker ended that must not", exc_info=error)
             self.failed = True
+        for end in self._ending:
+            end()
             self.ended.set()
 
     def _cut(self, agent_id: SpiffeId) -> None:
@@ -224,7 +230,7 @@ class Broker:
         while True:
             await asyncio.sleep(_TICK)
             await _survive("authority", self.authority.tick())
-            await _survive("policy", self.policy.poll())
+            await _survive("JWT authority", self.jwt_authority.tick())
             await _survive("entries", self._expire_entries())
             try:
                 self.identity.refresh()
@@ -242,6 +248,12 @@ class Broker:
 
         gone = await self.state.change(lambda connection: delete_expired_entries(connection, now), apply)
         self.audit.event("entries_expired", entry_ids=gone)
+    async def _policy_loop(self) -> None:
+        """Look at the policy's files. On its own: an edit may wait for certificates to be replaced."""
+        while True:
+            await asyncio.sleep(_TICK)
+            await _survive("policy", self.policy.poll())
+
 
     async def _prune_loop(self) -> None:
         while True:

@@ -92,11 +92,15 @@ def authorize_workload(
     if policy.current.policy is None:
         raise PolicyUnavailable(NO_POLICY)
     node = state.entitlement(agent_id).node_selectors
-    try:
-        admitted = check_admission(policy.current.policy, entry.spiffe_id, entry=entry.selectors, node=node)
-    except Refused as error:
-        # Agents and logs learn which selector it is, not its value.
-        raise NotAdmitted(error.redacted if isinstance(error, AdmissionRefused) else str(error)) from None
+    # While an edit waits for holders of old SVIDs there are two: the one in force, and the one that comes.
+    for asked in policy.asked:
+        if asked is None:
+            raise PolicyUnavailable(NO_POLICY)
+        try:
+            check_admission(asked, entry.spiffe_id, entry=entry.selectors, node=node)
+        except Refused as error:
+            # Agents and logs learn which selector it is, not its value.
+            raise NotAdmitted(error.redacted if isinstance(error, AdmissionRefused) else str(error)) from None
     return _proof(
         admitted.spiffe_id,
         entry.x509_svid_ttl or default_ttl,
@@ -104,6 +108,27 @@ def authorize_workload(
         entry_id=entry.id,
         dns_names=entry.dns_names,
     )
+
+
+def authorize_mint(
+    state: State, policy: PolicyKeeper, spiffe_id: SpiffeId, ttl: int, dns_names: tuple[str, ...] = ()
+) -> AuthorizedIssuance:
+    """Check that an SVID for the ID may be minted for an administrator, without a workload.
+
+    Raise InvalidRequest, NotAdmitted or PolicyUnavailable.
+    """
+    if spiffe_id.trust_domain != state.trust_domain:
+        raise InvalidRequest(f'"{spiffe_id}" is not a member of trust domain "{state.trust_domain}"')
+    if not spiffe_id.path or is_reserved(spiffe_id):
+        raise InvalidRequest(f'"{spiffe_id}" is no workload\'s ID: it has no path, or lies below /spire')
+    for asked in policy.asked:
+        if asked is None:
+            raise PolicyUnavailable(NO_POLICY)
+        try:
+            check_mint(asked, spiffe_id)
+        except Refused as error:
+            raise NotAdmitted(str(error)) from None
+    return _proof(spiffe_id, ttl, agent_id=None, dns_names=dns_names)
 
 
 def authorize_attested(node: AttestedNode, ttl: int) -> AuthorizedIssuance:

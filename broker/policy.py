@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 
-from firedoor.broker.db.rows import Generation, load_documents, replace_documents
+from firedoor.broker.db.rows import Generation, Revoked, load_documents, put_revocations, replace_documents
 from firedoor.broker.errors import ConfigError, Conflict, InvalidRequest
-from firedoor.certs import TrustDomain
-from firedoor.segments import Change, Document, PolicyErrors, PolicySet, Views, accept, compile_table, diff
+from firedoor.broker.issuing import authorize_workload
+from firedoor.broker.reissue import Old, Reissuer
+from firedoor.certs import SpiffeId, TrustDomain
+from firedoor.segments import Change, Document, PolicyErrors, PolicySet, Views, accept, compile_table, diff, promoted
 from firedoor.wire import policy_pb2
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Compiled:
 
     documents: tuple[Document, ...]
     policy: PolicySet | None
+    # The same, also when it declares no segment.
+    declared: PolicySet
     table: policy_pb2.Table
     views: Views
     warnings: tuple[str, ...]
@@ -52,7 +56,7 @@ def compile_documents(documents: Sequence[Document], trust_domain: TrustDomain) 
     table = compile_table(policy)
     # No segments: nothing can be issued, and the sentence that says so is worth more than "belongs to no segment".
     present = policy if policy.segments else None
-    return Compiled(tuple(documents), present, table, Views(table), tuple(str(f) for f in findings))
+    return Compiled(tuple(documents), present, policy, table, Views(table), tuple(str(f) for f in findings))
 
 
 def read_files(path: Path) -> tuple[Document, ...]:
@@ -94,11 +98,20 @@ class PolicyKeeper:
         self._seen: tuple[object, ...] = ()
         self._lock = asyncio.Lock()
         self.current = compile_documents((), state.trust_domain)
+        # What comes into force once the holders of certificates that it would promote have others.
+        self._coming: Compiled | None = None
+        self.reissuer = Reissuer(state)
 
     @property
     def source(self) -> str:
         """Say where the policy comes from, as a person reads it."""
         return "database" if self._path is None else f"files: {self._path}"
+
+    @property
+    def asked(self) -> tuple[PolicySet | None, ...]:
+        """Return the policies that must each admit what is signed."""
+        coming = (self._coming.policy,) if self._coming else ()
+        return (self.current.policy, *coming)
 
     async def start(self) -> None:
         """Put a policy in force. Raise ConfigError or PolicyErrors when there is none that can be."""
@@ -108,7 +121,7 @@ class PolicyKeeper:
         if self._path is not None:
             self._seen = _fingerprint(self._path)
             try:
-                await self._take_files()
+                await self._take_files(starting=True)
             except (ConfigError, PolicyErrors) as error:
                 if not stored:
                     raise
@@ -138,7 +151,7 @@ class PolicyKeeper:
         self._metrics.policy_ok.set(0)
         _log.error("the policy in %s is refused, the one before stays in force:\n%s", self._path, error)
 
-    async def _take_files(self) -> None:
+    async def _take_files(self, *, starting: bool = False) -> None:
         assert self._path is not None  # noqa: S101
         async with self._lock:
             documents = await asyncio.to_thread(read_files, self._path)
@@ -146,7 +159,12 @@ class PolicyKeeper:
                 self._metrics.policy_ok.set(1)
                 return
             compiled = await asyncio.to_thread(compile_documents, documents, self._state.trust_domain)
-            await self._put_in_force(compiled, None)
+            old = await self._promoted(compiled)
+            if starting and old is not None:
+                # Holders can be re-issued only once the broker serves; `poll` comes back to it.
+                self._seen = ()
+                return
+            await self._put_in_force(compiled, old)
         self._metrics.policy_ok.set(1)
         _log.info("the policy in %s is in force as generation %s", self._path, self._state.generation)
         self._audit.event("policy_changed", source=self.source, generation=str(self._state.generation))
@@ -154,15 +172,27 @@ class PolicyKeeper:
             _log.warning("%s", warning)
 
     async def apply(
-        self, documents: Sequence[Document], *, dry_run: bool, if_generation: Generation | None
+        self, documents: Sequence[Document], *, dry_run: bool, if_generation: Generation | None, now: bool = False
     ) -> tuple[list[Change], tuple[str, ...]]:
-        """Replace the whole set, or only say what would change. Raise Conflict, InvalidRequest or PolicyErrors."""
+        """Replace the whole set, or only say what would change. Raise Conflict, InvalidRequest or PolicyErrors.
+
+        Without `now` it waits, for a minute at most, until nobody entitled uses a certificate that the edit ends.
+        """
         if self._path is not None:
             raise Conflict(f"the policy comes from {self.source}; edit it there, the broker reads it by itself")
         if sum(len(document.text) for document in documents) > MAX_TOTAL_BYTES:
             raise InvalidRequest(f"the policy is larger than {MAX_TOTAL_BYTES // 2**20} MiB")
         if len(documents) > MAX_FILES or any(len(document.name) > MAX_NAME for document in documents):
             raise InvalidRequest(f"a policy has at most {MAX_FILES} documents with names of at most {MAX_NAME}")
+        self.reissuer.urgent += now
+        try:
+            return await self._apply(documents, dry_run=dry_run, if_generation=if_generation, wait=not now)
+        finally:
+            self.reissuer.urgent -= now
+
+    async def _apply(
+        self, documents: Sequence[Document], *, dry_run: bool, if_generation: Generation | None, wait: bool
+    ) -> tuple[list[Change], tuple[str, ...]]:
         async with self._lock:
             if if_generation is not None and if_generation != self._state.generation:
                 raise Conflict(
@@ -171,14 +201,39 @@ class PolicyKeeper:
             compiled = await asyncio.to_thread(compile_documents, documents, self._state.trust_domain)
             changes = await asyncio.to_thread(diff, self.current.documents, documents)
             if not dry_run and changes:
-                await self._put_in_force(compiled, if_generation)
+                await self._put_in_force(compiled, await self._promoted(compiled), if_generation, wait=wait)
         return changes, compiled.warnings
 
-    async def _put_in_force(self, compiled: Compiled, if_generation: Generation | None) -> None:
-        def run(connection: Connection) -> None:
-            replace_documents(connection, compiled.documents, if_generation)
+    async def _promoted(self, compiled: Compiled) -> Old | None:
+        """Return the certificates that an edit would promote."""
+        patterns = await asyncio.to_thread(promoted, self.current.declared, compiled.declared)
+        return await self.reissuer.old(patterns)
 
-        def apply(_: None) -> None:
-            self.current = compiled
+    async def _put_in_force(
+        self, compiled: Compiled, old: Old | None, if_generation: Generation | None = None, *, wait: bool = True
+    ) -> None:
+        """Commit a set, with the revocation of what it would promote."""
+        self._coming = compiled
+        try:
+            if old is not None:
+                # Looked at anew: what was signed while it was looked at was admitted by the set in force alone.
+                old = await self._promoted(compiled) or old
+                await self.reissuer.replaced(old, self._admitted, wait=wait)
+                # The wait itself makes generations; edits of the policy are kept out by the lock.
+                if_generation = None
+            made = old.revocations if old else ()
 
-        await self._state.change(run, apply)
+            def run(connection: Connection) -> list[Revoked]:
+                replace_documents(connection, compiled.documents, if_generation)
+                return put_revocations(connection, made)
+
+            def apply(revoked: list[Revoked]) -> None:
+                self.current = compiled
+                self._state.revoked(revoked)
+
+            await self._state.change(run, apply)
+        finally:
+            self._coming = None
+
+    def _admitted(self, agent_id: SpiffeId, entry_id: str) -> object:
+        return authorize_workload(self._state, self, agent_id, entry_id, 1)

@@ -44,6 +44,8 @@ class Listening:
     view_hash: bytes = b""
     # Entry ID to (notAfter, authority ID) of the SVID that the sidecar holds.
     svids: dict[str, tuple[int, str]] = field(default_factory=dict)
+    # Entry ID to when that SVID was issued; sidecars of before did not say.
+    issued: dict[str, int] = field(default_factory=dict)
     refused: str = ""
 
 
@@ -139,6 +141,7 @@ class Pusher:
         if one is not None:
             one.acknowledged, one.view_hash, one.refused = _generation(ack.generation), ack.view_hash, ""
             one.svids = {svid.entry_id: (svid.not_after, svid.authority_id) for svid in ack.svids}
+            one.issued = {svid.entry_id: svid.issued_at for svid in ack.svids}
 
     def _nack(self, agent_id: SpiffeId, nack: control_pb2.Nack) -> None:
         one = self._listening.get(agent_id)

@@ -176,6 +176,13 @@ class State:
     def put_bundle(self, bundle: TrustBundle) -> None:
         """Remember a bundle."""
         self.bundles[bundle.trust_domain] = bundle
+    def next_revision(self, entry_ids: Iterable[str]) -> None:
+        """Remember that entries have a new revision."""
+        for entry_id in entry_ids:
+            entry = self.entries.get(entry_id)
+            if entry is not None:
+                self.entries.put(replace(entry, revision_number=entry.revision_number + 1))
+
 
     def drop_bundle(self, trust_domain: TrustDomain) -> None:
         """Forget a bundle."""

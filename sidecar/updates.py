@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
+from firedoor.certs import NOT_BEFORE_CUSHION
 from firedoor.mtls import MtlsError
 from firedoor.sidecar import bundles
 from firedoor.sidecar.errors import AgentLost, ServerUnavailable, StateError, UpdateRefused
@@ -128,7 +129,10 @@ class Updates:
             return
         svids = [
             control_pb2.SvidState(
-                entry_id=one.entry.id, not_after=one.svid.not_after, authority_id=one.svid.authority_id
+                entry_id=one.entry.id,
+                not_after=one.svid.not_after,
+                authority_id=one.svid.authority_id,
+                issued_at=one.svid.not_before + NOT_BEFORE_CUSHION,
             )
             for one in self._holder.identities.values()
         ]

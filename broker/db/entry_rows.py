@@ -63,6 +63,13 @@ def update_entry(connection: Connection, entry: Entry) -> None:
     _insert_parts(connection, entry)
 
 
+def next_revision(connection: Connection, entry_ids: Iterable[str]) -> list[str]:
+    """Give entries a new revision without another change; return the IDs of those that are there."""
+    statement = update(entries).values(revision_number=entries.c.revision_number + 1).returning(entries.c.id)
+    found = (connection.scalar(statement.where(entries.c.id == entry_id)) for entry_id in entry_ids)
+    return [entry_id for entry_id in found if entry_id is not None]
+
+
 def delete_entry(connection: Connection, entry_id: str) -> None:
     """Delete an entry. Raise NotFound."""
     if connection.execute(delete(entries).where(entries.c.id == entry_id)).rowcount != 1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from firedoor.broker.db.schema import authorities, bundles, generation, issued, policy_documents, revocations
 from firedoor.broker.errors import Conflict, NotFound
@@ -100,6 +100,29 @@ def insert_issued(connection: Connection, rows: Sequence[dict[str, Any]]) -> Non
     connection.execute(_insert_issued, rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A certificate that was issued and has not expired. `entry_id` is empty unless it was issued through an entry."""
+
+    spiffe_id: str
+    entry_id: str
+    agent_id: str
+    not_after: int
+
+
+def issued_before(connection: Connection, before: int, now: int) -> list[Live]:
+    """Return what lives and was issued before a time."""
+    columns = (issued.c.spiffe_id, issued.c.entry_id, issued.c.agent_id, func.max(issued.c.not_after))
+    where = (issued.c.issued_at < before) & (issued.c.not_after > now)
+    return [Live(*row) for row in connection.execute(select(*columns).where(where).group_by(*columns[:3]))]
+
+
+def issued_since(connection: Connection, since: int) -> set[tuple[str, str]]:
+    """Return (agent ID, entry ID) of what was issued at a time or later."""
+    found = connection.execute(select(issued.c.agent_id, issued.c.entry_id).where(issued.c.issued_at >= since))
+    return {(row.agent_id, row.entry_id) for row in found}
+
+
 def prune(connection: Connection, now: int) -> None:
     """Delete what was issued and has expired, and revocations that nothing valid can match any more."""
     connection.execute(delete(issued).where(issued.c.not_after <= now))
@@ -144,6 +167,26 @@ def revoke_issued(connection: Connection, column: str, value: str, reason: str, 
         names = Revoked.__slots__
         connection.execute(insert(revocations), [{name: getattr(one, name) for name in names} for one in made])
     return made
+
+
+def put_revocations(connection: Connection, made: Sequence[Revoked]) -> list[Revoked]:
+    """Write revocations; one of the same kind and value becomes the wider of both. Return them as they stand."""
+    return [_put_revocation(connection, one) for one in made]
+
+
+def _put_revocation(connection: Connection, one: Revoked) -> Revoked:
+    columns = revocations.c
+    where = (columns.kind == one.kind) & (columns.value == one.value)
+    row = connection.execute(select(columns.issued_before, columns.expires_at).where(where)).one_or_none()
+    if row is None:
+        connection.execute(insert(revocations).values({name: getattr(one, name) for name in Revoked.__slots__}))
+        return one
+    wider = replace(
+        one, issued_before=max(one.issued_before, row.issued_before), expires_at=max(one.expires_at, row.expires_at)
+    )
+    values = {"issued_before": wider.issued_before, "reason": wider.reason, "expires_at": wider.expires_at}
+    connection.execute(update(revocations).where(where).values(values))
+    return wider
 
 
 # --- policy -----------------------------------------------------------------------------------------------------

@@ -43,8 +43,10 @@ class PolicyAdminService:
         if request.HasField("if_generation"):
             expected = Generation(request.if_generation.epoch, request.if_generation.number)
         documents = [Document(document.name, document.text) for document in request.documents]
-        call.audit.update(event="apply_policy", dry_run=request.dry_run, documents=len(documents))
-        changes, warnings = await self._policy.apply(documents, dry_run=request.dry_run, if_generation=expected)
+        call.audit.update(event="apply_policy", dry_run=request.dry_run, now=request.now, documents=len(documents))
+        changes, warnings = await self._policy.apply(
+            documents, dry_run=request.dry_run, if_generation=expected, now=request.now
+        )
         call.audit["changes"] = [f"{change.kind} {change.name} {change.op}" for change in changes]
         call.audit["generation"] = str(self._state.generation)
         return admin_pb2.ApplyPolicyResponse(

@@ -132,8 +132,8 @@ async def test_a_broken_edit_changes_nothing(broker: RunningBroker) -> None:
     assert broker.broker.state.generation == before
     assert await in_force(broker) == POLICY
     file.write_text(WIDER)
-    await until(lambda: broker.broker.state.generation > before)
-    assert b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text()
+    await until(lambda: b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text())
+    assert broker.broker.state.generation > before
 
 
 async def test_a_folder_that_vanishes_changes_nothing(broker: RunningBroker) -> None:

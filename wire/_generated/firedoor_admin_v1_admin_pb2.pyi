@@ -97,7 +97,10 @@ class ApplyPolicyRequest(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     IF_GENERATION_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
+    now: _builtins.bool
+    """Do not wait until the holders of certificates that end with this edit have others."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]: ...
     @_builtins.property
@@ -108,10 +111,11 @@ class ApplyPolicyRequest(_message.Message):
         documents: _abc.Iterable[Global___Document] | None = ...,
         dry_run: _builtins.bool = ...,
         if_generation: _control_pb2.Generation | None = ...,
+        now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["if_generation", b"if_generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "dry_run", b"dry_run", "if_generation", b"if_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "dry_run", b"dry_run", "if_generation", b"if_generation", "now", b"now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

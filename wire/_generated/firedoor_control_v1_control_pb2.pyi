@@ -147,20 +147,24 @@ class SvidState(_message.Message):
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     not_after: _builtins.int
     authority_id: _builtins.str
     """Subject key ID of the issuing authority, lower-case hex."""
+    issued_at: _builtins.int
+    """notBefore plus the 10 s that a leaf is back-dated."""
     def __init__(
         self,
         *,
         entry_id: _builtins.str = ...,
         not_after: _builtins.int = ...,
         authority_id: _builtins.str = ...,
+        issued_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_id", b"authority_id", "entry_id", b"entry_id", "not_after", b"not_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_id", b"authority_id", "entry_id", b"entry_id", "issued_at", b"issued_at", "not_after", b"not_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
