@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls to the admin sockets of a broker and of a sidecar, with one mapping from gRPC status to our errors."""
+"""Calls to the admin sockets of a broker and of a sidecar, with one mapping from gRPC status to our errors.
+
+A broker elsewhere is reached at its TCP port with `--server`, as the identity that `--identity` gives (`remote.py`).
+"""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -25,11 +28,16 @@ PAGE = 500
 
 
 def add_broker_socket(parser: argparse.ArgumentParser) -> None:
-    """Add `--admin-socket` of the broker."""
+    """Add the ways to a broker: `--admin-socket` here, or `--server` with `--identity` from elsewhere."""
     default = places.broker_admin_socket()
     parser.add_argument(
         "--admin-socket", metavar="PATH", default=default, help="the broker's admin socket (%(default)s)"
     )
+    parser.add_argument("--server", metavar="HOST:PORT", help="a broker elsewhere; needs an identity that is an admin")
+    parser.add_argument(
+        "--identity", metavar="AUTH_SOCKET", help="with --server: where that identity is fetched (the auth socket)"
+    )
+    parser.add_argument("--as", dest="as_id", metavar="ID", help="with --server: which identity, if there are several")
 
 
 def add_sidecar_socket(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +49,14 @@ def add_sidecar_socket(parser: argparse.ArgumentParser) -> None:
 
 
 class Admin:
-    """A connection to one admin socket."""
+    """A connection to one admin API."""
 
-    def __init__(self, channel: grpc.Channel, path: str, who: str) -> None:
+    def __init__(self, channel: grpc.Channel, path: str, who: str, why: Callable[[], str] = str) -> None:
         self.channel = channel
         self._path = path
         self._who = who
+        # What the connection itself says of a failure; empty when it says nothing.
+        self._why = why
 
     def call(self, method: Callable[..., Response], request: Any) -> Response:
         """Make one call; raise a CliError that says what to repair."""
@@ -60,7 +70,7 @@ class Admin:
         if code is grpc.StatusCode.NOT_FOUND:
             raise NotFound(details) from None
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            raise Unreachable(f"the {self._who} at {self._path} does not answer ({details})") from None
+            raise Unreachable(f"the {self._who} at {self._path} does not answer ({self._why() or details})") from None
         if code is grpc.StatusCode.INVALID_ARGUMENT:
             raise UsageError(details) from None
         raise Refused(details) from None
@@ -74,6 +84,21 @@ def admin(path: str, who: str) -> Iterator[Admin]:
     # The default authority of a Unix target is its percent-encoded path, which some servers refuse.
     with grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")]) as channel:
         yield Admin(channel, path, who)
+
+
+@contextmanager
+def broker(options: argparse.Namespace) -> Iterator[Admin]:
+    """Open the broker that the arguments name: by its admin socket, or at its TCP port with `--server`."""
+    if options.server is None:
+        if options.identity is not None or options.as_id is not None:
+            raise UsageError("--identity and --as go with --server; the admin socket asks for the user alone")
+        with admin(options.admin_socket, "broker") as connection:
+            yield connection
+        return
+    from firedoor.cli.remote import open_channel
+
+    with open_channel(options.server, options.identity or places.auth_socket(), options.as_id) as (channel, why):
+        yield Admin(channel, options.server, "broker", why)
 
 
 def check_status(status: types.Status) -> None:

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from firedoor.cli.admin import PAGE, Admin, add_broker_socket, admin, id_text, spiffe_id, wire_id
+from firedoor.cli.admin import PAGE, Admin, add_broker_socket, broker, id_text, spiffe_id, wire_id
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group
@@ -13,6 +13,7 @@ from firedoor.wire import agent_grpc, agent_pb2, types
 
 LIST_EXAMPLE = "$ firedoor agent list"
 SHOW_EXAMPLE = "$ firedoor agent show spiffe://example.org/spire/agent/join_token/5f7e2a9c"
+EVICT_EXAMPLE = "$ firedoor agent evict spiffe://example.org/spire/agent/join_token/5f7e2a9c"
 BAN_EXAMPLE = "$ firedoor agent ban spiffe://example.org/spire/agent/join_token/5f7e2a9c"
 
 
@@ -22,16 +23,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = words.leaf("list", "show the agents that have attested", LIST_EXAMPLE, run_list)
     shown = words.leaf("show", "show one agent", SHOW_EXAMPLE, run_show)
     ban = words.leaf("ban", "cut an agent off for good; it cannot attest again", BAN_EXAMPLE, run_ban)
-    for leaf in (shown, ban):
+    evict = words.leaf("evict", "cut an agent off now; it may attest again", EVICT_EXAMPLE, run_evict)
+    for leaf in (shown, ban, evict):
         leaf.add_argument("id", metavar="ID")
-    for leaf in (listing, shown, ban):
+    for leaf in (listing, shown, ban, evict):
         add_broker_socket(leaf)
 
 
 def run_list(options: argparse.Namespace) -> int:
     """Show all agents."""
-    with admin(options.admin_socket, "broker") as broker:
-        found = list(_pages(broker))
+    with broker(options) as connection:
+        found = list(_pages(connection))
     if options.output == "json":
         show_json([as_json(agent) for agent in found])
         return Exit.DONE
@@ -42,10 +44,10 @@ def run_list(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _pages(broker: Admin) -> Iterator[types.Agent]:
-    stub, token = agent_grpc.AgentStub(broker.channel), ""
+def _pages(connection: Admin) -> Iterator[types.Agent]:
+    stub, token = agent_grpc.AgentStub(connection.channel), ""
     while True:
-        answer = broker.call(stub.ListAgents, agent_pb2.ListAgentsRequest(page_size=PAGE, page_token=token))
+        answer = connection.call(stub.ListAgents, agent_pb2.ListAgentsRequest(page_size=PAGE, page_token=token))
         yield from answer.agents
         token = answer.next_page_token
         if not token:
@@ -55,8 +57,8 @@ def _pages(broker: Admin) -> Iterator[types.Agent]:
 def run_show(options: argparse.Namespace) -> int:
     """Show one agent."""
     request = agent_pb2.GetAgentRequest(id=wire_id(spiffe_id(options.id)))
-    with admin(options.admin_socket, "broker") as broker:
-        agent = broker.call(agent_grpc.AgentStub(broker.channel).GetAgent, request)
+    with broker(options) as connection:
+        agent = connection.call(agent_grpc.AgentStub(connection.channel).GetAgent, request)
     if options.output == "json":
         show_json(as_json(agent))
         return Exit.DONE
@@ -76,12 +78,27 @@ def run_show(options: argparse.Namespace) -> int:
 def run_ban(options: argparse.Namespace) -> int:
     """Ban one agent."""
     parsed = spiffe_id(options.id)
-    with admin(options.admin_socket, "broker") as broker:
-        broker.call(agent_grpc.AgentStub(broker.channel).BanAgent, agent_pb2.BanAgentRequest(id=wire_id(parsed)))
+    with broker(options) as connection:
+        connection.call(
+            agent_grpc.AgentStub(connection.channel).BanAgent, agent_pb2.BanAgentRequest(id=wire_id(parsed))
+        )
     if options.output == "json":
         show_json({"banned": str(parsed)})
     else:
         show(f"banned {parsed}")
+    return Exit.DONE
+
+
+def run_evict(options: argparse.Namespace) -> int:
+    """Evict one agent: what was issued through it is revoked, and it has to attest anew."""
+    parsed = spiffe_id(options.id)
+    with broker(options) as connection:
+        request = agent_pb2.DeleteAgentRequest(id=wire_id(parsed))
+        connection.call(agent_grpc.AgentStub(connection.channel).DeleteAgent, request)
+    if options.output == "json":
+        show_json({"evicted": str(parsed)})
+    else:
+        show(f"evicted {parsed}")
     return Exit.DONE
 
 

@@ -5,7 +5,7 @@ import argparse
 import json
 
 from firedoor.certs import JwtKey, TrustBundle, TrustDomain, X509Root
-from firedoor.cli.admin import add_broker_socket, admin
+from firedoor.cli.admin import add_broker_socket, broker
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import Group
@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the bundle."""
-    with admin(options.admin_socket, "broker") as broker:
-        carried = broker.call(bundle_grpc.BundleStub(broker.channel).GetBundle, bundle_pb2.GetBundleRequest())
+    with broker(options) as connection:
+        carried = connection.call(bundle_grpc.BundleStub(connection.channel).GetBundle, bundle_pb2.GetBundleRequest())
     bundle = read(carried)
     if options.format == "pem" and options.output == "text":
         show(bundle.to_pem())

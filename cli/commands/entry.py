@@ -9,13 +9,14 @@ from firedoor.cli.admin import (
     PAGE,
     Admin,
     add_broker_socket,
-    admin,
+    broker,
     check_status,
     id_text,
     selector,
     spiffe_id,
     wire_id,
 )
+from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group, duration
@@ -26,6 +27,10 @@ $ firedoor entry create --spiffe-id spiffe://example.org/segment/inference/host/
     --parent-id spiffe://example.org/node/gpu-1 --selector unix:uid:1001"""
 LIST_EXAMPLE = "$ firedoor entry list --selector unix:uid:1001 --output json"
 SHOW_EXAMPLE = "$ firedoor entry show 2b4e5f0c-7d11-4f5e-9b53-0a8e6f8d2c11"
+UPDATE_EXAMPLE = """\
+$ firedoor entry update 2b4e5f0c-7d11-4f5e-9b53-0a8e6f8d2c11 --x509-svid-ttl 15m \\
+    --selector unix:uid:1001 --selector unix:path:/usr/bin/vllm
+$ firedoor entry update 2b4e5f0c-7d11-4f5e-9b53-0a8e6f8d2c11 --dns-name "" --no-admin"""
 DELETE_EXAMPLE = "$ firedoor entry delete 2b4e5f0c-7d11-4f5e-9b53-0a8e6f8d2c11"
 
 
@@ -55,6 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires-at", type=int, default=0, metavar="UNIX", help="when the entry itself ends")
     create.add_argument("--admin", action="store_true", help="may call the broker's admin APIs")
     create.add_argument("--downstream", action="store_true", help="may get a CA of its own")
+    update = words.leaf("update", "change the fields of an entry that are given", UPDATE_EXAMPLE, run_update)
+    _add_changes(update)
     listing = words.leaf("list", "show entries", LIST_EXAMPLE, run_list)
     listing.add_argument("--spiffe-id", metavar="ID", help="only with this identity")
     listing.add_argument("--parent-id", metavar="ID", help="only below this parent")
@@ -65,8 +72,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("id", metavar="ENTRY")
     delete = words.leaf("delete", "delete entries", DELETE_EXAMPLE, run_delete)
     delete.add_argument("ids", metavar="ENTRY", nargs="+")
-    for leaf in (create, listing, shown, delete):
+    for leaf in (create, update, listing, shown, delete):
         add_broker_socket(leaf)
+
+
+def _add_changes(update: argparse.ArgumentParser) -> None:
+    """Add what can be changed. What is not given stays; a list is replaced whole, and "" empties it."""
+    add = update.add_argument
+    add("id", metavar="ENTRY")
+    add("--spiffe-id", metavar="ID", help="the identity that the workload gets")
+    add("--parent-id", metavar="ID", help="the agent, or a node alias of agents, that attests it")
+    add("--selector", action="append", metavar="TYPE:VALUE", help="all must hold; these replace the old ones")
+    add("--x509-svid-ttl", type=duration, metavar="TIME", help="how long an X.509-SVID lives; 0: the broker's default")
+    add("--federates-with", action="append", metavar="TD", help='these replace the old ones; "" for none')
+    add("--dns-name", action="append", metavar="NAME", help='these replace the old ones; "" for none')
+    add("--hint", help="tells several identities of one workload apart")
+    add("--expires-at", type=int, metavar="UNIX", help="when the entry itself ends; 0: never")
+    add("--admin", action=argparse.BooleanOptionalAction, help="may call the broker's admin APIs, or no longer")
+    add("--downstream", action=argparse.BooleanOptionalAction, help="may get a CA of its own, or no longer")
 
 
 def run_create(options: argparse.Namespace) -> int:
@@ -83,12 +106,48 @@ def run_create(options: argparse.Namespace) -> int:
         admin=options.admin,
         downstream=options.downstream,
     )
-    with admin(options.admin_socket, "broker") as broker:
+    with broker(options) as connection:
         request = entry_pb2.BatchCreateEntryRequest(entries=[entry])
-        answer = broker.call(entry_grpc.EntryStub(broker.channel).BatchCreateEntry, request)
+        answer = connection.call(entry_grpc.EntryStub(connection.channel).BatchCreateEntry, request)
     check_status(answer.results[0].status)
     _show_one(answer.results[0].entry, options.output)
     return Exit.DONE
+
+
+def run_update(options: argparse.Namespace) -> int:
+    """Change the fields that are given, in one step."""
+    fields = _changes(options)
+    if not fields:
+        raise UsageError("nothing to change: give at least one field, such as --x509-svid-ttl 15m")
+    request = entry_pb2.BatchUpdateEntryRequest(
+        entries=[types.Entry(id=options.id, **fields)], input_mask=types.EntryMask(**dict.fromkeys(fields, True))
+    )
+    with broker(options) as connection:
+        answer = connection.call(entry_grpc.EntryStub(connection.channel).BatchUpdateEntry, request)
+    check_status(answer.results[0].status)
+    _show_one(answer.results[0].entry, options.output)
+    return Exit.DONE
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields that are given, by the names of SPIRE's entry."""
+    given = {
+        "spiffe_id": wire_id(spiffe_id(options.spiffe_id)) if options.spiffe_id else None,
+        "parent_id": wire_id(spiffe_id(options.parent_id)) if options.parent_id else None,
+        "selectors": _selectors(options.selector) if options.selector else None,
+        "x509_svid_ttl": options.x509_svid_ttl,
+        "federates_with": _listed(options.federates_with),
+        "dns_names": _listed(options.dns_name),
+        "hint": options.hint,
+        "expires_at": options.expires_at,
+        "admin": options.admin,
+        "downstream": options.downstream,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _listed(given: list[str] | None) -> list[str] | None:
+    return None if given is None else [text for text in given if text]
 
 
 def run_list(options: argparse.Namespace) -> int:
@@ -102,8 +161,8 @@ def run_list(options: argparse.Namespace) -> int:
         # Entries whose selectors include all of these.
         superset = types.SelectorMatch.MATCH_SUPERSET
         wanted.by_selectors.CopyFrom(types.SelectorMatch(selectors=_selectors(options.selector), match=superset))
-    with admin(options.admin_socket, "broker") as broker:
-        found = list(_pages(broker, wanted))
+    with broker(options) as connection:
+        found = list(_pages(connection, wanted))
     if options.output == "json":
         show_json([as_json(entry) for entry in found])
         return Exit.DONE
@@ -112,11 +171,11 @@ def run_list(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _pages(broker: Admin, wanted: entry_pb2.ListEntriesRequest.Filter) -> Iterator[types.Entry]:
-    stub, token = entry_grpc.EntryStub(broker.channel), ""
+def _pages(connection: Admin, wanted: entry_pb2.ListEntriesRequest.Filter) -> Iterator[types.Entry]:
+    stub, token = entry_grpc.EntryStub(connection.channel), ""
     while True:
         request = entry_pb2.ListEntriesRequest(filter=wanted, page_size=PAGE, page_token=token)
-        answer = broker.call(stub.ListEntries, request)
+        answer = connection.call(stub.ListEntries, request)
         yield from answer.entries
         token = answer.next_page_token
         if not token:
@@ -125,17 +184,19 @@ def _pages(broker: Admin, wanted: entry_pb2.ListEntriesRequest.Filter) -> Iterat
 
 def run_show(options: argparse.Namespace) -> int:
     """Show one entry."""
-    with admin(options.admin_socket, "broker") as broker:
-        entry = broker.call(entry_grpc.EntryStub(broker.channel).GetEntry, entry_pb2.GetEntryRequest(id=options.id))
+    with broker(options) as connection:
+        entry = connection.call(
+            entry_grpc.EntryStub(connection.channel).GetEntry, entry_pb2.GetEntryRequest(id=options.id)
+        )
     _show_one(entry, options.output)
     return Exit.DONE
 
 
 def run_delete(options: argparse.Namespace) -> int:
     """Delete entries; stop with the first that cannot be."""
-    with admin(options.admin_socket, "broker") as broker:
+    with broker(options) as connection:
         request = entry_pb2.BatchDeleteEntryRequest(ids=options.ids)
-        answer = broker.call(entry_grpc.EntryStub(broker.channel).BatchDeleteEntry, request)
+        answer = connection.call(entry_grpc.EntryStub(connection.channel).BatchDeleteEntry, request)
     deleted = [result.id for result in answer.results if result.status.code == 0]
     if options.output == "json":
         show_json({"deleted": deleted})

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from firedoor.certs import SpiffeId, TrustDomain
-from firedoor.cli.admin import add_broker_socket, admin, spiffe_id
+from firedoor.cli.admin import add_broker_socket, broker, spiffe_id
 from firedoor.cli.errors import NotFound, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         asked = parse_action(options.action)
     except QuestionError as error:
         raise UsageError(str(error)) from None
-    policy = _local(options, source) if options.segments else _remote(options.admin_socket)
+    policy = _local(options, source) if options.segments else _remote(options)
     at = int(time.time()) if options.at is None else options.at
     questions = [Question(source, one, port, asked, at) for one in _destinations(policy, target, port)]
     engine = Engine(table_bytes(compile_table(policy)))
@@ -76,10 +76,10 @@ def _local(options: argparse.Namespace, source: SpiffeId) -> PolicySet:
     return _loaded(read_documents(options.segments), domain)
 
 
-def _remote(path: str) -> PolicySet:
-    with admin(path, "broker") as broker:
-        stub = admin_grpc.PolicyAdminStub(broker.channel)
-        carried = broker.call(stub.GetPolicy, admin_pb2.GetPolicyRequest())
+def _remote(options: argparse.Namespace) -> PolicySet:
+    with broker(options) as connection:
+        stub = admin_grpc.PolicyAdminStub(connection.channel)
+        carried = connection.call(stub.GetPolicy, admin_pb2.GetPolicyRequest())
     if not carried.documents:
         raise NotFound("the broker has no policy yet: `firedoor segment apply PATH`, or `broker run --segments PATH`")
     documents = [Document(one.name, one.text) for one in carried.documents]

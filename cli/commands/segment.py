@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from firedoor.certs import TrustDomain
-from firedoor.cli.admin import add_broker_socket, admin
+from firedoor.cli.admin import add_broker_socket, broker
 from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
@@ -50,9 +50,9 @@ def generation(text: str) -> control_pb2.Generation:
 
 def run_list(options: argparse.Namespace) -> int:
     """Show what is in force."""
-    with admin(options.admin_socket, "broker") as broker:
-        stub = admin_grpc.PolicyAdminStub(broker.channel)
-        policy = broker.call(stub.GetPolicy, admin_pb2.GetPolicyRequest())
+    with broker(options) as connection:
+        stub = admin_grpc.PolicyAdminStub(connection.channel)
+        policy = connection.call(stub.GetPolicy, admin_pb2.GetPolicyRequest())
     if options.output == "json":
         show_json(as_json(policy))
         return Exit.DONE
@@ -140,8 +140,8 @@ def run_apply(options: argparse.Namespace) -> int:
     )
     if options.if_generation:
         request.if_generation.CopyFrom(options.if_generation)
-    with admin(options.admin_socket, "broker") as broker:
-        answer = broker.call(admin_grpc.PolicyAdminStub(broker.channel).ApplyPolicy, request)
+    with broker(options) as connection:
+        answer = connection.call(admin_grpc.PolicyAdminStub(connection.channel).ApplyPolicy, request)
     if options.output == "json":
         changes = [{"kind": _kind(c), "object": c.object, "name": c.name, "diff": c.diff} for c in answer.changes]
         number = _number(answer.generation)

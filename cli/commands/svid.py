@@ -6,25 +6,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 
-from firedoor.certs.certificate import pem_encode, split_der
+from firedoor.certs.certificate import split_der
 from firedoor.cli import places
-from firedoor.cli.admin import CALL_SECONDS
-from firedoor.cli.errors import Refused, Unreachable, UsageError
+from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
 from firedoor.cli.parsing import Group
-from firedoor.wire import workload_grpc, workload_pb2
+from firedoor.cli.workload import certificates_pem, fetch, key_pem
+from firedoor.wire import workload_pb2
 
 EXAMPLE = """\
 $ firedoor svid fetch x509 --write /tmp/svid
 $ openssl x509 -in /tmp/svid/svid.0.pem -noout -text"""
-
-# Every Workload API request carries it, so that a browser can be told from a workload.
-METADATA = (("workload.spiffe.io", "true"),)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,23 +51,6 @@ def run(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def fetch(path: str) -> workload_pb2.X509SVIDResponse:
-    """Return the first answer of the Workload API at `path`."""
-    if not Path(path).exists():
-        raise Unreachable(f"there is no auth socket at {path}: start a sidecar, or name its socket with --auth-socket")
-    with grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")]) as channel:
-        stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
-        stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA, timeout=CALL_SECONDS)
-        try:
-            return next(iter(stream))
-        except StopIteration:
-            raise Refused("the auth socket ended the stream without an answer") from None
-        except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise Unreachable(f"the sidecar at {path} does not answer ({error.details()})") from None
-            raise Refused(f"{error.details()} ({error.code().name})") from None
-
-
 def _describe(svid: workload_pb2.X509SVID) -> dict[str, Any]:
     leaf = x509.load_der_x509_certificate(split_der(svid.x509_svid)[0])
     return {
@@ -89,11 +67,9 @@ def _write(folder: Path, response: workload_pb2.X509SVIDResponse) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for i, svid in enumerate(response.svids):
-            key = load_der_private_key(svid.x509_svid_key, None)
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            _replace(folder / f"svid.{i}.key", pem, 0o600)
-            _replace(folder / f"svid.{i}.pem", _pem(svid.x509_svid), 0o644)
-            _replace(folder / f"bundle.{i}.pem", _pem(svid.bundle), 0o644)
+            _replace(folder / f"svid.{i}.key", key_pem(svid), 0o600)
+            _replace(folder / f"svid.{i}.pem", certificates_pem(svid.x509_svid), 0o644)
+            _replace(folder / f"bundle.{i}.pem", certificates_pem(svid.bundle), 0o644)
     except OSError as error:
         raise UsageError(f"--write {folder}: {error.strerror}") from None
 
@@ -104,7 +80,3 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     fresh.replace(path)
-
-
-def _pem(data: bytes) -> bytes:
-    return pem_encode(split_der(data)).encode()

@@ -3,7 +3,7 @@
 
 import argparse
 
-from firedoor.cli.admin import add_broker_socket, admin, spiffe_id, wire_id
+from firedoor.cli.admin import add_broker_socket, broker, spiffe_id, wire_id
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
 from firedoor.cli.parsing import Group, duration
@@ -29,8 +29,8 @@ def run(options: argparse.Namespace) -> int:
     request = agent_pb2.CreateJoinTokenRequest(ttl=options.ttl)
     if options.spiffe_id:
         request.agent_id.CopyFrom(wire_id(spiffe_id(options.spiffe_id)))
-    with admin(options.admin_socket, "broker") as broker:
-        made = broker.call(agent_grpc.AgentStub(broker.channel).CreateJoinToken, request)
+    with broker(options) as connection:
+        made = connection.call(agent_grpc.AgentStub(connection.channel).CreateJoinToken, request)
     if options.output == "json":
         show_json({"token": made.value, "expires_at": when(made.expires_at), "spiffe_id": options.spiffe_id})
     else:

@@ -55,6 +55,43 @@ def test_an_entry_lives_from_create_to_delete(broker_with_files: RunningBroker) 
     assert firedoor(broker_with_files, "entry", "show", made["id"]).returncode == 5
 
 
+def test_update_changes_what_is_given_and_nothing_else(broker_with_files: RunningBroker) -> None:
+    words = (
+        "--spiffe-id",
+        "spiffe://example.org/segment/inference/host/gpu-1/svc/vllm",
+        "--selector",
+        "unix:user:vllm",
+    )
+    more = ("--parent-id", "spiffe://example.org/node/gpu-1", "--dns-name", "vllm.example.org", "--admin")
+    made = answer(broker_with_files, "entry", "create", *words, *more)
+    cases: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (("--x509-svid-ttl", "15m"), {"x509_svid_ttl": 900}),
+        (("--hint", "internal"), {"hint": "internal"}),
+        (
+            ("--dns-name", "a.example.org", "--dns-name", "b.example.org"),
+            {"dns_names": ["a.example.org", "b.example.org"]},
+        ),
+        (("--dns-name", ""), {"dns_names": []}),
+        (("--selector", "unix:user:vllm", "--selector", "unix:uid:7"), {"selectors": ["unix:uid:7", "unix:user:vllm"]}),
+        (("--parent-id", "spiffe://example.org/node/gpu-2"), {"parent_id": "spiffe://example.org/node/gpu-2"}),
+        (("--no-admin", "--no-downstream"), {"admin": False}),
+        (("--expires-at", "4000000000"), {"expires_at": 4000000000}),
+        (
+            ("--x509-svid-ttl", "0", "--hint", "", "--expires-at", "0"),
+            {"x509_svid_ttl": 0, "hint": "", "expires_at": 0},
+        ),
+    ]
+    expected = made
+    for arguments, changes in cases:
+        expected = {**expected, **changes, "revision_number": expected["revision_number"] + 1}
+        changed = answer(broker_with_files, "entry", "update", made["id"], *arguments)
+        assert {**changed, "selectors": sorted(changed["selectors"])} == expected
+    # The segment's admission holds for changes too, and what is refused changes nothing.
+    ran = firedoor(broker_with_files, "entry", "update", made["id"], "--selector", "unix:uid:7")
+    assert (ran.returncode, "unix:user" in ran.stderr) == (4, True)
+    assert answer(broker_with_files, "entry", "show", made["id"])["revision_number"] == expected["revision_number"]
+
+
 def test_apply_is_refused_where_files_are_the_source(broker_with_files: RunningBroker) -> None:
     ran = firedoor(broker_with_files, "segment", "apply", "policy")
     assert ran.returncode == 4
