@@ -69,9 +69,9 @@ class Broker:
         # The private addresses of the network and the admin server; whoever reaches one past its front is nobody.
         self.backends: tuple[str, ...] = ()
         self._missing = ["start-up"]
-        self._stack = contextlib.AsyncExitStack()
         # What must not keep calls from their end.
         self._ending: list[Callable[[], None]] = []
+        self._stack = contextlib.AsyncExitStack()
         # Set when the broker should be stopped, by a signal or because a part of it failed.
         self.ended = asyncio.Event()
         self.failed = False
@@ -102,11 +102,11 @@ class Broker:
         self.authority = AuthorityManager(self.state, self._key_manager(), config.ca_key_type, config.ca_ttl)
         await self.authority.start()
         self.policy = PolicyKeeper(self.state, config.segments, self.audit, self.metrics)
+        self._ending.append(self.policy.reissuer.stop)
         await self.policy.start()
         if self.policy.current.policy is None:
             _log.warning("no segments are declared: nothing is issued until there are some")
         ceiling = self.authority.max_svid_ttl
-        self._ending.append(self.policy.reissuer.stop)
         for name, ttl in (("x509_svid_ttl", config.x509_svid_ttl), ("agent_ttl", config.agent_ttl)):
             if ttl > ceiling:
                 _log.warning(
@@ -133,11 +133,11 @@ class Broker:
         self.identity.refresh()
         control = self.core.control_server()
         self.pusher = Pusher(state, self.policy, control, self.metrics)
+        self.policy.reissuer.follow(self.pusher.listening)
         asyncio.get_running_loop().add_reader(self.core.event_fd(), self.pusher.take_events)
         self._stack.callback(asyncio.get_running_loop().remove_reader, self.core.event_fd())
 
         signer = Signer(state, self.authority.issuer, self.metrics)
-        self.policy.reissuer.follow(self.pusher.listening)
         limits = Limits(config.attestation, config.signing)
         agents = AgentService(
             state, signer, attestors(config.trust_domain), limits, self.metrics, config.agent_ttl, self._cut
@@ -198,6 +198,8 @@ class Broker:
     async def stop(self) -> None:
         """End calls, then close everything."""
         self._missing[:] = ["shutting down"]
+        for end in self._ending:
+            end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -209,8 +211,6 @@ class Broker:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.critical("a part of the broker ended that must not", exc_info=error)
             self.failed = True
-        for end in self._ending:
-            end()
             self.ended.set()
 
     def _cut(self, agent_id: SpiffeId) -> None:
@@ -230,12 +230,17 @@ class Broker:
         while True:
             await asyncio.sleep(_TICK)
             await _survive("authority", self.authority.tick())
-            await _survive("JWT authority", self.jwt_authority.tick())
             await _survive("entries", self._expire_entries())
             try:
                 self.identity.refresh()
             except (BrokerError, CertsError, mtls.MtlsError) as error:
                 _log.error("the broker's own SVID could not be renewed: %s", error)
+
+    async def _policy_loop(self) -> None:
+        """Look at the policy's files. On its own: an edit may wait for certificates to be replaced."""
+        while True:
+            await asyncio.sleep(_TICK)
+            await _survive("policy", self.policy.poll())
 
     async def _expire_entries(self) -> None:
         now = self.clock.now()
@@ -248,12 +253,6 @@ class Broker:
 
         gone = await self.state.change(lambda connection: delete_expired_entries(connection, now), apply)
         self.audit.event("entries_expired", entry_ids=gone)
-    async def _policy_loop(self) -> None:
-        """Look at the policy's files. On its own: an edit may wait for certificates to be replaced."""
-        while True:
-            await asyncio.sleep(_TICK)
-            await _survive("policy", self.policy.poll())
-
 
     async def _prune_loop(self) -> None:
         while True:

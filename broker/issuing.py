@@ -89,8 +89,6 @@ def authorize_workload(
     Raise NotEntitled, NotAdmitted (it names the selector that is missing), PolicyUnavailable or AgentNotAttested.
     """
     entry = state.entitled_entry(agent_id, entry_id)
-    if policy.current.policy is None:
-        raise PolicyUnavailable(NO_POLICY)
     node = state.entitlement(agent_id).node_selectors
     # While an edit waits for holders of old SVIDs there are two: the one in force, and the one that comes.
     for asked in policy.asked:
@@ -102,33 +100,12 @@ def authorize_workload(
             # Agents and logs learn which selector it is, not its value.
             raise NotAdmitted(error.redacted if isinstance(error, AdmissionRefused) else str(error)) from None
     return _proof(
-        admitted.spiffe_id,
+        entry.spiffe_id,
         entry.x509_svid_ttl or default_ttl,
         agent_id=agent_id,
         entry_id=entry.id,
         dns_names=entry.dns_names,
     )
-
-
-def authorize_mint(
-    state: State, policy: PolicyKeeper, spiffe_id: SpiffeId, ttl: int, dns_names: tuple[str, ...] = ()
-) -> AuthorizedIssuance:
-    """Check that an SVID for the ID may be minted for an administrator, without a workload.
-
-    Raise InvalidRequest, NotAdmitted or PolicyUnavailable.
-    """
-    if spiffe_id.trust_domain != state.trust_domain:
-        raise InvalidRequest(f'"{spiffe_id}" is not a member of trust domain "{state.trust_domain}"')
-    if not spiffe_id.path or is_reserved(spiffe_id):
-        raise InvalidRequest(f'"{spiffe_id}" is no workload\'s ID: it has no path, or lies below /spire')
-    for asked in policy.asked:
-        if asked is None:
-            raise PolicyUnavailable(NO_POLICY)
-        try:
-            check_mint(asked, spiffe_id)
-        except Refused as error:
-            raise NotAdmitted(str(error)) from None
-    return _proof(spiffe_id, ttl, agent_id=None, dns_names=dns_names)
 
 
 def authorize_attested(node: AttestedNode, ttl: int) -> AuthorizedIssuance:
