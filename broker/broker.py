@@ -19,7 +19,7 @@ from firedoor.broker import server
 from firedoor.broker.agent import JOIN_TOKEN_PATH
 from firedoor.broker.attest import attestors
 from firedoor.broker.audit import Audit
-from firedoor.broker.authority import AuthorityManager
+from firedoor.broker.authority import AuthorityManager, JwtAuthorityManager
 from firedoor.broker.clock import Clock
 from firedoor.broker.config import Config, read_passphrase
 from firedoor.broker.db import Database
@@ -42,8 +42,9 @@ from firedoor.broker.rpc.entries import EntryService
 from firedoor.broker.rpc.gate import Gate
 from firedoor.broker.rpc.health import HealthService
 from firedoor.broker.rpc.policy_admin import PolicyAdminService
-from firedoor.broker.rpc.svids import SvidService
+from firedoor.broker.rpc.svids import SvidService, Ttls
 from firedoor.broker.state import State
+from firedoor.broker.tokens import TokenSigner
 from firedoor.broker.web import Web
 from firedoor.certs import CertsError, DiskKeyManager, KeyManager, MemoryKeyManager, SpiffeId
 from firedoor.wire import admin_pb2, agent_pb2, bundle_pb2, entry_pb2, health_pb2, svid_pb2
@@ -99,16 +100,19 @@ class Broker:
         await asyncio.to_thread(migrate, self.database.engine)
         self.state = State(config.trust_domain, self.database, self.clock)
         await self.state.load()
-        self.authority = AuthorityManager(self.state, self._key_manager(), config.ca_key_type, config.ca_ttl)
+        keys = self._key_manager()
+        self.authority = AuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl)
         await self.authority.start()
+        self.jwt_authority = JwtAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl)
+        await self.jwt_authority.start()
         self.policy = PolicyKeeper(self.state, config.segments, self.audit, self.metrics)
         self._ending.append(self.policy.reissuer.stop)
         await self.policy.start()
         if self.policy.current.policy is None:
             _log.warning("no segments are declared: nothing is issued until there are some")
         ceiling = self.authority.max_svid_ttl
-        for name, ttl in (("x509_svid_ttl", config.x509_svid_ttl), ("agent_ttl", config.agent_ttl)):
-            if ttl > ceiling:
+        for name in ("x509_svid_ttl", "jwt_svid_ttl", "agent_ttl"):
+            if getattr(config, name) > ceiling:
                 _log.warning(
                     "%s is more than a sixth of ca_ttl: SVIDs will often end before it, with their authority", name
                 )
@@ -138,6 +142,7 @@ class Broker:
         self._stack.callback(asyncio.get_running_loop().remove_reader, self.core.event_fd())
 
         signer = Signer(state, self.authority.issuer, self.metrics)
+        tokens = TokenSigner(state, self.jwt_authority.issuer, self.metrics)
         limits = Limits(config.attestation, config.signing)
         agents = AgentService(
             state, signer, attestors(config.trust_domain), limits, self.metrics, config.agent_ttl, self._cut
@@ -146,7 +151,13 @@ class Broker:
             agent_pb2.DESCRIPTOR.services_by_name["Agent"]: agents,
             entry_pb2.DESCRIPTOR.services_by_name["Entry"]: EntryService(state, self.policy),
             svid_pb2.DESCRIPTOR.services_by_name["SVID"]: SvidService(
-                state, self.policy, signer, limits, self.metrics, config.x509_svid_ttl
+                state,
+                self.policy,
+                signer,
+                tokens,
+                limits,
+                self.metrics,
+                Ttls(config.x509_svid_ttl, config.jwt_svid_ttl),
             ),
             bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]: BundleService(state),
             admin_pb2.DESCRIPTOR.services_by_name["PolicyAdmin"]: PolicyAdminService(state, self.policy),
@@ -230,6 +241,7 @@ class Broker:
         while True:
             await asyncio.sleep(_TICK)
             await _survive("authority", self.authority.tick())
+            await _survive("JWT authority", self.jwt_authority.tick())
             await _survive("entries", self._expire_entries())
             try:
                 self.identity.refresh()

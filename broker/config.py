@@ -76,6 +76,7 @@ OPTIONS: Final = (
     Option("ca_ttl", "DURATION", "how long an authority lives", values.duration(60, 10 * 366 * 86400), 86400),
     Option("ca_key_type", "TYPE", "ec-p256, ec-p384, rsa-2048 or rsa-4096", KeyType.parse, KeyType.EC_P256),
     Option("x509_svid_ttl", "DURATION", "how long an SVID lives", values.duration(1, 366 * 86400), 3600),
+    Option("jwt_svid_ttl", "DURATION", "how long a JWT-SVID lives", values.duration(1, 366 * 86400), 300),
     Option("agent_ttl", "DURATION", "how long an agent's SVID lives", values.duration(1, 366 * 86400), None),
     Option("key_manager", "disk|memory", "where authority keys are kept", values.one_of("disk", "memory"), "disk"),
     Option("key_passphrase_file", "FILE", "encrypts the keys on disk", values.path, None),
@@ -104,6 +105,7 @@ class Config:
     ca_ttl: int
     ca_key_type: KeyType
     x509_svid_ttl: int
+    jwt_svid_ttl: int
     agent_ttl: int
     key_manager: Literal["disk", "memory"]
     key_passphrase_file: Path | None
@@ -215,6 +217,7 @@ def _build(found: Mapping[str, Any]) -> Config:
         ca_ttl=found["ca_ttl"],
         ca_key_type=found["ca_key_type"],
         x509_svid_ttl=found["x509_svid_ttl"],
+        jwt_svid_ttl=found["jwt_svid_ttl"],
         agent_ttl=found["agent_ttl"],
         key_manager=cast("Literal['disk', 'memory']", found["key_manager"]),
         key_passphrase_file=found["key_passphrase_file"],

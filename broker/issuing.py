@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from firedoor.broker.agent import Agent
 from firedoor.broker.db.rows import insert_issued
+from firedoor.broker.entry import is_reserved
 from firedoor.broker.errors import (
     AgentBanned,
     AgentMustReattest,
@@ -30,6 +31,7 @@ from firedoor.broker.errors import (
 )
 from firedoor.certs import (
     NOT_BEFORE_CUSHION,
+    Csr,
     CsrError,
     PublicKey,
     SpiffeId,
@@ -38,7 +40,7 @@ from firedoor.certs import (
     issue_x509,
     parse_csr,
 )
-from firedoor.segments import AdmissionRefused, Refused, check_admission
+from firedoor.segments import AdmissionRefused, Refused, check_admission, check_mint
 
 if TYPE_CHECKING:
     from firedoor.broker.attest import AttestedNode
@@ -64,7 +66,7 @@ class AuthorizedIssuance:
     dns_names: tuple[str, ...]
     # Empty for an agent's own SVID and the broker's.
     entry_id: str
-    # None for the broker's own SVID.
+    # None for the broker's own SVID, and for one that is minted.
     agent_id: SpiffeId | None
 
     def __init__(self) -> None:
@@ -108,6 +110,27 @@ def authorize_workload(
     )
 
 
+def authorize_mint(
+    state: State, policy: PolicyKeeper, spiffe_id: SpiffeId, ttl: int, dns_names: tuple[str, ...] = ()
+) -> AuthorizedIssuance:
+    """Check that an SVID for the ID may be minted for an administrator, without a workload.
+
+    Raise InvalidRequest, NotAdmitted or PolicyUnavailable.
+    """
+    if spiffe_id.trust_domain != state.trust_domain:
+        raise InvalidRequest(f'"{spiffe_id}" is not a member of trust domain "{state.trust_domain}"')
+    if not spiffe_id.path or is_reserved(spiffe_id):
+        raise InvalidRequest(f'"{spiffe_id}" is no workload\'s ID: it has no path, or lies below /spire')
+    for asked in policy.asked:
+        if asked is None:
+            raise PolicyUnavailable(NO_POLICY)
+        try:
+            check_mint(asked, spiffe_id)
+        except Refused as error:
+            raise NotAdmitted(str(error)) from None
+    return _proof(spiffe_id, ttl, agent_id=None, dns_names=dns_names)
+
+
 def authorize_attested(node: AttestedNode, ttl: int) -> AuthorizedIssuance:
     """Give leave to sign the SVID of an agent whose evidence an attestor has checked."""
     return _proof(node.agent_id, ttl, agent_id=node.agent_id)
@@ -129,10 +152,15 @@ def authorize_server(state: State, ttl: int) -> AuthorizedIssuance:
 
 def read_csr(csr: bytes) -> PublicKey:
     """Return the key of a request whose holder signed it; its names count for nothing. Raise InvalidRequest."""
+    return read_named_csr(csr).public_key
+
+
+def read_named_csr(csr: bytes) -> Csr:
+    """Return a request whose holder signed it, with the names that it asks for. Raise InvalidRequest."""
     if not csr:
         raise InvalidRequest("missing CSR")
     try:
-        return parse_csr(csr).public_key
+        return parse_csr(csr)
     except CsrError as error:
         raise InvalidRequest(_CSR_TEXTS.get(error.code, str(error))) from None
 
@@ -182,12 +210,13 @@ class Signer:
 
     def issued_row(self, proof: AuthorizedIssuance, svid: X509Svid) -> dict[str, Any]:
         """Return the row that says who holds this SVID."""
-        self._metrics.issued.labels("workload" if proof.entry_id else "agent").inc()
+        kind = "workload" if proof.entry_id else "agent" if proof.agent_id else "minted"
+        self._metrics.issued.labels(kind).inc()
         return {
             "serial": svid.serial,
             "spiffe_id": str(proof.spiffe_id),
             "entry_id": proof.entry_id,
-            "agent_id": str(proof.agent_id),
+            "agent_id": str(proof.agent_id or ""),
             "authority_id": svid.authority_id,
             "issued_at": svid.not_before + NOT_BEFORE_CUSHION,
             "not_after": svid.not_after,

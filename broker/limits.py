@@ -19,6 +19,7 @@ class Limits:
     def __init__(self, attestation: Rate, signing: Rate) -> None:
         self._attestation = Limiter(attestation, "attestation")
         self._signing = Limiter(signing, "X.509 signing")
+        self._tokens = Limiter(signing, "JWT signing")
         self._status = Limiter(_STATUS, "status posting")
 
     def attestation(self, caller: Caller) -> None:
@@ -28,6 +29,10 @@ class Limits:
     def signing(self, caller: Caller, count: int) -> None:
         """Count so many signatures. Raise RateLimited."""
         _take(self._signing, caller, count)
+
+    def tokens(self, caller: Caller) -> None:
+        """Count the signature of a JWT-SVID. Raise RateLimited."""
+        _take(self._tokens, caller, 1)
 
     def status(self, caller: Caller) -> None:
         """Count a status. Raise RateLimited."""

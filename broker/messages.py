@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from firedoor.broker.agent import Agent
 from firedoor.broker.entry import Entry
-from firedoor.certs import Selector, SpiffeId, TrustBundle, X509Svid
+from firedoor.certs import JwtSvid, Selector, SpiffeId, TrustBundle, X509Svid
 from firedoor.wire import types
 
 
@@ -77,3 +77,10 @@ def bundle_message(bundle: TrustBundle) -> types.Bundle:
 def svid_message(svid: X509Svid, hint: str = "") -> types.X509SVID:
     """Return an SVID without its key, which we never had."""
     return types.X509SVID(cert_chain=svid.chain, id=id_message(svid.id), expires_at=svid.not_after, hint=hint)
+
+
+def token_message(svid: JwtSvid, hint: str = "") -> types.JWTSVID:
+    """Return a JWT-SVID, token and all."""
+    return types.JWTSVID(
+        token=svid.token, id=id_message(svid.id), expires_at=svid.expires_at, issued_at=svid.issued_at, hint=hint
+    )

@@ -8,6 +8,7 @@ everything that was committed before it. Touched on the event loop only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -49,6 +50,8 @@ class State:
         self.generation = Generation(0, 0)
         self.database = database
         self.clock = clock
+        # Held while our own bundle changes: X.509 and JWT authorities both stand in it.
+        self.own_bundle = asyncio.Lock()
         self._cache: dict[SpiffeId, _Cached] = {}
         self._watchers: list[Callable[[], None]] = []
 
@@ -173,9 +176,6 @@ class State:
         """Remember revocations."""
         self.revocations.update({(one.kind, one.value): one for one in revoked})
 
-    def put_bundle(self, bundle: TrustBundle) -> None:
-        """Remember a bundle."""
-        self.bundles[bundle.trust_domain] = bundle
     def next_revision(self, entry_ids: Iterable[str]) -> None:
         """Remember that entries have a new revision."""
         for entry_id in entry_ids:
@@ -183,6 +183,9 @@ class State:
             if entry is not None:
                 self.entries.put(replace(entry, revision_number=entry.revision_number + 1))
 
+    def put_bundle(self, bundle: TrustBundle) -> None:
+        """Remember a bundle."""
+        self.bundles[bundle.trust_domain] = bundle
 
     def drop_bundle(self, trust_domain: TrustDomain) -> None:
         """Forget a bundle."""

@@ -148,7 +148,9 @@ class BundleService:
         tainted = {authority.asn1 for authority in message.x509_authorities if authority.tainted}
         given = replace(
             roots,
-            jwt_keys=tuple(JwtKey(key.key_id, key.public_key) for key in message.jwt_authorities),
+            jwt_keys=tuple(
+                JwtKey(key.key_id, key.public_key, max(0, key.expires_at)) for key in message.jwt_authorities
+            ),
             sequence=message.sequence_number,
             refresh_hint=message.refresh_hint,
         )

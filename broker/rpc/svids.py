@@ -1,15 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPIRE's SVID service, as far as workloads behind an agent need it."""
+"""SPIRE's SVID service: what workloads behind an agent need, and minting for administrators."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from firedoor.broker.entry import MAX_TTL, check_dns_names, parse_spiffe_id
 from firedoor.broker.errors import BrokerError, InvalidRequest
-from firedoor.broker.issuing import AuthorizedIssuance, Order, authorize_workload, read_csr
-from firedoor.broker.messages import svid_message
+from firedoor.broker.issuing import (
+    AuthorizedIssuance,
+    Order,
+    authorize_mint,
+    authorize_workload,
+    read_csr,
+    read_named_csr,
+)
+from firedoor.broker.messages import svid_message, token_message
 from firedoor.broker.rpc.status import OK, status_of
-from firedoor.certs import SpiffeId, X509Svid
+from firedoor.broker.tokens import authorize_minted_token, authorize_token, read_audience
+from firedoor.certs import JwtSvid, SpiffeId, SpiffeIdError, X509Svid
 from firedoor.wire import svid_pb2
 
 if TYPE_CHECKING:
@@ -19,20 +31,36 @@ if TYPE_CHECKING:
     from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
+    from firedoor.broker.tokens import TokenSigner
 
 # SPIRE's agents send 500 at most.
 MAX_BATCH: Final = 1000
 _Result = svid_pb2.BatchNewX509SVIDResponse.Result
 
 
+@dataclass(frozen=True, slots=True)
+class Ttls:
+    """How long SVIDs live that nothing says more about, in seconds."""
+
+    x509: int
+    jwt: int
+
+
 class SvidService:
     """`spire.api.server.svid.v1.SVID`."""
 
     def __init__(
-        self, state: State, policy: PolicyKeeper, signer: Signer, limits: Limits, metrics: Metrics, default_ttl: int
+        self,
+        state: State,
+        policy: PolicyKeeper,
+        signer: Signer,
+        tokens: TokenSigner,
+        limits: Limits,
+        metrics: Metrics,
+        ttls: Ttls,
     ) -> None:
-        self._state, self._policy, self._signer = state, policy, signer
-        self._limits, self._metrics, self._default_ttl = limits, metrics, default_ttl
+        self._state, self._policy, self._signer, self._tokens = state, policy, signer, tokens
+        self._limits, self._metrics, self._ttls = limits, metrics, ttls
 
     async def BatchNewX509SVID(
         self, request: svid_pb2.BatchNewX509SVIDRequest, call: Call
@@ -56,7 +84,7 @@ class SvidService:
 
     def _order(self, agent_id: SpiffeId, param: svid_pb2.NewX509SVIDParams) -> Order | BrokerError:
         def authorize() -> AuthorizedIssuance:
-            return authorize_workload(self._state, self._policy, agent_id, param.entry_id, self._default_ttl)
+            return authorize_workload(self._state, self._policy, agent_id, param.entry_id, self._ttls.x509)
 
         try:
             if not param.entry_id:
@@ -93,3 +121,94 @@ class SvidService:
             return _Result(status=status_of(answer).in_batch())
         entry = self._state.entries.get(param.entry_id)
         return _Result(status=OK.in_batch(), svid=svid_message(answer, entry.hint if entry else ""))
+
+    # --- tokens -------------------------------------------------------------------------------------------------
+
+    async def NewJWTSVID(self, request: svid_pb2.NewJWTSVIDRequest, call: Call) -> svid_pb2.NewJWTSVIDResponse:
+        """Sign a JWT-SVID for an entry that the agent is entitled to."""
+        agent_id = call.the_agent().id
+        call.audit.update(event="issue_jwt", agent_id=str(agent_id), entry_id=request.entry_id[:255])
+        if not request.entry_id:
+            raise InvalidRequest("missing entry ID")
+        audience = read_audience(request.audience)
+        self._limits.tokens(call.caller)
+        with self._refusals(call):
+            proof = authorize_token(self._state, self._policy, agent_id, request.entry_id, self._ttls.jwt)
+        made = self._tokens.sign(proof, audience)
+        _note(call, made)
+        entry = self._state.entries.get(request.entry_id)
+        return svid_pb2.NewJWTSVIDResponse(svid=token_message(made, entry.hint if entry else ""))
+
+    # --- minting ------------------------------------------------------------------------------------------------
+
+    async def MintJWTSVID(self, request: svid_pb2.MintJWTSVIDRequest, call: Call) -> svid_pb2.MintJWTSVIDResponse:
+        """Sign a JWT-SVID without a workload, where the ID's segment lets that be done."""
+        call.audit.update(event="mint_jwt")
+        try:
+            spiffe_id = parse_spiffe_id(request.id)
+        except SpiffeIdError as error:
+            raise InvalidRequest(f"invalid SPIFFE ID: {error}") from None
+        call.audit.update(spiffe_id=str(spiffe_id))
+        audience, ttl = read_audience(request.audience), _ttl(request.ttl, self._ttls.jwt)
+        self._limits.tokens(call.caller)
+        with self._refusals(call):
+            proof = authorize_minted_token(self._state, self._policy, spiffe_id, ttl)
+        made = self._tokens.sign(proof, audience)
+        _note(call, made)
+        return svid_pb2.MintJWTSVIDResponse(svid=token_message(made))
+
+    async def MintX509SVID(self, request: svid_pb2.MintX509SVIDRequest, call: Call) -> svid_pb2.MintX509SVIDResponse:
+        """Sign an X.509-SVID without a workload, for the ID that the CSR names."""
+        call.audit.update(event="mint")
+        csr, ttl = read_named_csr(request.csr), _ttl(request.ttl, self._ttls.x509)
+        spiffe_id, dns_names = _asked_id(csr.uris), check_dns_names(csr.dns_names)
+        call.audit.update(spiffe_id=str(spiffe_id))
+        self._limits.signing(call.caller, 1)
+
+        def authorize() -> AuthorizedIssuance:
+            return authorize_mint(self._state, self._policy, spiffe_id, ttl, dns_names)
+
+        with self._refusals(call):
+            (made,) = await self._signer.issue([Order(authorize(), csr.public_key, authorize)])
+            if isinstance(made, BrokerError):
+                raise made
+        call.audit.update(serial=made.serial, not_after=made.not_after, authority_id=made.authority_id)
+        return svid_pb2.MintX509SVIDResponse(svid=svid_message(made))
+
+    @contextlib.contextmanager
+    def _refusals(self, call: Call) -> Iterator[None]:
+        """Count a refusal and note its code."""
+        try:
+            yield
+        except BrokerError as error:
+            self._metrics.refused.labels(error.code).inc()
+            call.audit["refused"] = error.code
+            raise
+
+
+def _note(call: Call, made: JwtSvid) -> None:
+    """Keep what tells a token from others, and nothing that can be used as one."""
+    call.audit.update(
+        spiffe_id=str(made.id),
+        audience=list(made.audience),
+        jti=made.token_id,
+        authority_id=made.key_id,
+        not_after=made.expires_at,
+    )
+
+
+def _ttl(asked: int, default: int) -> int:
+    if not 0 <= asked <= MAX_TTL:
+        raise InvalidRequest(f"invalid TTL: it is between 0 and {MAX_TTL} seconds")
+    return asked or default
+
+
+def _asked_id(uris: tuple[str, ...]) -> SpiffeId:
+    if not uris:
+        raise InvalidRequest("CSR URI SAN is required")
+    if len(uris) > 1:
+        raise InvalidRequest("only one URI SAN is expected")
+    try:
+        return SpiffeId.parse(uris[0])
+    except SpiffeIdError as error:
+        raise InvalidRequest(f"CSR URI SAN is invalid: {error}") from None

@@ -182,6 +182,10 @@ class AgentClient:
         )
         return list((await svid_grpc.SVIDStub(self.channel).BatchNewX509SVID(request)).results)
 
+    async def token(self, entry_id: str, *audience: str) -> types.JWTSVID:
+        request = svid_pb2.NewJWTSVIDRequest(entry_id=entry_id, audience=audience or ["models"])
+        return (await svid_grpc.SVIDStub(self.channel).NewJWTSVID(request)).svid
+
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()

@@ -100,8 +100,8 @@ async def test_an_admin_entry_makes_an_administrator(broker: RunningBroker) -> N
 
 
 async def test_what_is_not_served_says_so_to_those_who_may_ask(broker: RunningBroker) -> None:
-    assert await status(broker.admin, "/spire.api.server.svid.v1.SVID/MintJWTSVID") == "UNIMPLEMENTED"
-    assert await status(broker.client().channel, "/spire.api.server.svid.v1.SVID/MintJWTSVID") == "PERMISSION_DENIED"
+    assert await status(broker.admin, "/spire.api.server.svid.v1.SVID/MintWITSVID") == "UNIMPLEMENTED"
+    assert await status(broker.client().channel, "/spire.api.server.svid.v1.SVID/MintWITSVID") == "PERMISSION_DENIED"
 
 
 async def test_a_connection_past_the_front_is_nobody(broker: RunningBroker) -> None:
