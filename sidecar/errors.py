@@ -9,7 +9,10 @@
     ├── WorkloadError            a program on the auth socket
     │   ├── HeaderMissing
     │   ├── CallerRefused        the connection or the process behind it is gone or changed
-    │   └── NotEntitled
+    │   ├── NotEntitled
+    │   ├── NotYours             an identity that the caller does not have
+    │   └── RequestRefused       a request that breaks a rule of the Auth API
+    ├── NotServed                a profile that this sidecar does not have
     ├── NotReady                 we, or our server, cannot answer yet
     └── ServerError              our server
         ├── AttestationRefused
@@ -92,6 +95,30 @@ class NotEntitled(WorkloadError):
 
     def __init__(self) -> None:
         super().__init__("no identity issued")
+
+
+class NotYours(WorkloadError):
+    """A program named an identity that it does not have; whether anybody else has it is not said."""
+
+    code = "not_yours"
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+    def __init__(self) -> None:
+        super().__init__("the caller does not have that identity")
+
+
+class RequestRefused(WorkloadError):
+    """A request of the Auth API breaks a rule."""
+
+    code = "bad_request"
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotServed(SidecarError):
+    """A profile that this sidecar does not have."""
+
+    code = "not_served"
+    status = grpc.StatusCode.UNIMPLEMENTED
 
 
 class NotReady(SidecarError):

@@ -16,6 +16,7 @@ from firedoor.mtls import Core, MtlsError
 from firedoor.sidecar import bundles, logs
 from firedoor.sidecar.agent import Agent
 from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
+from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
@@ -84,6 +85,7 @@ class Process:
         self.sockets = Sockets(self.core, config)
         self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
         self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now)
+        self._auth = AuthApi(self._api.callers, self.holder, self.clock.now, config.inbound)
 
     def _make_run_dir(self) -> None:
         folder = self.config.run_dir
@@ -155,7 +157,7 @@ class Process:
         self.agent.restore()
 
     async def _open_sockets(self) -> None:
-        await self.sockets.open_auth(self._api)
+        await self.sockets.open_auth(self._api, self._auth)
         await self.sockets.open_admin(self.report, self.report.ready)
         if self.config.metrics is not None:
             try:

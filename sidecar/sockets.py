@@ -12,10 +12,12 @@ import grpc.aio
 
 from firedoor.mtls import Core, Front, private_address
 from firedoor.sidecar.admin import Gate, Health, Reporter, SidecarAdmin
+from firedoor.sidecar.auth import AuthApi, AuthService
+from firedoor.sidecar.auth_http import AuthHttp
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import StateError
 from firedoor.sidecar.workload import WorkloadApi
-from firedoor.wire import admin_grpc, health_grpc, workload_grpc
+from firedoor.wire import admin_grpc, auth_grpc, health_grpc, workload_grpc
 
 # Every local program may ask who it is; the answer depends on who asks. Only our own user gets near the other one.
 AUTH_MODE = 0o666
@@ -37,14 +39,19 @@ class Sockets:
         self._core, self._config = core, config
         self._servers: list[grpc.aio.Server] = []
         self._fronts: list[Front] = []
+        self._http: AuthHttp | None = None
         # The private addresses, in the order in which the sockets were opened.
         self.backends: list[str] = []
+        self.http_backend = private_address()
 
-    async def open_auth(self, api: WorkloadApi) -> None:
-        """Serve local programs. Raise ListenError."""
+    async def open_auth(self, api: WorkloadApi, auth: AuthApi) -> None:
+        """Serve local programs: Workload API and Auth API, the latter by HTTP/1.1 too. Raise ListenError."""
         server = self._server()
         workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)
-        api.serve_on(await self._open(server, self._config.auth_socket, AUTH_MODE))
+        auth_grpc.add_AuthServicer_to_server(AuthService(auth), server)
+        self._http = AuthHttp(auth)
+        await self._http.start(self.http_backend)
+        api.callers.serve_on(await self._open(server, self._config.auth_socket, AUTH_MODE, self.http_backend))
 
     async def open_admin(self, reporter: Reporter, ready: Callable[[], bool]) -> None:
         """Serve whoever runs this sidecar. Raise ListenError."""
@@ -56,7 +63,7 @@ class Sockets:
     def _server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=SERVER_OPTIONS)
 
-    async def _open(self, server: grpc.aio.Server, path: Path, mode: int) -> Front:
+    async def _open(self, server: grpc.aio.Server, path: Path, mode: int, http1: str | None = None) -> Front:
         backend = private_address()
         self.backends.append(backend)
         server.add_insecure_port(backend)
@@ -66,7 +73,7 @@ class Sockets:
             path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"the folder of the socket {path} cannot be made: {error.strerror}") from error
-        front = self._core.unix_front(path=str(path), backend=backend, mode=mode)
+        front = self._core.unix_front(path=str(path), backend=backend, mode=mode, http1_backend=http1)
         self._fronts.append(front)
         return front
 
@@ -76,3 +83,5 @@ class Sockets:
             front.stop()
         for server in self._servers:
             await server.stop(STOP_SECONDS)
+        if self._http:
+            await self._http.stop()

@@ -14,9 +14,9 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from firedoor.certs import Selector
-from firedoor.mtls import CallerUnknown, Front
 from firedoor.sidecar.attestor import UnixAttestor
-from firedoor.sidecar.errors import CallerRefused, HeaderMissing, NotEntitled, NotReady, SidecarError
+from firedoor.sidecar.callers import Callers
+from firedoor.sidecar.errors import HeaderMissing, NotEntitled, NotReady, SidecarError
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
 from firedoor.sidecar.view import Entry, View
@@ -56,7 +56,7 @@ def x509_svids(
     not_admitted: frozenset[str] = frozenset(),
 ) -> workload_pb2.X509SVIDResponse:
     """Answer FetchX509SVID for a workload. Raise NotEntitled, or NotReady when no SVID has come yet."""
-    entries = distinct_hints([one for one in _entitled(view, selectors, now) if one.id not in not_admitted])
+    entries = distinct_hints([one for one in entitled(view, selectors, now) if one.id not in not_admitted])
     if not entries:
         raise NotEntitled
     held = {one.entry.id: one for one in identities if one.live(now)}
@@ -80,12 +80,13 @@ def x509_svids(
 
 def x509_bundles(view: View, selectors: frozenset[Selector], now: float) -> workload_pb2.X509BundlesResponse:
     """Answer FetchX509Bundles for a workload. Raise NotEntitled."""
-    entries = _entitled(view, selectors, now)
+    entries = entitled(view, selectors, now)
     bundles = {str(view.trust_domain.id): view.bundles[view.trust_domain].to_der()}
     return workload_pb2.X509BundlesResponse(bundles=bundles | _federated(view, entries))
 
 
-def _entitled(view: View, selectors: frozenset[Selector], now: float) -> Sequence[Entry]:
+def entitled(view: View, selectors: frozenset[Selector], now: float) -> Sequence[Entry]:
+    """Return what a workload with these selectors is entitled to. Raise NotEntitled, or NotReady."""
     if not view.synced:
         raise NotReady("the sidecar has not heard from its server yet")
     entries = view.matching(selectors, now)
@@ -103,12 +104,8 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     """Serves the X.509 half; the others answer Unimplemented, as the standard asks of a profile that is absent."""
 
     def __init__(self, holder: Holder, attestor: UnixAttestor, now: Callable[[], float]) -> None:
-        self._holder, self._attestor, self._now = holder, attestor, now
-        self._front: Front | None = None
-
-    def serve_on(self, front: Front) -> None:
-        """Say which front knows the callers."""
-        self._front = front
+        self._holder, self._now = holder, now
+        self.callers = Callers(holder, attestor)
 
     async def FetchX509SVID(
         self, request: workload_pb2.X509SVIDRequest, context: Context
@@ -206,14 +203,4 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
 
     async def _attest(self, context: Context) -> frozenset[Selector]:
         check_header(context.invocation_metadata())
-        if self._front is None:
-            raise NotReady("the sidecar is starting")
-        try:
-            caller = self._front.caller(context.peer())
-        except CallerUnknown as error:
-            raise CallerRefused(str(error)) from error
-        return await self._attestor.attest(caller, self._costly_keys())
-
-    def _costly_keys(self) -> set[str]:
-        """Return which selector keys any entry asks for, so that no executable is read and hashed for nothing."""
-        return {one.key for entry in self._holder.view.entries.values() for one in entry.selectors}
+        return await self.callers.attest(context.peer())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from firedoor.sidecar.attestor import UnixAttestor
+from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.workload import WorkloadApi
@@ -58,7 +59,8 @@ def open_folder() -> Iterator[Path]:
 async def reachable(bench: Bench, settings: Config, open_folder: Path) -> AsyncIterator[Config]:
     config = replace(settings, auth_socket=open_folder / "auth.sock", admin_socket=open_folder / "admin.sock")
     sockets = Sockets(bench.core, config)
-    await sockets.open_auth(WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at)))
+    api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at))
+    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at)))
     await sockets.open_admin(Reporter(), lambda: True)
     yield config
     await sockets.close()

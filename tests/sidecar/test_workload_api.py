@@ -14,6 +14,7 @@ import spiffe
 from spiffe.workloadapi.errors import FetchX509BundleError, FetchX509SvidError
 
 from firedoor.sidecar.attestor import UnixAttestor
+from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.workload import WorkloadApi
@@ -39,7 +40,8 @@ class Reporter:
 async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
-    await sockets.open_auth(WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at)))
+    api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at))
+    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at)))
     await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced)
     yield sockets
     await sockets.close()
