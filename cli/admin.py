@@ -5,7 +5,7 @@ A broker elsewhere is reached at its TCP port with `--server`, as the identity t
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -40,6 +40,18 @@ def add_broker_socket(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as", dest="as_id", metavar="ID", help="with --server: which identity, if there are several")
 
 
+def add_keep_svids(parser: argparse.ArgumentParser) -> None:
+    """Add `--keep-svids`."""
+    parser.add_argument(
+        "--keep-svids", action="store_true", help="do not revoke what was issued; it lives until it expires"
+    )
+
+
+def keeping(options: argparse.Namespace) -> Sequence[tuple[str, str]]:
+    """Return the metadata with which the broker revokes nothing: SPIRE's requests have no field for it."""
+    return (("firedoor-keep-svids", "true"),) if options.keep_svids else ()
+
+
 def add_sidecar_socket(parser: argparse.ArgumentParser) -> None:
     """Add `--admin-socket` of the sidecar."""
     default = places.sidecar_admin_socket()
@@ -58,10 +70,17 @@ class Admin:
         # What the connection itself says of a failure; empty when it says nothing.
         self._why = why
 
-    def call(self, method: Callable[..., Response], request: Any) -> Response:
+    def call(
+        self,
+        method: Callable[..., Response],
+        request: Any,
+        *,
+        seconds: float = CALL_SECONDS,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> Response:
         """Make one call; raise a CliError that says what to repair."""
         try:
-            return method(request, timeout=CALL_SECONDS)
+            return method(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             self._raise(error)
 

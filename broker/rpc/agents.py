@@ -201,11 +201,13 @@ class AgentService:
     async def BanAgent(self, request: agent_pb2.BanAgentRequest, call: Call) -> Empty:
         """Ban an agent for good: what it has open is closed, what was issued through it is revoked."""
         agent_id = self._agent_id(request.id)
-        call.audit["agent_id"] = str(agent_id)
+        call.audit.update(agent_id=str(agent_id), keep_svids=call.keep_svids)
         now = self._state.clock.now()
 
         def run(connection: Connection) -> list[Revoked]:
             ban_agent(connection, agent_id)
+            if call.keep_svids:
+                return []
             return revoke_issued(connection, "agent_id", str(agent_id), "agent_banned", now)
 
         def apply(revoked: Sequence[Revoked]) -> None:

@@ -143,20 +143,23 @@ class EntryService:
     ) -> entry_pb2.BatchDeleteEntryResponse:
         """Delete entries, each by itself, and revoke what was issued through them."""
         results, records = [], []
-        statuses = await asyncio.gather(*map(self._delete, _batch(request.ids)))
+        deletions = (self._delete(entry_id, keep_svids=call.keep_svids) for entry_id in _batch(request.ids))
+        statuses = await asyncio.gather(*deletions)
         for entry_id, status in zip(request.ids, statuses, strict=True):
             results.append(entry_pb2.BatchDeleteEntryResponse.Result(status=status, id=entry_id))
-            records.append({"entry_id": entry_id[:255], **_Outcome(status).record()})
+            records.append({"entry_id": entry_id[:255], "keep_svids": call.keep_svids, **_Outcome(status).record()})
         call.audit["each"] = records
         return entry_pb2.BatchDeleteEntryResponse(results=results)
 
-    async def _delete(self, entry_id: str) -> types.Status:
+    async def _delete(self, entry_id: str, *, keep_svids: bool) -> types.Status:
         if not entry_id:
             return status_of(InvalidRequest("missing entry ID")).in_batch()
         now = self._state.clock.now()
 
         def run(connection: Connection) -> list[Revoked]:
             delete_entry(connection, entry_id)
+            if keep_svids:
+                return []
             return revoke_issued(connection, "entry_id", entry_id, "entry_deleted", now)
 
         def apply(revoked: Sequence[Revoked]) -> None:

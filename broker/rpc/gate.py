@@ -41,6 +41,8 @@ _log = logging.getLogger("firedoor.broker.rpc")
 _QUIET: Final = "/grpc.health.v1.Health/"
 # How the methods begin that change nothing and issue nothing.
 _READS: Final = ("Get", "List", "Count")
+# Metadata with which a ban or a deletion leaves certificates alone; SPIRE's requests have no field for it.
+KEEP_SVIDS: Final = "firedoor-keep-svids"
 
 
 class Standing(Protocol):
@@ -69,6 +71,8 @@ class Call:
     # What the audit log keeps beside the method and the caller. Never a token, a key or a selector's value.
     audit: dict[str, Any] = field(default_factory=dict)
     audited: bool = False
+    # What was issued through the entry or agent that goes away is not revoked.
+    keep_svids: bool = False
     # Checks the caller again, for streams that stay open.
     again: Callable[[], Awaitable[None]] | None = None
 
@@ -235,6 +239,7 @@ class _Guarded:
         started, call, answer = time.perf_counter(), None, b""
         try:
             call = await self._gate.admit(self._path, context)
+            call.keep_svids = (KEEP_SVIDS, "true") in (context.invocation_metadata() or ())
             answer = await run(call)
             status = OK
         except asyncio.CancelledError:

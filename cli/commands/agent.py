@@ -5,7 +5,17 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from firedoor.cli.admin import PAGE, Admin, add_broker_socket, broker, id_text, spiffe_id, wire_id
+from firedoor.cli.admin import (
+    PAGE,
+    Admin,
+    add_broker_socket,
+    add_keep_svids,
+    broker,
+    id_text,
+    keeping,
+    spiffe_id,
+    wire_id,
+)
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group
@@ -24,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shown = words.leaf("show", "show one agent", SHOW_EXAMPLE, run_show)
     ban = words.leaf("ban", "cut an agent off for good; it cannot attest again", BAN_EXAMPLE, run_ban)
     evict = words.leaf("evict", "cut an agent off now; it may attest again", EVICT_EXAMPLE, run_evict)
+    add_keep_svids(ban)
     for leaf in (shown, ban, evict):
         leaf.add_argument("id", metavar="ID")
     for leaf in (listing, shown, ban, evict):
@@ -79,9 +90,8 @@ def run_ban(options: argparse.Namespace) -> int:
     """Ban one agent."""
     parsed = spiffe_id(options.id)
     with broker(options) as connection:
-        connection.call(
-            agent_grpc.AgentStub(connection.channel).BanAgent, agent_pb2.BanAgentRequest(id=wire_id(parsed))
-        )
+        request = agent_pb2.BanAgentRequest(id=wire_id(parsed))
+        connection.call(agent_grpc.AgentStub(connection.channel).BanAgent, request, metadata=keeping(options))
     if options.output == "json":
         show_json({"banned": str(parsed)})
     else:

@@ -9,9 +9,11 @@ from firedoor.cli.admin import (
     PAGE,
     Admin,
     add_broker_socket,
+    add_keep_svids,
     broker,
     check_status,
     id_text,
+    keeping,
     selector,
     spiffe_id,
     wire_id,
@@ -72,6 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("id", metavar="ENTRY")
     delete = words.leaf("delete", "delete entries", DELETE_EXAMPLE, run_delete)
     delete.add_argument("ids", metavar="ENTRY", nargs="+")
+    add_keep_svids(delete)
     for leaf in (create, update, listing, shown, delete):
         add_broker_socket(leaf)
 
@@ -196,7 +199,8 @@ def run_delete(options: argparse.Namespace) -> int:
     """Delete entries; stop with the first that cannot be."""
     with broker(options) as connection:
         request = entry_pb2.BatchDeleteEntryRequest(ids=options.ids)
-        answer = connection.call(entry_grpc.EntryStub(connection.channel).BatchDeleteEntry, request)
+        stub = entry_grpc.EntryStub(connection.channel)
+        answer = connection.call(stub.BatchDeleteEntry, request, metadata=keeping(options))
     deleted = [result.id for result in answer.results if result.status.code == 0]
     if options.output == "json":
         show_json({"deleted": deleted})

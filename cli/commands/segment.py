@@ -21,6 +21,8 @@ APPLY_EXAMPLE = """\
 $ firedoor segment apply segments/ --dry-run
 $ firedoor segment apply segments/ --if-generation 1.42"""
 
+# The broker waits up to a minute for holders of certificates that end with the edit, and behind another edit as long.
+APPLY_SECONDS = 150.0
 _GENERATION = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -36,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     applying.add_argument("path", metavar="PATH", help="a file, or a folder of .yaml files")
     applying.add_argument("--dry-run", action="store_true", help="show the difference and change nothing")
     applying.add_argument("--if-generation", type=generation, metavar="E.N", help="only if this generation is in force")
+    applying.add_argument(
+        "--now", action="store_true", help="do not wait, for up to a minute, until holders of old SVIDs have new ones"
+    )
     for leaf in (listing, applying):
         add_broker_socket(leaf)
 
@@ -136,12 +141,15 @@ def run_apply(options: argparse.Namespace) -> int:
     """Send the documents and print what changes."""
     documents = read_documents(options.path)
     request = admin_pb2.ApplyPolicyRequest(
-        documents=[admin_pb2.Document(name=d.name, text=d.text) for d in documents], dry_run=options.dry_run
+        documents=[admin_pb2.Document(name=d.name, text=d.text) for d in documents],
+        dry_run=options.dry_run,
+        now=options.now,
     )
     if options.if_generation:
         request.if_generation.CopyFrom(options.if_generation)
     with broker(options) as connection:
-        answer = connection.call(admin_grpc.PolicyAdminStub(connection.channel).ApplyPolicy, request)
+        stub = admin_grpc.PolicyAdminStub(connection.channel)
+        answer = connection.call(stub.ApplyPolicy, request, seconds=APPLY_SECONDS)
     if options.output == "json":
         changes = [{"kind": _kind(c), "object": c.object, "name": c.name, "diff": c.diff} for c in answer.changes]
         number = _number(answer.generation)
