@@ -23,7 +23,7 @@ COMMANDS = (
     ("entry", "create, update, list, show, delete: who gets which identity"),
     ("agent", "list, show, ban, evict: the sidecars that have attested"),
     ("bundle", "show: the trust bundle that peers verify with"),
-    ("svid", "fetch x509: the identities of the calling process"),
+    ("svid", "fetch x509, watch: the identities of the calling process"),
     ("segment", "list, lint, apply: segments and the flows between them"),
     ("explain", "which flow allows a request, or why nothing does"),
     ("demo", "a whole firedoor around real programs, on this machine"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`firedoor svid fetch x509`: what a workload gets from its auth socket, seen as the calling process."""
+"""`firedoor svid`: what a workload gets from its auth socket, seen as the calling process."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
 from firedoor.cli.parsing import Group
+from firedoor.cli.watch import After, Folder, watch
 from firedoor.cli.workload import certificates_pem, fetch, key_pem
 from firedoor.wire import workload_pb2
 
@@ -22,14 +23,52 @@ $ firedoor svid fetch x509 --write /tmp/svid
 $ openssl x509 -in /tmp/svid/svid.0.pem -noout -text"""
 
 
+WATCH_EXAMPLE = """\
+$ firedoor svid watch --dir /run/postgres/tls --exec "pg_ctl reload"
+$ firedoor svid watch --dir /run/nginx/tls --signal HUP --pid-file /run/nginx.pid
+$ firedoor svid watch --dir tls --once"""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    fetch = Group(parser).group("fetch", "fetch an SVID from the auth socket")
+    words = Group(parser)
+    fetch = words.group("fetch", "fetch an SVID from the auth socket")
     leaf = fetch.leaf("x509", "fetch the X.509-SVIDs of the calling process", EXAMPLE, run)
     leaf.add_argument(
         "--auth-socket", metavar="PATH", default=places.auth_socket(), help="the sidecar's auth socket (%(default)s)"
     )
     leaf.add_argument("--write", metavar="DIR", help="write svid.N.pem, svid.N.key (0600) and bundle.N.pem there")
+    _add_watch(words)
+
+
+def _add_watch(words: Group) -> None:
+    leaf = words.leaf(
+        "watch", "keep an SVID fresh in files, for programs that know no SPIFFE", WATCH_EXAMPLE, run_watch
+    )
+    add = leaf.add_argument
+    add("--dir", required=True, metavar="DIR", help="where svid.pem, svid.key (0600) and bundle.pem are kept")
+    add("--exec", metavar="COMMAND", help="run this when they were replaced; $FIREDOOR_SVID_DIR names the folder")
+    add("--signal", metavar="NAME", help="send this signal when they were replaced, such as HUP")
+    add("--pid-file", metavar="FILE", help="with --signal: who gets it")
+    add("--once", action="store_true", help="write the files once and end")
+    add("--as", dest="as_id", metavar="ID", help="which identity, if there are several (the first)")
+    add("--auth-socket", metavar="PATH", default=places.auth_socket(), help="the sidecar's auth socket (%(default)s)")
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    """Watch until interrupted, or write once."""
+    after = After.parse(options.exec, options.signal, options.pid_file)
+    folder = Folder(Path(options.dir))
+
+    def changed(svid: workload_pb2.X509SVID) -> None:
+        described = _describe(svid)
+        if options.output == "json":
+            show_json({"dir": options.dir, **described}, lines=True)
+        else:
+            show(f"{described['spiffe_id']} until {described['not_after']} in {options.dir}")
+
+    watch(options.auth_socket, options.as_id, folder, after, changed, once=options.once)
+    return Exit.DONE
 
 
 def run(options: argparse.Namespace) -> int:
