@@ -28,6 +28,7 @@ from firedoor.broker.db.entry_rows import delete_entry, delete_expired_entries
 from firedoor.broker.db.migrate import migrate
 from firedoor.broker.db.rows import prune
 from firedoor.broker.entry import is_node_alias
+from firedoor.broker.epoch import Mark, follow
 from firedoor.broker.errors import BrokerError, StorageError
 from firedoor.broker.files import FileStore, lock, make_private_folder, prepare_socket
 from firedoor.broker.identity import ServerIdentity
@@ -100,6 +101,9 @@ class Broker:
         await asyncio.to_thread(migrate, self.database.engine)
         self.state = State(config.trust_domain, self.database, self.clock)
         await self.state.load()
+        mark = Mark(config.data_dir / "generation")
+        self._stack.callback(mark.close)
+        await follow(self.state, mark, self.audit)
         keys = self._key_manager()
         self.authority = AuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl)
         await self.authority.start()

@@ -21,7 +21,15 @@ from firedoor.broker.clock import Clock
 from firedoor.broker.db import Database
 from firedoor.broker.db.agent_rows import load_agents, promote_agent
 from firedoor.broker.db.entry_rows import load_entries
-from firedoor.broker.db.rows import Generation, Revoked, bump, load_bundles, load_generation, load_revocations
+from firedoor.broker.db.rows import (
+    Generation,
+    Revoked,
+    begin_epoch,
+    bump,
+    load_bundles,
+    load_generation,
+    load_revocations,
+)
 from firedoor.broker.entry import Entry, server_id
 from firedoor.broker.errors import AgentNotAttested, NotEntitled
 from firedoor.certs import Selector, SpiffeId, TrustBundle, TrustDomain
@@ -88,6 +96,11 @@ class State:
 
         value, _ = await self.database.write(bumped, applied)
         return value
+
+    async def new_epoch(self) -> None:
+        """Go to a later epoch than any before."""
+        now = self.clock.now()
+        self.generation = await self.database.write(lambda connection: begin_epoch(connection, now))
 
     # --- who is calling -----------------------------------------------------------------------------------------
 

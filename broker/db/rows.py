@@ -42,6 +42,14 @@ def bump(connection: Connection) -> Generation:
     return Generation(row.epoch, row.number)
 
 
+def begin_epoch(connection: Connection, now: int) -> Generation:
+    """Start a later epoch than any before, at the next number."""
+    row = connection.execute(select(generation.c.epoch, generation.c.number)).one()
+    begun = Generation(max(row.epoch + 1, now), row.number + 1)
+    connection.execute(update(generation).values(epoch=begun.epoch, number=begun.number))
+    return begun
+
+
 # --- bundles ----------------------------------------------------------------------------------------------------
 
 
