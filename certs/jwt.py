@@ -200,7 +200,7 @@ def validate_jwt_svid(
         raise JwtSvidError("expired")
     if audience not in names:
         raise JwtSvidError("wrong_audience")
-    _check_revocations(made, revocations)
+    check_not_revoked(made, revocations)
     return made
 
 
@@ -297,7 +297,8 @@ def _check_signature(signed: bytes, signature: bytes, algorithm: str, key: JwtKe
         raise JwtSvidError("bad_signature") from None
 
 
-def _check_revocations(token: ValidatedJwt, revocations: Iterable[Revocation]) -> None:
+def check_not_revoked(token: ValidatedJwt, revocations: Iterable[Revocation]) -> None:
+    """Check revocations that came after a token was validated. Raise JwtSvidError."""
     for revoked in revocations:
         if revoked.serial and revoked.serial == token.claims.get("jti"):
             raise JwtSvidError("revoked_token", revoked.reason)

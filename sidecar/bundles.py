@@ -2,9 +2,10 @@
 """Trust bundles in and out: from the wire, from the bootstrap file, to and from `bundle.json`. Pure."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from firedoor.certs import BundleError, CertsError, JwtKey, TrustBundle, TrustDomain, X509Root
+from firedoor.certs.jwks import check_jwt_key
 from firedoor.sidecar.errors import ConfigError, StateError, UpdateRefused
 from firedoor.wire import types
 
@@ -30,10 +31,25 @@ def from_wire(bundle: types.Bundle) -> TrustBundle:
     return TrustBundle(
         trust_domain,
         tuple(X509Root(der, der in tainted) for der in roots),
-        tuple(JwtKey(one.key_id, one.public_key, one.expires_at, one.tainted) for one in bundle.jwt_authorities),
+        tuple(_jwt_keys(bundle)),
         bundle.sequence_number,
         bundle.refresh_hint,
     )
+
+
+def _jwt_keys(bundle: types.Bundle) -> Iterator[JwtKey]:
+    """Yield the keys that can verify a JWT-SVID; as in a bundle's JSON, others are ignored. Raise UpdateRefused."""
+    seen: set[str] = set()
+    for one in bundle.jwt_authorities:
+        if one.key_id in seen:
+            raise UpdateRefused("malformed_bundle", f"the bundle of {bundle.trust_domain!r} has two keys of one ID")
+        seen.add(one.key_id)
+        try:
+            check_jwt_key(one.public_key)
+        except BundleError:
+            continue
+        if one.key_id:
+            yield JwtKey(one.key_id, one.public_key, max(0, one.expires_at), one.tainted)
 
 
 def read_bootstrap(text: bytes, trust_domain: TrustDomain, place: str) -> TrustBundle:

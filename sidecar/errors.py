@@ -108,7 +108,7 @@ class NotYours(WorkloadError):
 
 
 class RequestRefused(WorkloadError):
-    """A request of the Auth API breaks a rule."""
+    """A request on the auth socket breaks a rule."""
 
     code = "bad_request"
     status = grpc.StatusCode.INVALID_ARGUMENT

@@ -29,6 +29,7 @@ from firedoor.sidecar.report import Report
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.state import PRIVATE_DIR, State
 from firedoor.sidecar.tasks import until_first
+from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import View, read_update
 from firedoor.sidecar.workload import WorkloadApi
 
@@ -84,8 +85,13 @@ class Process:
         self.report = Report(config, self.holder, self.datapath, self.agent, self.core, self.sink, self.clock.now)
         self.sockets = Sockets(self.core, config)
         self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
-        self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now)
-        self._auth = AuthApi(self._api.callers, self.holder, self.clock.now, config.inbound)
+        tokens = Tokens(self.holder, self._fetch_token, self.clock.now)
+        self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now, tokens)
+        self._auth = AuthApi(self._api.callers, self.holder, self.clock.now, config.inbound, self._api.fetch_jwt)
+
+    async def _fetch_token(self, entry_id: str, audience: tuple[str, ...]) -> str:
+        """Have the server that we are connected to now sign a token."""
+        return await self.agent.link.server.jwt_svid(entry_id, audience)
 
     def _make_run_dir(self) -> None:
         folder = self.config.run_dir

@@ -18,7 +18,15 @@ import grpc.aio
 from firedoor.certs import SpiffeId, TrustBundle, TrustDomain
 from firedoor.mtls import Core
 from firedoor.sidecar import bundles
-from firedoor.sidecar.errors import AgentBanned, AgentLost, AttestationRefused, ServerError, ServerUnavailable
+from firedoor.sidecar.errors import (
+    AgentBanned,
+    AgentLost,
+    AttestationRefused,
+    NotEntitled,
+    RequestRefused,
+    ServerError,
+    ServerUnavailable,
+)
 from firedoor.wire import (
     agent_grpc,
     agent_pb2,
@@ -200,6 +208,19 @@ class Server:
             raise ServerUnavailable(f"the server answered {len(response.results)} of {len(requests)} requests")
         return [_issued(result) for result in response.results]
 
+    async def jwt_svid(self, entry_id: str, audience: Sequence[str]) -> str:
+        """Have a JWT-SVID signed and return the token. Raise NotEntitled, RequestRefused or ServerError."""
+        request = svid_pb2.NewJWTSVIDRequest(entry_id=entry_id, audience=audience)
+        async with self._calling():
+            try:
+                return (await self._svid.NewJWTSVID(request, timeout=PROBE_SECONDS)).svid.token
+            except grpc.aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+                    raise RequestRefused(error.details() or "the server takes no such audience") from None
+                if _is_about_the_entry(error):
+                    raise NotEntitled from None
+                raise
+
     @contextlib.asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
         """Turn what a call raises into our errors; a refusal that is not about the agent is worth another try."""
@@ -242,6 +263,13 @@ def _translated(error: grpc.aio.AioRpcError, why_no_connection: str) -> ServerEr
     if error.code() == grpc.StatusCode.UNAVAILABLE and why_no_connection:
         return ServerUnavailable(f"the server cannot be reached: {why_no_connection}")
     return ServerUnavailable(f"the server failed ({error.code().name}): {details_text}")
+
+
+def _is_about_the_entry(error: grpc.aio.AioRpcError) -> bool:
+    """Say whether the server refuses an identity, and not this agent."""
+    if error.code() == grpc.StatusCode.PERMISSION_DENIED:
+        return details.permission_denied_reason(_metadata(error)) == types.PermissionDeniedDetails.UNKNOWN
+    return error.code() == grpc.StatusCode.NOT_FOUND
 
 
 def _metadata(error: grpc.aio.AioRpcError) -> list[tuple[str, str | bytes]]:

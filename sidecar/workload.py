@@ -6,23 +6,25 @@ it, gets PermissionDenied and must forget what it had (SPIFFE Workload API, sect
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from firedoor.certs import Selector
+from firedoor.certs import Selector, SpiffeId, SpiffeIdError
 from firedoor.sidecar.attestor import UnixAttestor
 from firedoor.sidecar.callers import Callers
-from firedoor.sidecar.errors import HeaderMissing, NotEntitled, NotReady, SidecarError
+from firedoor.sidecar.errors import HeaderMissing, NotEntitled, NotReady, RequestRefused, SidecarError
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
+from firedoor.sidecar.tokens import Tokens, jwt_bundles, jwt_svids, validate
 from firedoor.sidecar.view import Entry, View
 from firedoor.wire import workload_grpc, workload_pb2
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 HEADER = "workload.spiffe.io"
@@ -100,11 +102,23 @@ def _federated(view: View, entries: Sequence[Entry]) -> dict[str, bytes]:
     return {str(one.id): view.bundles[one].to_der() for one in sorted(domains) if one in view.bundles}
 
 
-class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
-    """Serves the X.509 half; the others answer Unimplemented, as the standard asks of a profile that is absent."""
+def _of(entries: Sequence[Entry], wanted: str) -> Sequence[Entry]:
+    """Return the entries that give an ID. Raise NotEntitled, also when nobody has it."""
+    try:
+        spiffe_id = SpiffeId.parse(wanted)
+    except SpiffeIdError as error:
+        raise RequestRefused(f"the requested SPIFFE ID is none: {error}") from None
+    found = [one for one in entries if one.spiffe_id == spiffe_id]
+    if not found:
+        raise NotEntitled
+    return found
 
-    def __init__(self, holder: Holder, attestor: UnixAttestor, now: Callable[[], float]) -> None:
-        self._holder, self._now = holder, now
+
+class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
+    """Serves X.509 and JWT; WIT answers Unimplemented, as the standard asks of a profile that is absent."""
+
+    def __init__(self, holder: Holder, attestor: UnixAttestor, now: Callable[[], float], tokens: Tokens) -> None:
+        self._holder, self._now, self._tokens = holder, now, tokens
         self.callers = Callers(holder, attestor)
 
     async def FetchX509SVID(
@@ -124,21 +138,39 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     async def FetchJWTSVID(
         self, request: workload_pb2.JWTSVIDRequest, context: Context
     ) -> workload_pb2.JWTSVIDResponse:
-        """Answer Unimplemented."""
-        raise await self._unimplemented(context, "JWT-SVID")
+        """Return JWT-SVIDs of the caller: of one identity, or of all."""
+
+        async def answer(selectors: frozenset[Selector]) -> workload_pb2.JWTSVIDResponse:
+            if not request.audience:
+                raise RequestRefused("audience must be specified")
+            entries = await self._first(selectors, self._entitled)
+            entries = _of(entries, request.spiffe_id) if request.spiffe_id else distinct_hints(entries)
+            return await jwt_svids(self._tokens, entries, request.audience, lambda: self._entitled(selectors))
+
+        return await self._answer(context, answer)
 
     async def FetchJWTBundles(
         self, request: workload_pb2.JWTBundlesRequest, context: Context
     ) -> AsyncIterator[workload_pb2.JWTBundlesResponse]:
-        """Answer Unimplemented."""
-        raise await self._unimplemented(context, "JWT-SVID")
-        yield
+        """Stream the keys with which the caller may verify JWT-SVIDs."""
+        async for response in self._stream(context, lambda s: jwt_bundles(self._holder.view, self._entitled(s))):
+            yield response
 
     async def ValidateJWTSVID(
         self, request: workload_pb2.ValidateJWTSVIDRequest, context: Context
     ) -> workload_pb2.ValidateJWTSVIDResponse:
-        """Answer Unimplemented."""
-        raise await self._unimplemented(context, "JWT-SVID")
+        """Validate a JWT-SVID that the caller was shown, by the bundles that it may trust."""
+
+        async def answer(selectors: frozenset[Selector]) -> workload_pb2.ValidateJWTSVIDResponse:
+            entries = await self._first(selectors, self._entitled)
+            return validate(self._holder, entries, request, self._now())
+
+        return await self._answer(context, answer)
+
+    async def fetch_jwt(self, entry: Entry, audience: Sequence[str]) -> tuple[str, int]:
+        """Return a token for an entry that the caller was found entitled to, and when it ends. Raise SidecarError."""
+        token = await self._tokens.get(entry, audience)
+        return token.text, token.expires_at
 
     async def FetchWITSVID(
         self, request: workload_pb2.WITSVIDRequest, context: Context
@@ -169,6 +201,17 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     def _x509_bundles(self, selectors: frozenset[Selector]) -> workload_pb2.X509BundlesResponse:
         return x509_bundles(self._holder.view, selectors, self._now())
 
+    def _entitled(self, selectors: frozenset[Selector]) -> Sequence[Entry]:
+        return entitled(self._holder.view, selectors, self._now())
+
+    async def _answer(self, context: Context, answer: Callable[[frozenset[Selector]], Awaitable[T]]) -> T:
+        """Attest the caller and answer once."""
+        try:
+            return await answer(await self._attest(context))
+        except SidecarError as error:
+            await context.abort(error.status, str(error))
+            raise
+
     async def _stream(self, context: Context, answer: Callable[[frozenset[Selector]], M]) -> AsyncIterator[M]:
         """Attest the caller once, then answer at once and at every change that changes the answer."""
         try:
@@ -182,7 +225,7 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
         except SidecarError as error:
             await context.abort(error.status, str(error))
 
-    async def _first(self, selectors: frozenset[Selector], answer: Callable[[frozenset[Selector]], M]) -> M:
+    async def _first(self, selectors: frozenset[Selector], answer: Callable[[frozenset[Selector]], T]) -> T:
         """Answer now, or wait a moment for an SVID that is being issued."""
         try:
             return answer(selectors)
@@ -193,7 +236,7 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
             except TimeoutError:
                 raise pending from None
 
-    async def _until_ready(self, selectors: frozenset[Selector], answer: Callable[[frozenset[Selector]], M]) -> M:
+    async def _until_ready(self, selectors: frozenset[Selector], answer: Callable[[frozenset[Selector]], T]) -> T:
         async for _ in self._holder.changes():
             try:
                 return answer(selectors)

@@ -6,6 +6,7 @@ web = td.svid("/segment/inference/web")              # chain, key, PEM; signed b
 td.svid("/segment/a/x", expires=td.at - 1)           # any field wrong on purpose: see `Fields`
 td.rotate()                                          # a new authority signs, the old one stays in the bundle
 td.forget(td.roots[0])                               # its root leaves the bundle
+td.rotate_jwt(); td.token("/segment/a/x", "models")  # a key for JWT-SVIDs, and one that it signs
 td.at += 3600                                        # an hour later
 verify_x509_svid(web.chain, td.bundles(other_td), td.at)
 mtls.verify_svid(web.chain, td.roots_by_name(other_td), at=td.at)
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firedoor.certs import SpiffeId, TrustBundle, TrustDomain
+from firedoor.certs import JwtIssuer, SpiffeId, TrustBundle, TrustDomain, mint_jwt, public_key_der
 
 # 2027-01-15 08:00:00 UTC. Nothing reads the clock of the machine.
 NOW = 1_800_000_000
@@ -129,6 +130,7 @@ class SimulatedTrustDomain:
         self.td = TrustDomain.parse(name)
         self.at = at
         self.roots: list[Authority] = []
+        self.jwt_issuers: list[JwtIssuer] = []
         self.sequence = 0
         self.rotate()
 
@@ -139,7 +141,8 @@ class SimulatedTrustDomain:
 
     @property
     def bundle(self) -> TrustBundle:
-        return TrustBundle.of(self.td, [root.der for root in self.roots], sequence=self.sequence)
+        roots = TrustBundle.of(self.td, [root.der for root in self.roots], sequence=self.sequence)
+        return replace(roots, jwt_keys=tuple(issuer.public for issuer in self.jwt_issuers))
 
     def bundles(self, *others: SimulatedTrustDomain) -> dict[TrustDomain, TrustBundle]:
         """Return this bundle and those of others, as `verify_x509_svid` takes them."""
@@ -155,6 +158,21 @@ class SimulatedTrustDomain:
         self.roots.append(made)
         self.sequence += 1
         return made
+
+    def rotate_jwt(self) -> JwtIssuer:
+        """Make a new key for JWT-SVIDs that signs from now on and add it to the bundle."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        key_id, public = os.urandom(8).hex(), public_key_der(key.public_key())
+        made = JwtIssuer.load(self.td, key_id, public, key, not_after=self.at + 24 * 3600)
+        self.jwt_issuers.append(made)
+        self.sequence += 1
+        return made
+
+    def token(self, path: str, *audience: str, ttl: int = 300) -> str:
+        """Mint a JWT-SVID with the newest key."""
+        spiffe_id = self.td.with_path(path)
+        issuer = self.jwt_issuers[-1]
+        return mint_jwt(spiffe_id, audience, issuer, at=self.at, token_id=os.urandom(8).hex(), ttl=ttl).token
 
     def forget(self, root: Authority) -> None:
         """Remove a root from the bundle."""

@@ -119,7 +119,7 @@ class AuthSocket:
 async def opened(bench: Bench, config: Config, *listeners: Inbound) -> AsyncIterator[AuthSocket]:
     """Open the socket; it is gone afterwards."""
     sockets = Sockets(bench.core, config)
-    api = WorkloadApi(bench.holder, UnixAttestor(), time.time)
+    api = WorkloadApi(bench.holder, UnixAttestor(), time.time, bench.tokens())
     await sockets.open_auth(api, AuthApi(api.callers, bench.holder, time.time, listeners))
     try:
         yield AuthSocket(bench, config, sockets)

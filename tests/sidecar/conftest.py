@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,11 @@ from firedoor.mtls import Core
 from firedoor.sidecar import config
 from firedoor.sidecar.attestor import Names, rule_of
 from firedoor.sidecar.config import Config
+from firedoor.sidecar.errors import ServerUnavailable
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
 from firedoor.sidecar.keys import Key, public_key_of
+from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import Entry, View
 from tests.sidecar.harness import Running, Start
 from tests.simulator import SimulatedTrustDomain
@@ -54,6 +56,8 @@ class Bench:
     trust: SimulatedTrustDomain
     holder: Holder
     core: Core
+    # Entry IDs of the tokens that were signed.
+    fetched: list[str] = field(default_factory=list)
 
     def entitle(self, *entries: Entry, issue: bool = True, others: tuple[SimulatedTrustDomain, ...] = ()) -> None:
         """Make these the entries, with SVIDs for those that have none."""
@@ -62,6 +66,17 @@ class Bench:
         if issue:
             held = [self.holder.identities.get(one.id) or identity(self.trust, one) for one in entries]
             self.holder.set(identities=held)
+
+    async def fetch(self, entry_id: str, audience: tuple[str, ...]) -> str:
+        """Sign a token as the server would."""
+        if not self.trust.jwt_issuers:
+            raise ServerUnavailable("the server is away")
+        self.fetched.append(entry_id)
+        return self.trust.token(self.holder.view.entries[entry_id].spiffe_id.path, *audience)
+
+    def tokens(self) -> Tokens:
+        """Return where the Workload API gets its tokens."""
+        return Tokens(self.holder, self.fetch, lambda: float(self.trust.at))
 
     def rotate(self, one: Entry) -> Identity:
         """Issue a new SVID for an entry."""
