@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Workload API as its caller: the X.509-SVIDs of this process from an auth socket."""
+"""The Workload API as its caller: the SVIDs of this process from an auth socket."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -29,12 +29,25 @@ def fetch(path: str, option: str = "--auth-socket") -> workload_pb2.X509SVIDResp
 @contextmanager
 def stream(path: str, option: str, seconds: float | None = None) -> Iterator[Iterator[workload_pb2.X509SVIDResponse]]:
     """Open the stream of answers, one at once and one at each change. Raise Unreachable or Refused, also while read."""
+    with _api(path, option) as api:
+        yield iter(api.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA, timeout=seconds))
+
+
+def fetch_jwt(path: str, audience: Sequence[str], spiffe_id: str, option: str) -> Sequence[workload_pb2.JWTSVID]:
+    """Return JWT-SVIDs of one identity, or of all when none is named. Raise Unreachable or Refused."""
+    with _api(path, option) as api:
+        request = workload_pb2.JWTSVIDRequest(audience=audience, spiffe_id=spiffe_id)
+        return api.FetchJWTSVID(request, metadata=METADATA, timeout=CALL_SECONDS).svids
+
+
+@contextmanager
+def _api(path: str, option: str) -> Iterator[workload_grpc.SpiffeWorkloadAPIStub]:
+    """Connect. Raise Unreachable or Refused, also for what a call inside raises."""
     if not Path(path).exists():
         raise Unreachable(f"there is no auth socket at {path}: start a sidecar, or name its socket with {option}")
     with grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")]) as channel:
-        stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
         try:
-            yield iter(stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA, timeout=seconds))
+            yield workload_grpc.SpiffeWorkloadAPIStub(channel)
         except grpc.RpcError as error:
             _raise(path, error)
 

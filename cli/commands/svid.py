@@ -8,19 +8,25 @@ from typing import Any
 
 from cryptography import x509
 
+from firedoor.certs import jose
 from firedoor.certs.certificate import split_der
 from firedoor.cli import places
-from firedoor.cli.errors import UsageError
+from firedoor.cli.errors import Refused, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
 from firedoor.cli.parsing import Group
 from firedoor.cli.watch import After, Folder, watch
-from firedoor.cli.workload import certificates_pem, fetch, key_pem
+from firedoor.cli.workload import certificates_pem, fetch, fetch_jwt, key_pem
 from firedoor.wire import workload_pb2
 
 EXAMPLE = """\
 $ firedoor svid fetch x509 --write /tmp/svid
 $ openssl x509 -in /tmp/svid/svid.0.pem -noout -text"""
+
+
+JWT_EXAMPLE = """\
+$ firedoor svid fetch jwt --audience spiffe://example.org/segment/storage/host/h1/svc/s3
+$ firedoor svid fetch jwt --audience https://models.internal --output json | jq -r .[0].token"""
 
 
 WATCH_EXAMPLE = """\
@@ -38,7 +44,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--auth-socket", metavar="PATH", default=places.auth_socket(), help="the sidecar's auth socket (%(default)s)"
     )
     leaf.add_argument("--write", metavar="DIR", help="write svid.N.pem, svid.N.key (0600) and bundle.N.pem there")
+    _add_jwt(fetch)
     _add_watch(words)
+
+
+def _add_jwt(fetch: Group) -> None:
+    leaf = fetch.leaf("jwt", "fetch JWT-SVIDs of the calling process", JWT_EXAMPLE, run_jwt)
+    add = leaf.add_argument
+    add("--audience", action="append", required=True, metavar="A", help="who the token is for; may be given again")
+    add("--id", default="", metavar="ID", help="which identity (all of them)")
+    add("--auth-socket", metavar="PATH", default=places.auth_socket(), help="the sidecar's auth socket (%(default)s)")
 
 
 def _add_watch(words: Group) -> None:
@@ -88,6 +103,39 @@ def run(options: argparse.Namespace) -> int:
         if options.write:
             show(f"written    {options.write}/svid.{i}.pem, svid.{i}.key, bundle.{i}.pem")
     return Exit.DONE
+
+
+def run_jwt(options: argparse.Namespace) -> int:
+    """Fetch tokens once and print them. Whoever holds one is taken for this process."""
+    found = fetch_jwt(options.auth_socket, options.audience, options.id, "--auth-socket")
+    described = [_describe_jwt(svid) for svid in found]
+    if options.output == "json":
+        show_json(described)
+        return Exit.DONE
+    for svid in described:
+        show(f"spiffe id  {svid['spiffe_id']}\naudience   {', '.join(svid['audience'])}")
+        show(f"expires    {svid['expires_at']}")
+        if svid["hint"]:
+            show(f"hint       {svid['hint']}")
+        show(f"token      {svid['token']}")
+    return Exit.DONE
+
+
+def _describe_jwt(svid: workload_pb2.JWTSVID) -> dict[str, Any]:
+    """Say what a token says. It is not validated: the sidecar that gave it did that."""
+    try:
+        claims = jose.read_object(jose.decode(svid.svid.split(".")[1]))
+        audience = [claims["aud"]] if isinstance(claims["aud"], str) else list(claims["aud"])
+        expires_at = when(int(claims["exp"]))
+    except (ValueError, LookupError, TypeError):
+        raise Refused("the auth socket answered with what is no JWT-SVID") from None
+    return {
+        "spiffe_id": svid.spiffe_id,
+        "audience": audience,
+        "expires_at": expires_at,
+        "hint": svid.hint,
+        "token": svid.svid,
+    }
 
 
 def _describe(svid: workload_pb2.X509SVID) -> dict[str, Any]:

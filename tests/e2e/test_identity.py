@@ -4,13 +4,15 @@
 import base64
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import grpc
 import pytest
 import spiffe
-from spiffe.workloadapi.errors import FetchX509SvidError
+from spiffe.workloadapi.errors import FetchJwtSvidError, FetchX509SvidError, ValidateJwtSvidError
 
 from firedoor.certs import parse_x509_svid
 from firedoor.wire import workload_grpc, workload_pb2
@@ -258,3 +260,48 @@ def still_good(world: World, name: str) -> bool:
     """Say whether the stored agent SVID is still good."""
     chain = json.loads((world.folder / name / "agent.json").read_text())["chain"]
     return parse_x509_svid([base64.b64decode(one) for one in chain]).not_after > time.time()
+
+
+def svid_jwt(world: World, *words: str) -> subprocess.CompletedProcess[str]:
+    command = ("svid", "fetch", "jwt", "--auth-socket", str(world.auth_socket()), *words)
+    return subprocess.run([sys.executable, "-m", "firedoor.cli", *command], capture_output=True, text=True, check=False)
+
+
+def test_jwt_svids_from_the_broker_to_another_implementation(world: World, agent: str) -> None:
+    other = world.create_entry(agent, PATH + "-2", UID, "supplementary_gid:4000000000")
+    with world.api() as api:
+        mine = api.fetch_jwt_svid({"models", "tools"})
+        assert (str(mine.spiffe_id), mine.audience) == (ID, {"models", "tools"})
+        assert str(api.validate_jwt_svid(mine.token, "tools").spiffe_id) == ID
+        with pytest.raises(ValidateJwtSvidError):
+            api.validate_jwt_svid(mine.token, "elsewhere")
+        bundle = api.fetch_jwt_bundles().get_bundle_for_trust_domain(spiffe.TrustDomain("example.org"))
+        assert bundle is not None
+        assert str(spiffe.JwtSvid.parse_and_validate(mine.token, bundle, {"models"}).spiffe_id) == ID
+        with pytest.raises(FetchJwtSvidError, match="no identity issued"):
+            api.fetch_jwt_svid({"models"}, spiffe.SpiffeId(ID + "-2"))
+    (found,) = json.loads(svid_jwt(world, "--audience", "a", "--audience", "b", "--output", "json").stdout)
+    assert (found["spiffe_id"], found["audience"]) == (ID, ["a", "b"])
+    with world.api() as api:
+        assert str(api.validate_jwt_svid(found["token"], "b").spiffe_id) == ID
+    shown = svid_jwt(world, "--audience", "a", "--id", ID)
+    assert f"spiffe id  {ID}\naudience   a\nexpires    20" in shown.stdout
+    refused = svid_jwt(world, "--audience", "a", "--id", ID + "-2")
+    assert (refused.returncode, "no identity issued" in refused.stderr) == (4, True)
+    world.delete_entry(other)
+    logs = "".join(path.read_text() for path in world.folder.rglob("*") if path.suffix in (".log", ".jsonl"))
+    for token in (mine.token, found["token"]):
+        assert token.split(".")[1] not in logs
+        assert token.split(".")[2] not in logs
+
+
+def test_a_kept_token_outlives_the_broker(world: World, agent: str) -> None:
+    with world.api() as api:
+        first = api.fetch_jwt_svid({"models"})
+        world.programs[0].kill()
+        assert api.fetch_jwt_svid({"models"}).token == first.token
+        assert str(api.validate_jwt_svid(first.token, "models").spiffe_id) == ID
+        with pytest.raises(FetchJwtSvidError):
+            api.fetch_jwt_svid({"another"})
+        world.start_broker()
+        until(lambda: svid_jwt(world, "--audience", "another").returncode == 0, "a token for another audience")
