@@ -27,6 +27,7 @@ COMMANDS = (
     ("segment", "list, lint, apply: segments and the flows between them"),
     ("explain", "which flow allows a request, or why nothing does"),
     ("demo", "a whole firedoor around real programs, on this machine"),
+    ("completion", "bash, zsh, fish: what the shell needs to complete these words"),
     ("version", "the version"),
 )
 
@@ -67,14 +68,19 @@ def _run(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in dict(COMMANDS):
         raise UsageError(f"there is no command {name!r}; the commands are {', '.join(n for n, _ in COMMANDS)}")
-    module = importlib.import_module(f"firedoor.cli.commands.{name}")
-    parser = argparse.ArgumentParser(prog=f"firedoor {name}", description=dict(COMMANDS)[name], allow_abbrev=False)
-    module.configure(parser)
     try:
-        options = parser.parse_args(arguments[1:])
+        options = parser_of(name).parse_args(arguments[1:])
     except SystemExit as stop:  # argparse has printed its sentence, or the help
         return Exit(stop.code if isinstance(stop.code, int) else Exit.USAGE)
     return int(options.run(options))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of one command."""
+    module = importlib.import_module(f"firedoor.cli.commands.{name}")
+    parser = argparse.ArgumentParser(prog=f"firedoor {name}", description=dict(COMMANDS)[name], allow_abbrev=False)
+    module.configure(parser)
+    return parser
 
 
 def overview() -> str:
