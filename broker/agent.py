@@ -38,6 +38,12 @@ class Agent:
         return replace(self, serial=self.new_serial, not_after=self.new_not_after, new_serial="", new_not_after=0)
 
 
+    @property
+    def certificates(self) -> tuple[str, ...]:
+        """Serial numbers of what it may call with, in hex as certificates' are shown elsewhere."""
+        return tuple(format(int(serial), "x") for serial in (self.serial, self.new_serial) if serial)
+
+
 def check_agent(agent: Agent | None, serial: str, not_after: int, now: int) -> Agent:
     """Return the agent as it stands after this call: changed when the call is the first to use the new certificate.
 

@@ -39,6 +39,7 @@ from firedoor.certs import (
 )
 
 if TYPE_CHECKING:
+    from firedoor.broker.audit import Audit
     from firedoor.broker.state import State
     from firedoor.certs.authority import Kind, SlotName
 
@@ -73,8 +74,8 @@ class _Manager(Generic[I]):
 
     kind: ClassVar[Kind]
 
-    def __init__(self, state: State, keys: KeyManager, key_type: KeyType, ttl: int) -> None:
-        self._state, self._keys, self._key_type, self._ttl = state, keys, key_type, ttl
+    def __init__(self, state: State, keys: KeyManager, key_type: KeyType, ttl: int, audit: Audit) -> None:
+        self._state, self._keys, self._key_type, self._ttl, self._audit = state, keys, key_type, ttl, audit
         self._slots = AuthoritySlots()
         self._issuer: I | None = None
         self._lock = asyncio.Lock()
@@ -150,6 +151,7 @@ class _Manager(Generic[I]):
             apply,
         )
         _log.info("%s authority %s is prepared, and in the bundle", self.kind, authority.authority_id)
+        self._audited("authority_prepared", authority)
 
     async def _activate(self) -> None:
         """Let the prepared authority sign."""
@@ -167,6 +169,11 @@ class _Manager(Generic[I]):
 
         await self._state.database.write(lambda connection: put_journal(connection, self.kind, slots.to_json()), apply)
         _log.info("%s authority %s signs now", self.kind, prepared.authority_id)
+        self._audited("authority_activated", prepared)
+
+    def _audited(self, event: str, authority: Authority) -> None:
+        fields = {"kind": self.kind, "authority_id": authority.authority_id, "not_after": authority.not_after}
+        self._audit.event(event, **fields, generation=str(self._state.generation))
 
     def _load(self, authority: Authority) -> I | None:
         """Return the authority with its key, None when the key is gone. Raise KeyManagerError for a locked one."""

@@ -2,7 +2,8 @@
 """The broker's end of the control streams: who listens, what each is told, what each has acknowledged.
 
 Rust holds the streams; here a view is computed for each agent that listens, again at every generation, in slices that
-never keep the event loop for long. An agent that is not attested, or banned, is told nothing and loses its streams.
+never keep the event loop for long. An agent that is not attested, or banned, is told nothing and loses its streams, and
+so does a stream that was opened with a certificate which is not one of its agent's any more.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Listening:
     """One agent with open streams, and what it last said."""
 
     streams: set[int] = field(default_factory=set)
+    # What it may listen with, as the core was told; None: nothing was said yet.
+    certificates: tuple[str, ...] | None = None
     agent_version: str = ""
     running: Generation | None = None
     acknowledged: Generation | None = None
@@ -62,6 +65,7 @@ class Pusher:
         self._changed = asyncio.Event()
         self._viewer: tuple[Generation, Viewer] | None = None
         state.watch(self._changed.set)
+        state.watch_agents(self._certificates_changed)
 
     @property
     def listening(self) -> dict[SpiffeId, Listening]:
@@ -87,7 +91,7 @@ class Pusher:
                     self._said(agent_id, stream, control_pb2.FromSidecar.FromString(data))
             except (CertsError, DecodeError) as error:
                 _log.warning("a control stream sent what cannot be read: %s", type(error).__name__)
-                self._control.forget(agent)
+                self._forget(agent)
         self._metrics.streams.set(self._control.streams())
 
     async def run(self) -> None:
@@ -109,6 +113,29 @@ class Pusher:
         self._due.pop(agent_id, None)
         self._control.forget(str(agent_id))
 
+    def _certificates_changed(self, agent_id: SpiffeId) -> None:
+        """Take what an agent may listen with as it stands now."""
+        if agent_id in self._listening:
+            self._restrict(agent_id)
+        elif agent_id in self._absent:
+            self._absent.discard(agent_id)
+            self._control.forget(str(agent_id))
+
+    def _forget(self, agent: str) -> None:
+        """Break an agent's connections; it may come again, and is looked at anew then."""
+        self._control.forget(agent)
+        for agent_id, one in self._listening.items():
+            if str(agent_id) == agent:
+                one.certificates = None
+
+    def _restrict(self, agent_id: SpiffeId) -> None:
+        """Let the agent listen with its present certificates alone. Done before it is told anything."""
+        agent, one = self._state.agents.get(agent_id), self._listening[agent_id]
+        certificates = agent.certificates if agent else ()
+        if one.certificates != certificates:
+            one.certificates = certificates
+            self._control.restrict(str(agent_id), certificates)
+
     # --- what sidecars say --------------------------------------------------------------------------------------
 
     def _said(self, agent_id: SpiffeId, stream: int, message: control_pb2.FromSidecar) -> None:
@@ -126,9 +153,10 @@ class Pusher:
     def _hello(self, agent_id: SpiffeId, stream: int, hello: control_pb2.Hello) -> None:
         if VERSION not in hello.versions:
             _log.warning("%s speaks none of our versions of the control stream", agent_id)
-            self._control.forget(str(agent_id))
+            self._forget(str(agent_id))
             return
         one = self._listening.setdefault(agent_id, Listening())
+        self._restrict(agent_id)
         one.streams.add(stream)
         one.agent_version = hello.agent_version[:255]
         one.running = _generation(hello.running) if hello.HasField("running") else None

@@ -62,6 +62,7 @@ class State:
         self.own_bundle = asyncio.Lock()
         self._cache: dict[SpiffeId, _Cached] = {}
         self._watchers: list[Callable[[], None]] = []
+        self._agent_watchers: list[Callable[[SpiffeId], None]] = []
 
     async def load(self) -> None:
         """Read everything from the database, at start."""
@@ -79,6 +80,10 @@ class State:
     def watch(self, changed: Callable[[], None]) -> None:
         """Have a function called after every change. It must be quick."""
         self._watchers.append(changed)
+
+    def watch_agents(self, changed: Callable[[SpiffeId], None]) -> None:
+        """Have a function called whenever an agent's certificates change. It must be quick."""
+        self._agent_watchers.append(changed)
 
     async def change(self, run: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
         """Commit a job together with the next generation, then bring memory up to it. Raise what the job raises."""
@@ -113,7 +118,7 @@ class State:
         def apply(_: None) -> None:
             present = self.agents.get(spiffe_id)
             if present is not None and present.new_serial == checked.serial:
-                self.agents[spiffe_id] = present.promoted()
+                self.put_agent(present.promoted())
 
         await self.database.write(lambda connection: promote_agent(connection, checked), apply)
         # It may have been banned in the meantime.
@@ -160,11 +165,17 @@ class State:
 
     # --- bringing memory up to a commit ---------------------------------------------------------------------------
 
+    def put_agent(self, agent: Agent) -> None:
+        """Remember an agent, with the certificates that it has now."""
+        self.agents[agent.id] = agent
+        for watcher in self._agent_watchers:
+            watcher(agent.id)
+
     def renewed(self, agent_id: SpiffeId, serial: str, not_after: int) -> None:
         """Remember an agent's renewed certificate."""
         agent = self.agents.get(agent_id)
         if agent is not None:
-            self.agents[agent_id] = replace(agent, new_serial=serial, new_not_after=not_after)
+            self.put_agent(replace(agent, new_serial=serial, new_not_after=not_after))
 
     def set_version(self, agent_id: SpiffeId, version: str) -> None:
         """Remember which version an agent runs."""

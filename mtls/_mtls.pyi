@@ -180,6 +180,12 @@ class ControlServer:
         parts of a FromSidecar have not been looked at: they may be malformed.
         """
 
+    def restrict(self, agent_id: str, serials: Sequence[str]) -> None:
+        """Say with which certificates (serials, hex) an agent may listen, until it is forgotten.
+
+        Connections with others are broken, also those that come later, before they are told anything.
+        """
+
     def forget(self, agent_id: str) -> int:
         """Drop an agent's view and break its connections (ban, evict); return how many streams there were.
 

@@ -137,7 +137,7 @@ class AgentService:
             return agent, svid
 
         def apply(result: tuple[Agent, X509Svid]) -> None:
-            self._state.agents[node.agent_id] = result[0]
+            self._state.put_agent(result[0])
 
         return await self._state.database.write(run, apply)
 

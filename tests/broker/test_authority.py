@@ -206,3 +206,18 @@ def test_a_step_forward_is_taken() -> None:
     start = clock.now()
     hands.wall += 5000
     assert clock.now_for_issuing() == start + 5000
+
+
+async def test_each_step_is_audited(broker: RunningBroker) -> None:
+    first = broker.broker.authority.slots.current
+    assert first is not None
+    await broker.broker.authority._prepare()
+    await broker.broker.authority._activate()
+    second = broker.broker.authority.slots.current
+    assert second is not None
+    steps = [record for record in broker.audit() if record.get("kind") == "x509"]
+    assert [(one["event"], one["authority_id"]) for one in steps] == [
+        (event, authority.authority_id)
+        for authority in (first, second)
+        for event in ("authority_prepared", "authority_activated")
+    ]

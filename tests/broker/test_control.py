@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from firedoor.broker.db.rows import Generation
 from firedoor.certs import KeyType, SpiffeId, generate_key, make_csr, parse_x509_svid
 from firedoor.wire import bundle_pb2, control_pb2, entry_pb2, types
 from firedoor.wire.views import view_hash
-from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, until
+from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, running, until
 from tests.broker.test_issuing import USER, change
 
 
@@ -184,6 +185,51 @@ async def test_an_identity_that_is_no_agent_is_told_nothing(broker: RunningBroke
     await until(lambda: stream.poll() or stream.disconnects)
     assert not stream.updates
     assert await Stream(agent).next()
+
+
+async def test_a_replaced_certificate_cannot_listen(broker: RunningBroker) -> None:
+    old = await broker.attest()
+    first = Stream(old)
+    await first.next()
+    key = generate_key(KeyType.EC_P256)
+    new = broker.client()
+    new.use(await old.renew(key), key)
+    # Until the new one is used, both count.
+    second, third = Stream(old), Stream(new)
+    await second.next()
+    await third.next()
+    await new.entries()
+    for stream in (first, second):
+        await until(lambda stream=stream: stream.poll() or stream.disconnects)  # type: ignore[misc]
+        stream.updates.clear()
+    again = Stream(old)
+    await until(lambda: again.poll() or again.disconnects)
+    made = await broker.entry("/segment/registry/x", old.path, USER)
+    await third.having(made.id)
+    for stream in (first, second, again):
+        stream.poll()
+        assert not stream.updates
+        stream.stop()
+    assert not third.disconnects
+
+
+async def test_a_replaced_certificate_is_told_nothing_by_a_broker_that_never_heard_of_it(folder: Path) -> None:
+    async with running(folder) as broker:
+        old = await broker.attest()
+        key, kept = generate_key(KeyType.EC_P256), (old.svid, old.key)
+        new = broker.client()
+        new.use(await old.renew(key), key)
+        await new.entries()
+        fresh = (new.svid, new.key)
+    async with running(folder) as broker:
+        for (svid, key), told in ((kept, False), (fresh, True)):
+            agent = broker.client()
+            assert svid is not None
+            agent.use(svid, key)
+            stream = Stream(agent)
+            await until(lambda stream=stream: stream.poll() or stream.disconnects or stream.updates)  # type: ignore[misc]
+            assert (bool(stream.updates), bool(stream.disconnects)) == (told, not told)
+            stream.stop()
 
 
 async def test_a_version_that_we_do_not_speak_is_refused(broker: RunningBroker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from firedoor.broker.db.rows import load_revocations
 from firedoor.broker.rpc.gate import KEEP_SVIDS
 from firedoor.certs import SpiffeId, parse_x509_svid
 from firedoor.wire import agent_pb2, entry_pb2
@@ -29,3 +30,23 @@ async def test_keep_svids(broker: RunningBroker, what: str, said: str | None, ke
         assert broker.broker.state.agents[SpiffeId.parse(agent.id)].banned
     assert [value for _, value in broker.broker.state.revocations] == ([] if kept else [serial])
     assert broker.audit()[-1]["keep_svids"] is kept
+
+
+async def test_revocations_go_when_nothing_they_mean_can_be_valid(broker: RunningBroker) -> None:
+    agent = await broker.attest()
+    made = [await broker.entry(f"/segment/registry/{ttl}", agent.path, USER, x509_svid_ttl=ttl) for ttl in (100, 1000)]
+    serials = []
+    for one in made:
+        (result,) = await agent.sign(one.id)
+        serials.append(parse_x509_svid(tuple(result.svid.cert_chain)).serial)
+    await broker.entries.BatchDeleteEntry(entry_pb2.BatchDeleteEntryRequest(ids=[one.id for one in made]))
+    state, clock = broker.broker.state, broker.broker.clock
+    kept = {value: one.expires_at for (_, value), one in state.revocations.items()}
+    assert set(kept) == set(serials)
+    now = clock.now()
+    for when, left in ((kept[serials[0]] - 1, serials), (kept[serials[0]], serials[1:]), (kept[serials[1]], [])):
+        clock._last += when - now
+        now = when
+        await broker.broker._prune()
+        stored = await state.database.read(load_revocations)
+        assert {value for _, value in state.revocations} == {value for _, value in stored} == set(left)

@@ -50,6 +50,11 @@ impl ControlServer {
         events.into_iter().map(event).collect()
     }
 
+    /// Say with which certificates an agent may listen.
+    fn restrict(&self, py: Python<'_>, agent_id: &str, serials: Vec<String>) {
+        py.detach(|| self.server.restrict(agent_id, &serials));
+    }
+
     /// Drop an agent's view and reset its streams; return how many streams there were.
     fn forget(&self, py: Python<'_>, agent_id: &str) -> usize {
         py.detach(|| self.server.forget(agent_id))

@@ -52,14 +52,16 @@ impl Hub {
     /// Serve a connection to its end.
     pub(crate) async fn serve(self: Arc<Self>, connection: ControlConnection) {
         let ControlConnection { stream, peer, .. } = connection;
-        match self.admit(peer.id()) {
+        match self.admit(peer.id(), peer.serial()) {
             Ok(seat) => {
                 let seat = Arc::new(seat);
                 let seated = Ok(seat.clone());
                 tokio::select! {
-                    () = self.run(stream, &seated) => {}
-                    // The stream is dropped, and with it what has not left yet.
+                    // Asked first: a certificate that may not listen is told nothing. The stream is dropped, and with
+                    // it what has not left yet.
+                    biased;
                     () = seat.forgotten() => {}
+                    () = self.run(stream, &seated) => {}
                 }
             }
             Err(status) => self.run(stream, &Err(status)).await,
@@ -67,14 +69,14 @@ impl Hub {
     }
 
     /// Only agents of our own trust domain speak here. Which of them may is Python's to say, when it hears the Hello.
-    fn admit(&self, id: &SpiffeId) -> Result<Seat, Status> {
+    fn admit(&self, id: &SpiffeId, serial: &str) -> Result<Seat, Status> {
         let material = self.store.present();
         let own = material.is_some_and(|material| material.trust_domain() == id.trust_domain());
         if !own || !id.path().starts_with("/spire/agent/") {
             return Err(Status::permission_denied("only agents of this trust domain have a control stream"));
         }
         let crowded = || Status::resource_exhausted("the agent has too many connections");
-        self.agents.seat(id.as_str()).ok_or_else(crowded)
+        self.agents.seat(id.as_str(), serial).ok_or_else(crowded)
     }
 
     async fn run(self: &Arc<Self>, stream: GuardedStream, seat: &Result<Arc<Seat>, Status>) {

@@ -54,6 +54,12 @@ impl ControlServer {
         self.0.events.drain(limit)
     }
 
+    /// Say with which certificates (serial numbers, hex) an agent may listen; connections with others are broken, those
+    /// that come later too, until the agent is forgotten.
+    pub fn restrict(&self, agent: &str, serials: &[String]) {
+        self.0.agents.restrict(agent, serials);
+    }
+
     /// Drop an agent's view and break its connections; return how many streams there were.
     pub fn forget(&self, agent: &str) -> usize {
         self.0.agents.forget(agent)

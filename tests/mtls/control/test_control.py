@@ -7,6 +7,7 @@ import select
 import time
 
 import pytest
+from cryptography import x509
 
 from firedoor import mtls
 from tests.mtls.control.conftest import AGENT, Broker, Sidecar, ack, hello, nack, publish, wait_for
@@ -102,6 +103,26 @@ def test_only_the_expected_server_is_spoken_to(broker: Broker) -> None:
     assert broker.front.address in wrong.news[0][1]
     right.connected()
     assert [event[1] for event in broker.said("hello")] == [right.id]
+
+
+def test_only_certificates_that_may_listen_are_told_anything(broker: Broker, td: SimulatedTrustDomain) -> None:
+    old, new = td.svid(AGENT), td.svid(AGENT)
+    cores = [broker.new_core(), broker.new_core()]
+    for core, svid in zip(cores, (old, new), strict=True):
+        publish(core, td, svid)
+    serials = [format(x509.load_der_x509_certificate(svid.chain[0]).serial_number, "x") for svid in (old, new)]
+    broker.control.restrict(ID, serials)
+    broker.control.publish([([ID], b"both")])
+    first, second = (broker.sidecar(core=core).connected() for core in cores)
+    assert (first.received(1), second.received(1)) == ([b"both"], [b"both"])
+    broker.control.restrict(ID, serials[1:])
+    wait_for(lambda: "disconnected" in first.kinds())
+    broker.control.publish([([ID], b"new")])
+    assert second.received(2)[-1] == b"new"
+    again = broker.sidecar(core=cores[0])
+    wait_for(lambda: "disconnected" in again.kinds())
+    assert (first.read().messages, again.read().messages) == ([b"both"], [])
+    assert "disconnected" not in second.kinds()
 
 
 @pytest.mark.parametrize("path", ["/segment/inference/x", "/spire/server", "/spire/agentx/a", "/spire/agent"])
