@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from firedoor.certs import SpiffeId, SpiffeIdError
 from firedoor.mtls import Engine, MtlsError
 from firedoor.sidecar.callers import Callers
-from firedoor.sidecar.errors import NotEntitled, NotServed, NotYours, RequestRefused, SidecarError
+from firedoor.sidecar.errors import NotEntitled, NotYours, RequestRefused, SidecarError
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.listeners import Inbound
 from firedoor.sidecar.view import Entry
@@ -39,8 +39,8 @@ class AuthApi:
         callers: Callers,
         holder: Holder,
         now: Callable[[], float],
-        inbound: Sequence[Inbound] = (),
-        fetch_jwt: FetchJwt | None = None,
+        inbound: Sequence[Inbound],
+        fetch_jwt: FetchJwt,
     ) -> None:
         self._callers, self._holder, self._now = callers, holder, now
         self._inbound, self._fetch_jwt = inbound, fetch_jwt
@@ -63,8 +63,6 @@ class AuthApi:
     async def fetch_jwt_svid(self, peer: str, request: auth_pb2.FetchJWTSVIDRequest) -> auth_pb2.FetchJWTSVIDResponse:
         """Return a JWT-SVID of one of the caller's identities."""
         entry = await self._own(peer, request.spiffe_id)
-        if self._fetch_jwt is None:
-            raise NotServed("this sidecar does not serve the JWT-SVID profile")
         if not request.audience or not all(request.audience):
             raise RequestRefused("a JWT-SVID needs an audience: who it is for")
         token, expires_at = await self._fetch_jwt(entry, tuple(request.audience))

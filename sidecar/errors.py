@@ -12,7 +12,6 @@
     │   ├── NotEntitled
     │   ├── NotYours             an identity that the caller does not have
     │   └── RequestRefused       a request that breaks a rule of the Auth API
-    ├── NotServed                a profile that this sidecar does not have
     ├── NotReady                 we, or our server, cannot answer yet
     └── ServerError              our server
         ├── AttestationRefused
@@ -112,13 +111,6 @@ class RequestRefused(WorkloadError):
 
     code = "bad_request"
     status = grpc.StatusCode.INVALID_ARGUMENT
-
-
-class NotServed(SidecarError):
-    """A profile that this sidecar does not have."""
-
-    code = "not_served"
-    status = grpc.StatusCode.UNIMPLEMENTED
 
 
 class NotReady(SidecarError):

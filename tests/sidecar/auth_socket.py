@@ -120,7 +120,7 @@ async def opened(bench: Bench, config: Config, *listeners: Inbound) -> AsyncIter
     """Open the socket; it is gone afterwards."""
     sockets = Sockets(bench.core, config)
     api = WorkloadApi(bench.holder, UnixAttestor(), time.time, bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, time.time, listeners))
+    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, time.time, listeners, api.fetch_jwt))
     try:
         yield AuthSocket(bench, config, sockets)
     finally:

@@ -5,6 +5,7 @@ import asyncio
 import json
 import shutil
 import socket as sockets_of_python
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from firedoor.certs import validate_jwt_svid
 from firedoor.sidecar.config import Config
 from firedoor.wire import auth_grpc, auth_pb2
 from tests.sidecar.auth_socket import PEER, STRANGER, AuthSocket, X, Y, inbound, opened
@@ -146,10 +148,33 @@ async def test_the_table_is_the_present_one(auth: AuthSocket) -> None:
     assert (await auth.http("POST", "/v1/check", READ))[1]["reason"] == "unknown_source"
 
 
-async def test_a_jwt_svid_for_somebody_else(auth: AuthSocket) -> None:
+async def test_a_jwt_svid(auth: AuthSocket, stub: Any) -> None:
+    auth.bench.trust.rotate_jwt()
+    auth.entitle(X, Y)
+    status, found = await auth.http("POST", "/v1/jwt-svid", {"audience": ["models"], "spiffe_id": str(Y.spiffe_id)})
+    assert (status, found["spiffe_id"]) == (200, str(Y.spiffe_id))
+    now = int(time.time())
+    proof = validate_jwt_svid(found["token"], "models", auth.bench.trust.bundles(), now)
+    assert (proof.id, proof.expires_at) == (Y.spiffe_id, found["expires_at"])
+    answer = await stub.FetchJWTSVID(auth_pb2.FetchJWTSVIDRequest(audience=["models"]), metadata=HEADER)
+    assert validate_jwt_svid(answer.token, "models", auth.bench.trust.bundles(), now).id == X.spiffe_id
+
+
+async def test_a_jwt_svid_is_refused(auth: AuthSocket) -> None:
+    auth.bench.trust.rotate_jwt()
     auth.entitle(X)
-    request = {"audience": ["models"], "spiffe_id": PEER}
-    assert (await auth.http("POST", "/v1/jwt-svid", request))[0] == 403
+    for request, status in (
+        ({"audience": ["models"], "spiffe_id": PEER}, 403),
+        ({"audience": []}, 400),
+        ({"audience": [""]}, 400),
+        ({"audience": ["models"]}, 200),
+    ):
+        assert (await auth.http("POST", "/v1/jwt-svid", request))[0] == status
+
+
+async def test_a_jwt_svid_while_the_server_is_away(auth: AuthSocket) -> None:
+    auth.entitle(X)
+    assert (await auth.http("POST", "/v1/jwt-svid", {"audience": ["models"]}))[0] == 503
 
 
 HTTP = {

@@ -60,7 +60,7 @@ async def reachable(bench: Bench, settings: Config, open_folder: Path) -> AsyncI
     config = replace(settings, auth_socket=open_folder / "auth.sock", admin_socket=open_folder / "admin.sock")
     sockets = Sockets(bench.core, config)
     api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at), bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at)))
+    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at), (), api.fetch_jwt))
     await sockets.open_admin(Reporter(), lambda: True)
     yield config
     await sockets.close()

@@ -41,7 +41,7 @@ async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
     api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at), bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at)))
+    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at), (), api.fetch_jwt))
     await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced)
     yield sockets
     await sockets.close()
