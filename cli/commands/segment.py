@@ -12,6 +12,7 @@ from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
 from firedoor.cli.parsing import Group
 from firedoor.cli.policy_files import read_documents, trust_domain
+from firedoor.cli.progress import waiting
 from firedoor.segments import Document, Finding, PolicyErrors, lint, load
 from firedoor.wire import admin_grpc, admin_pb2, control_pb2, policy_pb2
 
@@ -149,7 +150,8 @@ def run_apply(options: argparse.Namespace) -> int:
         request.if_generation.CopyFrom(options.if_generation)
     with broker(options) as connection:
         stub = admin_grpc.PolicyAdminStub(connection.channel)
-        answer = connection.call(stub.ApplyPolicy, request, seconds=APPLY_SECONDS)
+        with waiting("waiting until nobody entitled needs a certificate that this edit ends; --now does not wait"):
+            answer = connection.call(stub.ApplyPolicy, request, seconds=APPLY_SECONDS)
     if options.output == "json":
         changes = [{"kind": _kind(c), "object": c.object, "name": c.name, "diff": c.diff} for c in answer.changes]
         number = _number(answer.generation)

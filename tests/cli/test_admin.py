@@ -92,6 +92,21 @@ def test_update_changes_what_is_given_and_nothing_else(broker_with_files: Runnin
     assert answer(broker_with_files, "entry", "show", made["id"])["revision_number"] == expected["revision_number"]
 
 
+def test_apply_holds_to_the_generation_that_was_read(broker: RunningBroker) -> None:
+    before = answer(broker, "segment", "list")["generation"]
+    looked = answer(broker, "segment", "apply", "policy", "--dry-run", "--if-generation", before)
+    assert (looked["dry_run"], looked["generation"]) == (True, before)
+    assert {change["kind"] for change in looked["changes"]} == {"added"}
+    assert answer(broker, "segment", "list")["segments"] == []
+    applied = answer(broker, "segment", "apply", "policy", "--if-generation", before)
+    assert (applied["changes"], applied["generation"] != before) == (looked["changes"], True)
+    # Somebody else was first: nothing is replaced, and nothing is shown as if it could be.
+    for more in ((), ("--dry-run",)):
+        ran = firedoor(broker, "segment", "apply", "policy/registry.yaml", "--if-generation", before, *more)
+        assert (ran.returncode, applied["generation"] in ran.stderr) == (4, True), ran.stderr
+    assert answer(broker, "segment", "list")["generation"] == applied["generation"]
+
+
 def test_apply_is_refused_where_files_are_the_source(broker_with_files: RunningBroker) -> None:
     ran = firedoor(broker_with_files, "segment", "apply", "policy")
     assert ran.returncode == 4
