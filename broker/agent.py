@@ -37,7 +37,6 @@ class Agent:
         """Return the agent with its new certificate as the present one."""
         return replace(self, serial=self.new_serial, not_after=self.new_not_after, new_serial="", new_not_after=0)
 
-
     @property
     def certificates(self) -> tuple[str, ...]:
         """Serial numbers of what it may call with, in hex as certificates' are shown elsewhere."""
