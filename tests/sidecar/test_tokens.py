@@ -42,7 +42,7 @@ async def socket(bench: Bench, settings: Config) -> AsyncIterator[str]:
     bench.trust.rotate_jwt()
     sockets = Sockets(bench.core, settings)
     api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at), bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at)))
+    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at), (), api.fetch_jwt))
     yield f"unix:{settings.auth_socket}"
     await sockets.close()
 
