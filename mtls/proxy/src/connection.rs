@@ -7,8 +7,9 @@ use std::sync::Arc;
 use firedoor_identity::{HandshakeError, Identity, Material, SpiffeId, VerifiedPeer};
 
 use crate::caps::Place;
-use crate::decide::{self, Input, Verdict};
+use crate::decide::{self, Asked, Input, Verdict};
 use crate::draft::Draft;
+use crate::http::peers::Peers;
 use crate::local::Client;
 use crate::proxy::Shared;
 use crate::records::{Direction, Outcome};
@@ -37,7 +38,17 @@ pub(crate) enum Who {
 pub(crate) struct Accepted {
     pub shared: Arc<Shared>,
     pub spec: Arc<Spec>,
+    /// Connections that an outbound HTTP listener shares among its clients.
+    pub peers: Arc<Peers>,
     pub place: Option<Place<Who>>,
+}
+
+/// A verified peer and how long a connection to it may live.
+#[derive(Debug, Clone)]
+pub(crate) struct Met {
+    pub peer: VerifiedPeer,
+    pub address: Option<SocketAddr>,
+    pub limits: Limits,
 }
 
 /// Why a connection is not served.
@@ -91,33 +102,33 @@ impl Accepted {
         if place.claim(who) { Ok(()) } else { Err(TOO_MANY_OF_ONE) }
     }
 
+    /// Note who a connection that begins now was made with.
+    pub fn met(&self, own: Own<'_>, peer: VerifiedPeer, address: Option<SocketAddr>) -> Met {
+        let lifetime = self.spec.common.lifetime_from(self.shared.now());
+        let limits = Limits { peer: peer.deadline(), own: own.identity.deadline(), lifetime };
+        Met { peer, address, limits }
+    }
+
     /// Decide about a verified peer. Return what the registry keeps of an admitted connection.
-    pub fn judge(
-        &self,
-        own: Own<'_>,
-        peer: VerifiedPeer,
-        peer_address: Option<SocketAddr>,
-        client: Option<Client>,
-    ) -> Result<Admitted, Denied> {
+    pub fn judge(&self, own: Own<'_>, met: Met, client: Option<Arc<Client>>, asked: Asked) -> Result<Admitted, Denied> {
         let (common, direction, now) = (&self.spec.common, self.spec.direction(), self.shared.now());
-        let (as_id, peer_id) = (common.as_id.clone(), peer.id().clone());
+        let (as_id, peer_id) = (common.as_id.clone(), met.peer.id().clone());
         let (source, destination) = match direction {
             Direction::Inbound => (peer_id, as_id),
             Direction::Outbound => (as_id, peer_id),
         };
-        let input = Input { source, destination, port: common.service_port };
+        let input = Input { source, destination, port: common.service_port, asked };
         let verdict = decide::judge(&decide::engine(own.material), direction, &input, now);
         if verdict.outcome == Outcome::Denied {
             return Err(Denied::Verdict(verdict));
         }
-        let lifetime = common.lifetime_from(now);
         Ok(Admitted {
             direction,
             listener: common.name.clone(),
             input,
-            limits: Limits { peer: peer.deadline(), own: own.identity.deadline(), lifetime },
-            peer,
-            peer_address,
+            limits: met.limits,
+            peer: met.peer,
+            peer_address: met.address,
             client,
             verdict,
             revision: own.material.revision(),

@@ -9,13 +9,34 @@ use firedoor_policy::{Engine, Expiry, Mode, Protocol, Question, Request, Segment
 
 use crate::records::{Direction, Outcome};
 
-/// What a connection of an opaque listener asks.
+/// What the source wants to do, owned, so that it can be asked again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    Tcp,
+    Http { authority: Box<str>, method: Box<str>, target: Box<str> },
+    Grpc { service: Box<str>, method: Box<str> },
+}
+
+impl Asked {
+    /// The same as the engine reads it.
+    #[must_use]
+    pub fn request(&self) -> Request<'_> {
+        match self {
+            Asked::Tcp => Request::Tcp,
+            Asked::Http { authority, method, target } => Request::Http { authority, method, target },
+            Asked::Grpc { service, method } => Request::Grpc { service, method },
+        }
+    }
+}
+
+/// What an opaque connection or a request asks.
 #[derive(Debug, Clone)]
 pub struct Input {
     pub source: SpiffeId,
     pub destination: SpiffeId,
     /// The receiving listener's own value, never one that a peer sent.
     pub port: u16,
+    pub asked: Asked,
 }
 
 /// What one end says to it.
@@ -39,8 +60,8 @@ pub fn engine(material: &Material) -> Arc<Engine> {
 /// Decide. The outbound end goes by the source's mode, the inbound end by the destination's.
 #[must_use]
 pub fn judge(engine: &Engine, direction: Direction, input: &Input, time: i64) -> Verdict {
-    let Input { source, destination, port } = input;
-    let answer = engine.decide(&Question { source, destination, port: *port, request: Request::Tcp, time });
+    let Input { source, destination, port, asked } = input;
+    let answer = engine.decide(&Question { source, destination, port: *port, request: asked.request(), time });
     let own = match direction {
         Direction::Inbound => engine.segment_of(destination),
         Direction::Outbound => engine.segment_of(source),
@@ -72,12 +93,22 @@ pub fn foresee(
     source: &SpiffeId,
     expect: &[IdPattern],
     port: u16,
+    protocol: Protocol,
     time: i64,
 ) -> Result<(), &'static str> {
-    match engine.could_allow(source, expect, port, Protocol::Tcp, time) {
+    match engine.could_allow(source, expect, port, protocol, time) {
         Ok(()) => Ok(()),
         Err(reason) if reason.is_missing_flow() && audits(engine.segment_of(source)) => Ok(()),
         Err(reason) => Err(reason.code()),
+    }
+}
+
+/// How long what this identity has open may outlive its SVIDs, in seconds.
+#[must_use]
+pub fn grace(engine: &Engine, id: &SpiffeId) -> i64 {
+    match engine.segment_of(id).map(|segment| segment.expiry) {
+        Some(Expiry::UntilRevoked(grace)) => i64::try_from(grace.as_secs()).unwrap_or(i64::MAX),
+        Some(Expiry::Close) | None => 0,
     }
 }
 
@@ -126,7 +157,7 @@ mod tests {
 
     fn input(source: &str, destination: &str, port: u16) -> Input {
         let id = |text| SpiffeId::parse(text).unwrap();
-        Input { source: id(source), destination: id(destination), port }
+        Input { source: id(source), destination: id(destination), port, asked: Asked::Tcp }
     }
 
     #[test]
@@ -159,7 +190,8 @@ mod tests {
         use message::Mode::{Audit as Watch, Enforce};
         let source = SpiffeId::parse(SOURCE).unwrap();
         let to = |pattern: &str| [IdPattern::parse(pattern).unwrap()];
-        let ask = |mode, pattern: &str, port| foresee(&engine(mode, Enforce), &source, &to(pattern), port, 0);
+        let ask =
+            |mode, pattern: &str, port| foresee(&engine(mode, Enforce), &source, &to(pattern), port, Protocol::Tcp, 0);
         assert_eq!(ask(Enforce, DESTINATION, 9000), Ok(()));
         assert_eq!(ask(Enforce, "spiffe://td/segment/b/*", 9000), Ok(()));
         assert_eq!(ask(Enforce, DESTINATION, 1), Err("port_not_named"));
@@ -167,6 +199,6 @@ mod tests {
         assert_eq!(ask(Watch, DESTINATION, 1), Ok(()));
         let stranger = SpiffeId::parse("spiffe://td/nowhere").unwrap();
         let watching = engine(Watch, Watch);
-        assert_eq!(foresee(&watching, &stranger, &to(DESTINATION), 9000, 0), Err("unknown_source"));
+        assert_eq!(foresee(&watching, &stranger, &to(DESTINATION), 9000, Protocol::Tcp, 0), Err("unknown_source"));
     }
 }

@@ -9,7 +9,7 @@ use firedoor_identity::{ClientTls, Identity, VerifiedPeer, connect};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::connection::{ALPN, HANDSHAKE_TIMEOUT, handshake_reason};
+use crate::connection::{HANDSHAKE_TIMEOUT, handshake_reason};
 use crate::spec::Outbound;
 use crate::stream;
 
@@ -45,12 +45,13 @@ impl Failure {
 pub(crate) async fn dial(
     identity: &Identity,
     outbound: &Outbound,
+    alpn: &[&[u8]],
     patience: Duration,
 ) -> Result<(Peer, VerifiedPeer), Failure> {
     let mut furthest = Failure { stage: Stage::Resolving, reason: "unresolved", address: None };
     for hint in &outbound.addresses {
         for address in resolve(hint, patience).await {
-            match attempt(identity, outbound, address, patience).await {
+            match attempt(identity, outbound, address, alpn, patience).await {
                 Ok(found) => return Ok(found),
                 Err(failure) if failure.stage > furthest.stage => furthest = failure,
                 Err(_) => {}
@@ -74,6 +75,7 @@ async fn attempt(
     identity: &Identity,
     outbound: &Outbound,
     address: SocketAddr,
+    alpn: &[&[u8]],
     patience: Duration,
 ) -> Result<(Peer, VerifiedPeer), Failure> {
     let failed = |stage, reason| Failure { stage, reason, address: Some(address) };
@@ -82,7 +84,7 @@ async fn attempt(
         Ok(_) => return Err(failed(Stage::Connecting, "connect_failed")),
         Err(_) => return Err(failed(Stage::Connecting, "connect_timeout")),
     };
-    match timeout(patience, connect(identity, &outbound.expect, ALPN, ReadAhead::new(tcp))).await {
+    match timeout(patience, connect(identity, &outbound.expect, alpn, ReadAhead::new(tcp))).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(failed(Stage::Shaking, handshake_reason(&error))),
         Err(_) => Err(failed(Stage::Shaking, HANDSHAKE_TIMEOUT)),

@@ -40,7 +40,7 @@ impl Draft {
             destination: empty.clone(),
             destination_segment: empty.clone(),
             port: common.service_port,
-            protocol: "tcp",
+            protocol: common.protocol.as_str(),
             decision: Outcome::Denied,
             flow: empty,
             reason: ABORTED,
@@ -67,15 +67,24 @@ impl Draft {
 
     /// Note who the peer proved to be, and the value that both ends can derive from this TLS connection.
     pub fn peer<D>(&mut self, material: &Material, id: &SpiffeId, tls: &rustls::ConnectionCommon<D>) {
-        let correlation = tls.export_keying_material([0u8; 16], CORRELATION_LABEL, None);
+        self.link(material, id, &correlation(tls));
+    }
+
+    /// The same, of a connection whose value is known.
+    pub fn link(&mut self, material: &Material, id: &SpiffeId, correlation: &str) {
         self.edit(|record| {
             let other = (Arc::from(id.as_str()), segment(Some(material), id));
             match record.direction {
                 Direction::Inbound => (record.source, record.source_segment) = other,
                 Direction::Outbound => (record.destination, record.destination_segment) = other,
             }
-            record.correlation = correlation.map(|bytes| hex(&bytes)).unwrap_or_default();
+            record.correlation = correlation.to_owned();
         });
+    }
+
+    /// Forget the record: the connection asked nothing yet.
+    pub fn withdraw(mut self) {
+        self.record = None;
     }
 
     /// Write the record of a refusal.
@@ -108,6 +117,12 @@ impl Drop for Draft {
             self.shared.records.push(record);
         }
     }
+}
+
+/// The value that both ends can derive from a TLS connection.
+pub(crate) fn correlation<D>(tls: &rustls::ConnectionCommon<D>) -> String {
+    let value = tls.export_keying_material([0u8; 16], CORRELATION_LABEL, None);
+    value.map(|bytes| hex(&bytes)).unwrap_or_default()
 }
 
 fn segment(material: Option<&Material>, id: &SpiffeId) -> Arc<str> {

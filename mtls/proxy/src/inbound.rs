@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::connection::{
     ALPN, Accepted, Denied, HANDSHAKE_CLOSED, HANDSHAKE_TIMEOUT, Own, TLS_BUFFER, Who, handshake_reason,
 };
+use crate::decide::Asked;
 use crate::draft::Draft;
 use crate::local::diag;
 use crate::registry::Entered;
@@ -23,10 +24,10 @@ use crate::relay::{PeerStream, Watched, relay};
 use crate::spec::{Endpoint, Inbound};
 use crate::stream::{self, LocalStream};
 
-const APP_UNREACHABLE: &str = "app_unreachable";
+pub(crate) const APP_UNREACHABLE: &str = "app_unreachable";
 const APP_WRONG_UID: &str = "app_wrong_uid";
 
-type Peer = ServerTls<ReadAhead<TcpStream>>;
+pub(crate) type Peer = ServerTls<ReadAhead<TcpStream>>;
 
 /// Serve one accepted connection.
 pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd) {
@@ -34,7 +35,7 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
     shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
     let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
-    let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, &mut draft).await {
+    let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, ALPN, &mut draft).await {
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
@@ -54,17 +55,18 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
 }
 
 /// Shake hands with the peer.
-async fn meet<'a>(
+pub(crate) async fn meet<'a>(
     accepted: &Accepted,
     material: Option<&'a Material>,
     fd: OwnedFd,
+    alpn: &[&[u8]],
     draft: &mut Draft,
 ) -> Result<(Own<'a>, Peer, VerifiedPeer), &'static str> {
     let tcp = adopt(fd).map_err(|_| HANDSHAKE_CLOSED)?;
     draft.peer_address(stream::peer_address(&tcp));
     let own = accepted.own(material).and_then(|own| accepted.has_place().map(|()| own));
     let own = own.inspect_err(|_| stream::reset(&tcp))?;
-    let shaking = timeout(accepted.spec.common.handshake_timeout, shake(own.identity, tcp)).await;
+    let shaking = timeout(accepted.spec.common.handshake_timeout, shake(own.identity, alpn, tcp)).await;
     let (mut tls, peer) = shaking.unwrap_or(Err(HANDSHAKE_TIMEOUT)).inspect_err(|_| {
         accepted.shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
     })?;
@@ -81,7 +83,7 @@ async fn admit(
     peer: VerifiedPeer,
 ) -> Result<(LocalStream, Entered), Denied> {
     accepted.claim(Who::Peer(peer.id().clone()))?;
-    let admitted = accepted.judge(own, peer, stream::peer_address(tls.tcp()), None)?;
+    let admitted = accepted.judge(own, accepted.met(own, peer, stream::peer_address(tls.tcp())), None, Asked::Tcp)?;
     let connecting = timeout(accepted.spec.common.handshake_timeout, connect(inbound)).await;
     let app = connecting.unwrap_or(Err(APP_UNREACHABLE))?;
     let live = accepted.enter(admitted).inspect_err(|_| app.reset())?;
@@ -94,15 +96,16 @@ fn adopt(fd: OwnedFd) -> io::Result<TcpStream> {
     Ok(tcp)
 }
 
-async fn shake(identity: &Identity, tcp: TcpStream) -> Result<(Peer, VerifiedPeer), &'static str> {
-    match accept(identity, ClientAuth::Required, ALPN, ReadAhead::new(tcp)).await {
+async fn shake(identity: &Identity, alpn: &[&[u8]], tcp: TcpStream) -> Result<(Peer, VerifiedPeer), &'static str> {
+    match accept(identity, ClientAuth::Required, alpn, ReadAhead::new(tcp)).await {
         Ok((tls, Some(peer))) => Ok((tls, peer)),
         Ok((_, None)) => Err("no_certificate"),
         Err(error) => Err(handshake_reason(&error)),
     }
 }
 
-async fn connect(inbound: &Inbound) -> Result<LocalStream, &'static str> {
+/// Connect to the app, if it is who it should be.
+pub(crate) async fn connect(inbound: &Inbound) -> Result<LocalStream, &'static str> {
     match &inbound.app {
         Endpoint::Tcp(address) => connect_tcp(*address, inbound.app_uid).await,
         Endpoint::Unix(path) => connect_unix(path, inbound.app_uid).await,

@@ -4,7 +4,7 @@
 //! An outbound connection begins in [`outbound`] with the local client ([`local`]) and ends with a verified peer
 //! ([`dial`]); an inbound one begins in [`inbound`] with a handshake and ends at the app. Both are decided on by the
 //! same function ([`decide`]), leave one record ([`records`]), stand in the [`registry`] while they live, and are
-//! carried by [`relay`].
+//! carried by [`relay`], or, request by request, by [`http`].
 #![forbid(unsafe_code)]
 
 mod caps;
@@ -12,6 +12,7 @@ mod connection;
 mod decide;
 mod dial;
 mod draft;
+mod http;
 mod inbound;
 mod listener;
 pub mod local;

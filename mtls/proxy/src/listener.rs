@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use firedoor_front::{Backoff, UnixPath, bind_tcp, bind_unix};
 use firedoor_identity::Material;
+use firedoor_policy::Protocol;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
@@ -21,10 +22,11 @@ use tokio::task::AbortHandle;
 
 use crate::caps::Caps;
 use crate::connection::{Accepted, Who};
+use crate::http::peers::Peers;
 use crate::local::rules;
 use crate::proxy::Shared;
 use crate::spec::{Endpoint, ListenError, Side, Spec};
-use crate::{inbound, outbound};
+use crate::{http, inbound, outbound};
 
 /// Accepted one after another before other tasks of the thread have their turn.
 const ACCEPT_BURST: u32 = 64;
@@ -97,7 +99,7 @@ impl Listener {
             "as": self.spec.common.as_id.as_str(),
             "address": address,
             "service_port": self.spec.common.service_port,
-            "protocol": "tcp",
+            "protocol": self.spec.common.protocol.as_str(),
             "open": state.open.is_some(),
             "reason": state.reason,
         })
@@ -281,13 +283,14 @@ async fn accept_all(
     _holding: mpsc::Sender<()>,
 ) {
     let Ok(socket) = Accepting::new(socket) else { return };
+    let peers = Arc::<Peers>::default();
     let mut backoff = Backoff::new();
     for turn in (1..=ACCEPT_BURST).cycle() {
         match socket.accept().await {
             Ok(fd) => {
                 backoff.succeeded();
                 let place = caps.enter();
-                serve(Accepted { shared: shared.clone(), spec: spec.clone(), place }, fd);
+                serve(Accepted { shared: shared.clone(), spec: spec.clone(), peers: peers.clone(), place }, fd);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(_) => {
@@ -310,9 +313,11 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 fn serve(accepted: Accepted, fd: OwnedFd) {
     let spec = accepted.spec.clone();
     accepted.shared.clone().spawn(async move {
-        match &spec.side {
-            Side::Inbound(side) => inbound::serve(accepted, side, fd).await,
-            Side::Outbound(side) => outbound::serve(accepted, side, fd).await,
+        match (&spec.side, spec.common.protocol) {
+            (Side::Inbound(side), Protocol::Tcp) => inbound::serve(accepted, side, fd).await,
+            (Side::Outbound(side), Protocol::Tcp) => outbound::serve(accepted, side, fd).await,
+            (Side::Inbound(_), Protocol::Http | Protocol::Grpc) => http::inbound::serve(accepted, fd).await,
+            (Side::Outbound(_), Protocol::Http | Protocol::Grpc) => http::outbound::serve(accepted, fd).await,
         }
     });
 }

@@ -5,13 +5,14 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use firedoor_identity::{Material, VerifiedPeer};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::connection::{Accepted, Denied, Own, TLS_BUFFER, Who};
-use crate::decide;
+use crate::connection::{ALPN, Accepted, Denied, Own, TLS_BUFFER, Who};
+use crate::decide::{self, Asked};
 use crate::dial::{Peer, dial};
 use crate::draft::Draft;
 use crate::local::{Client, Refusal};
@@ -55,13 +56,14 @@ async fn admit(
     let address = stream::peer_address(tls.tcp());
     draft.peer_address(address);
     draft.peer(own.material, peer.id(), tls.get_ref().1);
-    let admitted = accepted.judge(own, peer, address, Some(client));
+    let met = accepted.met(own, peer, address);
+    let admitted = accepted.judge(own, met, Some(Arc::new(client)), Asked::Tcp);
     let live = admitted.and_then(|admitted| accepted.enter(admitted)).inspect_err(|_| stream::reset(tls.tcp()))?;
     Ok((tls, live))
 }
 
 /// Say who the local client is and that it may use the listener's identity.
-async fn authenticate(
+pub(crate) async fn authenticate(
     accepted: &mut Accepted,
     own: Own<'_>,
     local: &LocalStream,
@@ -83,8 +85,8 @@ async fn meet(
 ) -> Result<(Peer, VerifiedPeer), &'static str> {
     let (shared, common) = (&accepted.shared, &accepted.spec.common);
     let engine = decide::engine(own.material);
-    decide::foresee(&engine, &common.as_id, &outbound.expect, common.service_port, shared.now())?;
-    let dialled = dial(own.identity, outbound, common.handshake_timeout).await;
+    decide::foresee(&engine, &common.as_id, &outbound.expect, common.service_port, common.protocol, shared.now())?;
+    let dialled = dial(own.identity, outbound, ALPN, common.handshake_timeout).await;
     let (mut tls, peer) = dialled.map_err(|failure| {
         shared.counters.handshakes_failed.fetch_add(u64::from(failure.in_handshake()), Ordering::Relaxed);
         draft.peer_address(failure.address);
@@ -94,7 +96,7 @@ async fn meet(
     Ok((tls, peer))
 }
 
-fn adopt(spec: &Spec, fd: OwnedFd) -> std::io::Result<LocalStream> {
+pub(crate) fn adopt(spec: &Spec, fd: OwnedFd) -> std::io::Result<LocalStream> {
     match spec.common.listen {
         Endpoint::Tcp(_) => {
             let tcp = TcpStream::from_std(fd.into())?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use firedoor_front::{Threads, WakeSource};
 use firedoor_identity::{Material, MaterialStore};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::decide;
 use crate::listener::Listener;
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     data: Vec<Handle>,
     /// Connections that each data thread serves now, in the same order.
     loads: Vec<AtomicUsize>,
+    /// Turns true when requests may not begin any more.
+    pub draining: watch::Sender<bool>,
     /// Told when the last connection has ended.
     idle: (Mutex<()>, Condvar),
 }
@@ -153,6 +156,7 @@ impl Proxy {
             counters: Counters::default(),
             loads: data.iter().map(|_| AtomicUsize::new(0)).collect(),
             data,
+            draining: watch::Sender::new(false),
             idle: Default::default(),
         };
         Proxy { shared: Arc::new(shared), listeners: Mutex::default(), follows_windows: AtomicBool::new(false) }
@@ -227,6 +231,7 @@ impl Proxy {
         for listener in &*self.lock() {
             listener.stop();
         }
+        self.shared.draining.send_replace(true);
         self.shared.wait_until_idle(patience)
     }
 
@@ -235,6 +240,7 @@ impl Proxy {
         for listener in self.lock().drain(..) {
             listener.stop();
         }
+        self.shared.draining.send_replace(true);
         self.shared.registry.cut_all(STOPPED);
         self.shared.wait_until_idle(STOP_GRACE);
     }

@@ -14,6 +14,7 @@ use firedoor_front::copy::Carried;
 use firedoor_identity::{Material, VerifiedPeer};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 use crate::decide::{self, Input, Verdict};
 use crate::local::Client;
@@ -41,6 +42,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// When no request may begin any more.
+    #[must_use]
+    pub fn end(&self) -> i64 {
+        self.peer.min(self.own).min(self.lifetime.unwrap_or(i64::MAX))
+    }
+
     /// The deadline and the reason that a connection is cut with when it has come.
     fn deadline(&self, verdict: &Verdict) -> (i64, &'static str) {
         let grace = i64::try_from(verdict.grace.as_secs()).unwrap_or(i64::MAX);
@@ -61,7 +68,7 @@ pub struct Admitted {
     pub peer: VerifiedPeer,
     pub peer_address: Option<SocketAddr>,
     /// The local client of an outbound connection.
-    pub client: Option<Client>,
+    pub client: Option<Arc<Client>>,
     pub verdict: Verdict,
     pub limits: Limits,
     /// Of the material that it was decided on.
@@ -78,7 +85,7 @@ pub struct Live {
     deadline: AtomicI64,
     cut: OnceLock<&'static str>,
     /// Told when `cut` or `deadline` has changed.
-    changed: Notify,
+    changed: Arc<Notify>,
     pub carried: Carried,
 }
 
@@ -86,6 +93,17 @@ impl Live {
     /// Wait until the connection is cut or its deadline has moved.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// The same for any number of waiters; it counts from the moment of this call.
+    pub fn notified(&self) -> OwnedNotified {
+        self.changed.clone().notified_owned()
+    }
+
+    fn tell(&self) {
+        self.changed.notify_waiters();
+        // And whoever looks next: it may be between looking and waiting.
+        self.changed.notify_one();
     }
 
     /// Why it was cut, if it was.
@@ -116,7 +134,7 @@ impl Live {
     /// End the connection. Only the first reason counts.
     pub fn cut(&self, reason: &'static str) {
         if self.cut.set(reason).is_ok() {
-            self.changed.notify_one();
+            self.tell();
         }
     }
 
@@ -146,7 +164,7 @@ impl Live {
         let (deadline, _) = limits.deadline(&verdict);
         *self.lock() = (verdict, material.revision());
         if self.deadline.swap(deadline, Ordering::AcqRel) != deadline {
-            self.changed.notify_one();
+            self.tell();
         }
         Ok(())
     }
@@ -167,14 +185,14 @@ impl Live {
             "destination": facts.input.destination.as_str(),
             "destination_segment": verdict.destination_segment.as_deref().unwrap_or(""),
             "port": facts.input.port,
-            "protocol": "tcp",
+            "protocol": facts.input.asked.request().protocol().as_str(),
             "decision": verdict.outcome,
             "flow": verdict.flow.as_deref().unwrap_or(""),
             "peer_address": facts.peer_address.map(|address| address.to_string()).unwrap_or_default(),
             "peer_serial": facts.peer.serial(),
             "peer_chain": hex(facts.peer.chain_hash()),
             "authority_ids": facts.peer.authority_ids(),
-            "client": facts.client.as_ref().map(Client::id),
+            "client": facts.client.as_ref().map(|client| client.id()),
             "opened": facts.opened,
             "deadline": self.deadline.load(Ordering::Acquire),
             "revision": revision,
@@ -217,7 +235,7 @@ impl Registry {
                 deadline: AtomicI64::new(facts.limits.deadline(&facts.verdict).0),
                 verdict: Mutex::new((facts.verdict.clone(), facts.revision)),
                 cut: OnceLock::new(),
-                changed: Notify::new(),
+                changed: Arc::default(),
                 carried: Carried::default(),
                 facts,
             });

@@ -128,7 +128,7 @@ fn idle_deadline(both: &Duplex<'_>, configured: Option<Duration>) -> Option<Inst
 }
 
 /// Wait until the process has ended; for ever when there is none.
-async fn end_of(process: Option<&Process>) {
+pub(crate) async fn end_of(process: Option<&Process>) {
     match process {
         Some(process) => process.ended().await,
         None => pending().await,

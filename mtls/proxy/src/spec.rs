@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use firedoor_identity::{IdPattern, SpiffeId};
+use firedoor_policy::Protocol;
 use serde::Deserialize;
 
 use crate::records::Direction;
@@ -58,9 +59,12 @@ pub struct Common {
     pub as_id: SpiffeId,
     pub listen: Endpoint,
     pub service_port: u16,
+    pub protocol: Protocol,
     pub handshake_timeout: Duration,
     /// Without it a connection may be idle for ever.
     pub idle_timeout: Option<Duration>,
+    /// How long the head of an HTTP/1.1 request may take, counted from the end of the one before.
+    pub header_timeout: Duration,
     pub max_lifetime: Option<Duration>,
     pub max_connections: usize,
     pub max_connections_per_identity: usize,
@@ -123,6 +127,7 @@ struct RawInbound {
     app: RawApp,
     handshake_timeout_ms: Option<u64>,
     idle_timeout_ms: Option<u64>,
+    header_timeout_ms: Option<u64>,
     max_lifetime_ms: Option<u64>,
     max_connections: Option<usize>,
     max_connections_per_identity: Option<usize>,
@@ -148,6 +153,7 @@ struct RawOutbound {
     mode: Option<String>,
     handshake_timeout_ms: Option<u64>,
     idle_timeout_ms: Option<u64>,
+    header_timeout_ms: Option<u64>,
     max_lifetime_ms: Option<u64>,
     max_connections: Option<usize>,
     max_connections_per_identity: Option<usize>,
@@ -155,6 +161,7 @@ struct RawOutbound {
 
 /// Defaults of what a specification leaves out.
 const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
+const HEADER_TIMEOUT_MS: u64 = 30_000;
 const MAX_CONNECTIONS: usize = 16_384;
 const MAX_CONNECTIONS_PER_IDENTITY: usize = 1_024;
 
@@ -183,14 +190,16 @@ impl Spec {
 impl RawInbound {
     fn check(self) -> Result<Spec, ListenError> {
         let listen = tcp(&self.name, "listen", &self.listen)?;
-        check_protocol(&self.name, &self.protocol)?;
+        let protocol = protocol(&self.name, &self.protocol)?;
         let app = endpoint(&self.name, "app.address", &self.app.address)?;
         let common = Common {
             as_id: id(&self.name, &self.r#as)?,
             listen: Endpoint::Tcp(listen),
             service_port: port(&self.name, self.service_port)?,
+            protocol,
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms.unwrap_or(HANDSHAKE_TIMEOUT_MS)),
             idle_timeout: self.idle_timeout_ms.map(Duration::from_millis),
+            header_timeout: Duration::from_millis(self.header_timeout_ms.unwrap_or(HEADER_TIMEOUT_MS)),
             max_lifetime: self.max_lifetime_ms.map(Duration::from_millis),
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_connections_per_identity: self.max_connections_per_identity.unwrap_or(MAX_CONNECTIONS_PER_IDENTITY),
@@ -204,7 +213,7 @@ impl RawOutbound {
     fn check(self) -> Result<Spec, ListenError> {
         let listen = endpoint(&self.name, "listen", &self.listen)?;
         check_local(&self.name, &listen)?;
-        check_protocol(&self.name, &self.protocol)?;
+        let protocol = protocol(&self.name, &self.protocol)?;
         let side = Outbound {
             expect: patterns(&self.name, &self.expect)?,
             addresses: hints(&self.name, self.addresses)?,
@@ -214,8 +223,10 @@ impl RawOutbound {
             as_id: id(&self.name, &self.r#as)?,
             listen,
             service_port: port(&self.name, self.service_port)?,
+            protocol,
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms.unwrap_or(HANDSHAKE_TIMEOUT_MS)),
             idle_timeout: self.idle_timeout_ms.map(Duration::from_millis),
+            header_timeout: Duration::from_millis(self.header_timeout_ms.unwrap_or(HEADER_TIMEOUT_MS)),
             max_lifetime: self.max_lifetime_ms.map(Duration::from_millis),
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_connections_per_identity: self.max_connections_per_identity.unwrap_or(MAX_CONNECTIONS_PER_IDENTITY),
@@ -240,15 +251,9 @@ fn port(name: &str, port: u16) -> Result<u16, ListenError> {
     if port == 0 { Err(bad(format!("listener {name}: service_port must be 1 to 65535"))) } else { Ok(port) }
 }
 
-fn check_protocol(name: &str, protocol: &str) -> Result<(), ListenError> {
-    match protocol {
-        "tcp" => Ok(()),
-        "http" | "grpc" => Err(ListenError::new(
-            "protocol_not_served",
-            format!("listener {name}: protocol {protocol} is not served by this version; tcp carries it unseen"),
-        )),
-        other => Err(bad(format!("listener {name}: protocol {other:?} is not one of tcp, http, grpc"))),
-    }
+fn protocol(name: &str, word: &str) -> Result<Protocol, ListenError> {
+    let sentence = || bad(format!("listener {name}: protocol {word:?} is not one of tcp, http, grpc"));
+    Protocol::parse(word).ok_or_else(sentence)
 }
 
 fn endpoint(name: &str, field: &str, text: &str) -> Result<Endpoint, ListenError> {
@@ -364,7 +369,7 @@ mod tests {
             (with(inbound(), "listen", json!("unix:/x")), "listen"),
             (with(inbound(), "service_port", json!(0)), "service_port"),
             (with(inbound(), "service_port", json!(65536)), "65536"),
-            (with(inbound(), "protocol", json!("http")), "protocol"),
+            (with(inbound(), "protocol", json!("https")), "protocol"),
             (with(inbound(), "protocol", json!("quic")), "protocol"),
             (with(inbound(), "name", json!("")), "name"),
             (with(outbound(), "listen", json!("0.0.0.0:9100")), "loopback"),

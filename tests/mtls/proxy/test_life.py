@@ -322,7 +322,7 @@ def test_a_stop_ends_what_still_runs(world: World) -> None:
     ("changes", "named"),
     [
         ({"expcet": []}, "expcet"),
-        ({"protocol": "http"}, "protocol http"),
+        ({"protocol": "https"}, "protocol"),
         ({"listen": "0.0.0.0:0"}, "loopback"),
         ({"listen": "unix:/" + "x" * 120}, "107"),
     ],

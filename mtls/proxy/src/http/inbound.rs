@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Requests of a verified peer's, each decided on before the app sees it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use firedoor_identity::Material;
+use firedoor_policy::Protocol;
+use http::header::{CONNECTION, HOST, TE};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, Uri, Version};
+use hyper::service::service_fn;
+use sha2::{Digest, Sha256};
+
+use super::apps::Apps;
+use super::body::{Body, Ended, Held, Way};
+use super::head::{self, Head};
+use super::headers;
+use super::reply::Refusal;
+use super::serve::{Activity, Arrived, Life, Versions, clean, drain_at, keep, pass, request_body};
+use crate::connection::{Accepted, Met, Who};
+use crate::decide;
+use crate::draft::{Draft, correlation};
+use crate::inbound::{Peer, meet};
+use crate::local::rules::hex;
+use crate::registry::Entered;
+use crate::relay::PeerStream;
+use crate::spec::{Inbound, Side};
+use crate::stream;
+
+const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
+const GRPC: &[&[u8]] = &[b"h2"];
+const NO_ALPN: &str = "alpn_mismatch";
+
+/// A peer's connection.
+struct Link {
+    accepted: Accepted,
+    inbound: Inbound,
+    met: Met,
+    correlation: String,
+    xfcc: HeaderValue,
+    apps: Apps,
+    activity: Arc<Activity>,
+}
+
+/// Serve one accepted connection.
+pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
+    let (shared, spec) = (accepted.shared.clone(), accepted.spec.clone());
+    let Side::Inbound(inbound) = &spec.side else { return };
+    shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
+    let material = shared.store.present();
+    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
+    let alpn = if spec.common.protocol == Protocol::Grpc { GRPC } else { HTTP };
+    let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, alpn, &mut draft).await {
+        Ok(met) => met,
+        Err(reason) => return draft.deny(reason),
+    };
+    draft.peer(own.material, peer.id(), tls.get_ref().1);
+    let admitted = accepted.claim(Who::Peer(peer.id().clone())).and_then(|()| versions(spec.common.protocol, &tls));
+    let versions = match admitted {
+        Ok(versions) => versions,
+        Err(reason) => {
+            stream::reset(tls.tcp());
+            return draft.deny(reason);
+        }
+    };
+    draft.withdraw();
+    let link = Arc::new(Link {
+        correlation: correlation(tls.get_ref().1),
+        xfcc: xfcc(&tls, spec.common.as_id.as_str(), peer.id().as_str()),
+        met: accepted.met(own, peer, stream::peer_address(tls.tcp())),
+        inbound: inbound.clone(),
+        apps: Apps::default(),
+        activity: Activity::new(),
+        accepted,
+    });
+    drop(material);
+    run(link, versions, tls).await;
+}
+
+async fn run(link: Arc<Link>, versions: Versions, tls: Peer) {
+    let (shared, spec) = (link.accepted.shared.clone(), link.accepted.spec.clone());
+    let end = link.met.limits.end();
+    let grace =
+        shared.store.present().map_or(0, |material| decide::grace(&decide::engine(&material), &spec.common.as_id));
+    let welcome = || link.welcome();
+    let life = Life {
+        shared: &shared,
+        common: &spec.common,
+        activity: &link.activity,
+        ends: Some((drain_at(&link.met.limits, shared.now()), end.saturating_add(grace))),
+        process: None,
+        welcome: &welcome,
+    };
+    let serving = link.clone();
+    let service = service_fn(move |request| serving.clone().answer(request));
+    keep(life, versions, tls, service).await;
+}
+
+/// What was negotiated. A program that negotiates nothing speaks HTTP/1.1.
+fn versions(protocol: Protocol, tls: &Peer) -> Result<Versions, &'static str> {
+    match tls.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Ok(Versions::Two),
+        _ if protocol == Protocol::Grpc => Err(NO_ALPN),
+        _ => Ok(Versions::One),
+    }
+}
+
+/// Say who the peer is as Envoy says it.
+fn xfcc(tls: &Peer, by: &str, peer: &str) -> HeaderValue {
+    let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let hash = leaf.map(|leaf| hex(&Sha256::digest(leaf))).unwrap_or_default();
+    // A SPIFFE ID has no character that would need quotes.
+    HeaderValue::try_from(format!("By={by};Hash={hash};URI={peer}")).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+impl Link {
+    fn welcome(&self) -> bool {
+        let material = self.accepted.shared.store.present();
+        let own = self.accepted.own(material.as_deref());
+        own.is_ok_and(|own| self.met.peer.recheck_outliving(own.identity, self.accepted.shared.now()).is_ok())
+    }
+
+    /// Answer one request.
+    async fn answer(self: Arc<Self>, request: Arrived) -> Result<Response<Body>, Ended> {
+        let (shared, spec) = (&self.accepted.shared, &self.accepted.spec);
+        let busy = self.activity.begin();
+        let material = shared.store.present();
+        let mut draft = Draft::new(shared.clone(), spec, material.as_deref());
+        draft.peer_address(self.met.address);
+        if let Some(material) = &material {
+            draft.link(material, self.met.peer.id(), &self.correlation);
+        }
+        let protocol = spec.common.protocol;
+        let (parts, incoming) = request.into_parts();
+        let (head, live) = match self.admit(material.as_deref(), &parts) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Ok(refusal.answer(protocol, draft)),
+        };
+        drop(material);
+        let sender = match self.apps.ready(&spec.common, &self.inbound).await {
+            Ok(sender) => sender,
+            Err(reason) => return Ok(Refusal::unavailable(reason).answer(protocol, draft)),
+        };
+        draft.decide(&live.verdict());
+        let held = Arc::new(Held { shared: shared.clone(), live, _busy: [Some(busy), None] });
+        let onward = self.onward(parts, head, request_body(incoming, &held, Way::Back));
+        pass(protocol, &held, Way::Forward, self.apps.send(sender, onward, &spec.common, &self.inbound)).await
+    }
+
+    fn admit(&self, material: Option<&Material>, parts: &Parts) -> Result<(Head, Entered), Refusal> {
+        let accepted = &self.accepted;
+        let own = accepted.own(material).map_err(Refusal::forbidden)?;
+        let proof = self.met.peer.recheck(own.identity, accepted.shared.now());
+        proof.map_err(|error| Refusal::forbidden(error.code.as_str()))?;
+        let head = head::read(accepted.spec.common.protocol, parts)?;
+        let admitted = accepted.judge(own, self.met.clone(), None, head.asked.clone());
+        let live = admitted.and_then(|admitted| accepted.enter(admitted)).map_err(Refusal::forbidden)?;
+        Ok((head, live))
+    }
+
+    /// Write the request anew for the app.
+    fn onward(&self, parts: Parts, head: Head, body: Body) -> Request<Body> {
+        let mut onward = Request::new(body);
+        *onward.method_mut() = parts.method;
+        let mut fields = clean(parts.headers);
+        fields.insert(headers::XFCC, self.xfcc.clone());
+        if self.accepted.spec.common.protocol == Protocol::Grpc {
+            fields.remove(HOST);
+            *onward.version_mut() = Version::HTTP_2;
+            *onward.uri_mut() = head.uri("http");
+        } else {
+            headers::one_cookie(&mut fields);
+            if fields.contains_key(TE) {
+                fields.insert(CONNECTION, HeaderValue::from_static("te"));
+            }
+            // An authority is made of characters that a field may have.
+            if let Ok(host) = HeaderValue::try_from(head.authority.as_str()) {
+                fields.insert(HOST, host);
+            }
+            *onward.uri_mut() = Uri::from(head.target);
+        }
+        *onward.headers_mut() = fields;
+        onward
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections to verified peers that an outbound listener shares among the local clients of its identity.
+//!
+//! A listener has one identity, one expectation and one protocol; what can change below a connection is looked at
+//! each time it is taken: our own leaf, the roots that the peer was verified with, what is revoked, and the time.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use super::MAX_STREAMS;
+use super::apps;
+use super::body::Body;
+use super::serve::{Activity, drain_at};
+use crate::connection::{Accepted, Met, Own, TLS_BUFFER};
+use crate::dial::dial;
+use crate::draft::correlation;
+use crate::relay::PeerStream;
+use crate::spec::Outbound;
+use crate::stream;
+
+const ALPN: &[&[u8]] = &[b"h2"];
+const WRONG_ALPN: &str = "alpn_mismatch";
+const BUSY: &str = "connect_timeout";
+/// How often in a row a caller waits for others that connect.
+const PATIENCE: u32 = 2;
+
+/// One connection to a peer.
+pub(crate) struct PeerLink {
+    sender: http2::SendRequest<Body>,
+    pub met: Met,
+    pub correlation: String,
+    pub(super) activity: Arc<Activity>,
+    own: [u8; 32],
+    drain_at: i64,
+}
+
+impl PeerLink {
+    fn lives(&self, own: Own<'_>, now: i64) -> bool {
+        !self.sender.is_closed()
+            && now < self.drain_at
+            && self.own == *own.identity.chain_hash()
+            && self.met.peer.recheck(own.identity, now).is_ok()
+    }
+
+    /// Send a request; give it back when not a byte of it was sent.
+    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Option<Request<Body>>> {
+        let sending = self.sender.clone().try_send_request(request).await;
+        sending.map_err(|mut error| error.take_message())
+    }
+}
+
+/// The connections of one listener.
+#[derive(Default)]
+pub(crate) struct Peers {
+    links: Mutex<Vec<Arc<PeerLink>>>,
+    dialling: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("links", &self.lock().len()).finish()
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct Unreached {
+    pub reason: &'static str,
+    pub address: Option<std::net::SocketAddr>,
+}
+
+impl Peers {
+    /// Take a connection that may carry one more request, or make one.
+    pub async fn find(
+        &self,
+        accepted: &Accepted,
+        outbound: &Outbound,
+        own: Own<'_>,
+    ) -> Result<Arc<PeerLink>, Unreached> {
+        if let Some(link) = self.taken(own, accepted.shared.now()) {
+            return Ok(link);
+        }
+        let patience: Duration = accepted.spec.common.handshake_timeout;
+        let turn = timeout(patience * PATIENCE, self.dialling.lock()).await;
+        let _turn = turn.map_err(|_| Unreached { reason: BUSY, address: None })?;
+        if let Some(link) = self.taken(own, accepted.shared.now()) {
+            return Ok(link);
+        }
+        let link = Arc::new(connect(accepted, outbound, own).await?);
+        self.lock().push(link.clone());
+        Ok(link)
+    }
+
+    fn taken(&self, own: Own<'_>, now: i64) -> Option<Arc<PeerLink>> {
+        let mut links = self.lock();
+        // Those that are let go end with their last request.
+        links.retain(|link| link.lives(own, now));
+        let free = |link: &&Arc<PeerLink>| link.activity.active() < MAX_STREAMS as usize / 2;
+        links.iter().find(free).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<PeerLink>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn connect(accepted: &Accepted, outbound: &Outbound, own: Own<'_>) -> Result<PeerLink, Unreached> {
+    let (shared, common) = (&accepted.shared, &accepted.spec.common);
+    let dialled = dial(own.identity, outbound, ALPN, common.handshake_timeout).await;
+    let (mut tls, peer) = dialled.map_err(|failure| {
+        shared.counters.handshakes_failed.fetch_add(u64::from(failure.in_handshake()), Ordering::Relaxed);
+        Unreached { reason: failure.reason, address: failure.address }
+    })?;
+    let address = stream::peer_address(tls.tcp());
+    let wrong = || Unreached { reason: WRONG_ALPN, address };
+    if tls.get_ref().1.alpn_protocol() != Some(ALPN[0]) {
+        return Err(wrong());
+    }
+    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    let met = accepted.met(own, peer, address);
+    let correlation = correlation(tls.get_ref().1);
+    let (sender, driver) = apps::two().handshake(TokioIo::new(tls)).await.map_err(|_| wrong())?;
+    // Whoever waits for an answer learns how it ended.
+    Handle::current().spawn(async move { _ = driver.await });
+    Ok(PeerLink {
+        sender,
+        drain_at: drain_at(&met.limits, shared.now()),
+        met,
+        correlation,
+        activity: Activity::new(),
+        own: *own.identity.chain_hash(),
+    })
+}
