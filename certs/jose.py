@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from firedoor.certs.keys import PrivateKey, is_supported
+from firedoor.certs.strict_json import refuse_constant, unique_members
 
 # RSA-8192 in base64url.
 MAX_SIGNATURE_CHARS: Final = 1366
@@ -84,8 +85,8 @@ def read_object(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_members,
-            parse_constant=_refuse,
+            object_pairs_hook=unique_members,
+            parse_constant=refuse_constant,
             parse_int=_integer,
             parse_float=_float,
         )
@@ -95,17 +96,6 @@ def read_object(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("not an object")
     return found
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("repeated name")
-    return members
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def _integer(text: str) -> int:

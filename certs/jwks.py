@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 
 from firedoor.certs.errors import BundleError
 from firedoor.certs.keys import is_supported, public_key_der
+from firedoor.certs.strict_json import refuse_constant, unique_members
 
 DER: Final = Encoding.DER
 # A bundle holds some certificates of 1 KiB each; the caps leave room for large estates.
@@ -98,25 +99,13 @@ def write(
 
 def _load(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
+        document = json.loads(text.decode("utf-8"), object_pairs_hook=unique_members, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         # ValueError covers bad UTF-8, bad JSON, a repeated name and an integer of thousands of digits.
         raise BundleError("malformed_bundle", "not JSON") from None
     if not isinstance(document, dict):
         raise BundleError("malformed_bundle", "not an object")
     return document
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ on which of two equal names counts, so neither does."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("repeated name")
-    return members
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def _number(document: dict[str, Any], name: str, most: int) -> int:

@@ -23,6 +23,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from firedoor.certs.strict_json import refuse_constant, unique_members
 from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.errors import RequestRefused, SidecarError
 from firedoor.wire import auth_pb2
@@ -115,7 +116,7 @@ def peer_of(request: web.Request) -> str:
 def read_json(body: bytes, into: M) -> M:
     """Read a JSON object with the fields of a message, each once. Raise RequestRefused."""
     try:
-        found = json.loads(body.decode("utf-8"), object_pairs_hook=_members, parse_constant=_refuse)
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=unique_members, parse_constant=refuse_constant)
         if not isinstance(found, dict):
             raise RequestRefused("the body must be a JSON object")
         return json_format.ParseDict(found, into)
@@ -123,17 +124,6 @@ def read_json(body: bytes, into: M) -> M:
         raise RequestRefused("the body is not JSON in UTF-8 with every name once") from error
     except json_format.ParseError as error:
         raise RequestRefused("the body has a field that is unknown or of another type; auth.proto has them") from error
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name stands twice")
-    return members
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def as_json(message: Message) -> dict[str, Any]:
