@@ -54,6 +54,8 @@ _log = logging.getLogger("firedoor.broker")
 
 # How often files, authorities and expired entries are looked at.
 _TICK: Final = 1.0
+# How often the policy's files are looked at: an edit is in force within a second, the push included.
+_POLICY_TICK: Final = 0.25
 _PRUNE_EVERY: Final = 60.0
 # What calls get to finish after SIGTERM.
 _GRACE: Final = 3.0
@@ -255,7 +257,7 @@ class Broker:
     async def _policy_loop(self) -> None:
         """Look at the policy's files. On its own: an edit may wait for certificates to be replaced."""
         while True:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_POLICY_TICK)
             await _survive("policy", self.policy.poll())
 
     async def _expire_entries(self) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from firedoor.cli.demo.policy import write_policy
 from firedoor.cli.demo.world import (
     BRIEF,
     LLM_PORT,
+    MIRROR_PORT,
     MODELS_PORT,
     SERVICES,
     TOOLS_PORT,
@@ -20,65 +22,21 @@ from firedoor.cli.demo.world import (
     node,
 )
 
-PROGRAMS = ("client.py", "mcp_tools.py", "model_server.py")
-
-_SEGMENT = """\
-# SPDX-License-Identifier: Apache-2.0
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {{name: {name}}}
-spec:
-  function: {function}
-  trust: {trust}
-  vlan: {vlan}
-  mode: enforce
-  members: ["spiffe://{{td}}/segment/{name}/**"]
-  # The workload runs as this user, and the broker itself has seen this node: it holds the join token of {name}.
-  admission: {{entry: ["unix:uid:{uid}"], node: ["spire_agent:alias:{node}"]}}
-"""
-
-_FLOW = """\
----
-apiVersion: firedoor.dev/v1alpha1
-kind: Flow
-metadata: {{name: {name}}}
-spec:
-  owner: {owner}
-  reason: {reason}
-  from: {{segment: {source}}}
-  to: {{segment: {destination}, port: {port}}}
-  allow: [{{tcp: {{}}}}]
-"""
-
-# Function, trust, VLAN.
-_SEGMENTS = {
-    "inference": ("inference", "medium", 200),
-    "registry": ("registry", "high", 310),
-    "mcp-tools": ("mcp", "medium", 320),
-    "training": ("training", "low", 100),
+# What each listener carries.
+_PROTOCOLS = {
+    "models": "http",
+    "upload": "http",
+    "mirror": "tcp",
+    "tools": "http",
+    "llm": "grpc",
+    "astray": "http",
 }
-
-_FLOWS = (
-    ("inference-pulls-models", "ml-platform", "model weights at start-up", "inference", "registry", MODELS_PORT),
-    ("inference-calls-tools", "ml-platform", "tools of the assistant", "inference", "mcp-tools", TOOLS_PORT),
-    ("tools-ask-the-model", "ml-platform", "summaries inside a tool", "mcp-tools", "inference", LLM_PORT),
-    ("training-publishes-models", "research", "finished weights", "training", "registry", UPLOAD_PORT),
-)
+PROGRAMS = ("client.py", "mcp_tools.py", "model_server.py")
 
 
 def write_all(world: World) -> None:
     """Write everything but what the broker must give first: the bundle and the tokens."""
-    world.policy.mkdir(exist_ok=True)
-    for name, (function, trust, vlan) in _SEGMENTS.items():
-        text = _SEGMENT.format(
-            name=name, function=function, trust=trust, vlan=vlan, uid=world.users[name], node=node(name)
-        )
-        (world.policy / f"segment-{name}.yaml").write_text(text)
-    flows = "".join(
-        _FLOW.format(name=name, owner=owner, reason=reason, source=source, destination=destination, port=port)
-        for name, owner, reason, source, destination, port in _FLOWS
-    )
-    (world.policy / "flows.yaml").write_text("# SPDX-License-Identifier: Apache-2.0\n" + flows)
+    write_policy(world)
     (world.folder / "broker.yaml").write_text(_broker(world))
     for segment in SERVICES:
         world.sidecar(segment).mkdir(exist_ok=True, mode=0o755)
@@ -121,6 +79,7 @@ _INBOUND = {
     "registry": (
         ("models", MODELS_PORT, "in-models", "app-models"),
         ("upload", UPLOAD_PORT, "in-upload", "app-models"),
+        ("mirror", MIRROR_PORT, "in-mirror", "app-models"),
     ),
     "mcp-tools": (("tools", TOOLS_PORT, "in-tools", "app-tools"),),
     "inference": (("llm", LLM_PORT, "in-llm", "app-llm"),),
@@ -131,6 +90,7 @@ _OUTBOUND = {
     "inference": (
         ("models", "registry", MODELS_PORT, "in-models"),
         ("upload", "registry", UPLOAD_PORT, "in-upload"),
+        ("mirror", "registry", MIRROR_PORT, "in-mirror"),
         ("tools", "mcp-tools", TOOLS_PORT, "in-tools"),
         ("astray", "registry", MODELS_PORT, "in-tools"),
     ),
@@ -138,6 +98,7 @@ _OUTBOUND = {
     "training": (
         ("models", "registry", MODELS_PORT, "in-models"),
         ("upload", "registry", UPLOAD_PORT, "in-upload"),
+        ("mirror", "registry", MIRROR_PORT, "in-mirror"),
         ("tools", "mcp-tools", TOOLS_PORT, "in-tools"),
     ),
     "registry": (),
@@ -151,7 +112,7 @@ def _inbound(world: World, segment: str, name: str, service_port: int, listen: s
     as: {identity(segment)}
     listen: {world.at(listen)}
     service_port: {service_port}
-    protocol: tcp
+    protocol: {_PROTOCOLS[name]}
     app: {{address: "{world.at(app)}"{uid}}}
 """
 
@@ -165,7 +126,7 @@ def _outbound(world: World, segment: str, name: str, expect: str, service_port: 
     as: {identity(segment)}
     listen: {listen}
 {mode}    service_port: {service_port}
-    protocol: tcp
+    protocol: {_PROTOCOLS[name]}
     expect: ["{identity(expect)}"]
     addresses: ["{world.at(address)}"]
 """
@@ -252,11 +213,11 @@ def _sh(*words: str | Path) -> str:
 
 def worth_trying(world: World) -> list[str]:
     """Return arguments of `firedoor` that show something while the demo is up."""
-    admin = ("--admin-socket", world.admin_socket)
+    admin, put = ("--admin-socket", world.admin_socket), ("--action", "PUT /models/llm/weights.bin")
     return [
         _sh("segment", "list", *admin),
         _sh("entry", "list", *admin),
-        _sh("explain", "--from", identity("training"), "--to", f"registry:{MODELS_PORT}", "--action", "tcp", *admin),
+        _sh("explain", "--from", identity("inference"), "--to", f"registry:{MODELS_PORT}", *put, *admin),
         _sh("sidecar", "status", "--admin-socket", world.sidecar("inference") / "admin.sock"),
         _sh("svid", "fetch", "x509", "--auth-socket", world.auth_socket("inference")),
     ]

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from firedoor.cli.demo import files, users, view
+from firedoor.cli.demo.kept import Kept
 from firedoor.cli.demo.processes import Children
-from firedoor.cli.demo.rows import Kept, Row, judge, table
+from firedoor.cli.demo.rows import Row, judge
 from firedoor.cli.demo.stage import Stage, commands, set_up
+from firedoor.cli.demo.table import table
 from firedoor.cli.demo.world import MAX_FOLDER_BYTES, SERVICES, World
 from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
@@ -119,7 +121,7 @@ def _stay(rows: list[Row], stage: Stage, shown: view.View) -> int:
     try:
         while True:
             for place, row in enumerate(rows):
-                if row.wait() > 0:
+                if row.wait() > 0 or (row.only_once and pairs[place][1] is not None):
                     continue
                 before, pairs[place] = pairs[place], (row, judge(row, stage))
                 if shown.every_time or not view.same(before, pairs[place]):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bringing everything up: programs, broker, tokens, entries, sidecars; in the order in which they need each other."""
 
+import json
 import os
 import sys
 import time
@@ -43,6 +44,8 @@ class Stage:
     apps: dict[str, Child]
     clients: dict[str, Child]
     tails: dict[str, Tail]
+    # The key that the object store knows, and its secret.
+    keys: list[str]
 
 
 def set_up(world: World, children: Children, say: Say) -> Stage:
@@ -75,7 +78,7 @@ def set_up(world: World, children: Children, say: Say) -> Stage:
     if not filled["ok"]:
         raise DemoError(f"the model could not be stored: {filled['detail']}")
     tails = {segment: Tail(world.records(segment)) for segment in SERVICES}
-    return Stage(world, apps, clients, tails)
+    return Stage(world, apps, clients, tails, json.loads(filled["detail"]))
 
 
 def commands(world: World) -> dict[str, tuple[str, Sequence[str | Path]]]:

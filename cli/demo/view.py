@@ -12,7 +12,7 @@ from firedoor.cli import output
 from firedoor.cli.demo.rows import Result, Row
 from firedoor.cli.output import show, show_json
 
-_COLOUR = {"allowed": "green", "denied": "cyan", "skipped": "dim", "failed": "bold red"}
+_COLOUR = {"allowed": "green", "denied": "cyan", "cut": "magenta", "skipped": "dim", "failed": "bold red"}
 
 Pair = tuple[Row, Result | None]
 
@@ -30,15 +30,9 @@ def agrees(pair: Pair) -> bool:
 
 def same(one: Pair, other: Pair) -> bool:
     """Say whether the same came of a row both times, latency aside."""
-    return (
-        one[1] is not None
-        and other[1] is not None
-        and (one[1].observed, one[1].why)
-        == (
-            other[1].observed,
-            other[1].why,
-        )
-    )
+    if one[1] is None or other[1] is None:
+        return False
+    return (one[1].observed, one[1].saw, one[1].why) == (other[1].observed, other[1].saw, other[1].why)
 
 
 class View(Protocol):
@@ -69,6 +63,7 @@ class JsonLines:
                 "action": row.action,
                 "expected": expected(row, result),
                 "observed": result.observed,
+                "saw": result.saw,
                 "why": result.why,
                 "latency_ms": None if result.ms is None else round(result.ms, 1),
             },
@@ -106,16 +101,25 @@ class LiveTable:
             show(output.table(HEAD, [cells(pair) for pair in self._pairs]))
 
 
-HEAD = ("FROM", "TO", "ACTION", "EXPECTED", "OBSERVED", "LATENCY", "WHY")
+HEAD = ("FROM", "TO", "ACTION", "EXPECTED", "OBSERVED", "CLIENT SAW", "LATENCY", "WHY")
 
 
 def cells(pair: Pair) -> tuple[str, ...]:
     """Return a row as words."""
     row, result = pair
     if result is None:
-        return (row.source, row.destination, row.action, row.expected, "...", "", "")
+        return (row.source, row.destination, row.action, row.expected, "...", "", "", "")
     latency = "" if result.ms is None else f"{result.ms:.0f} ms"
-    return (row.source, row.destination, row.action, expected(row, result), result.observed, latency, result.why)
+    return (
+        row.source,
+        row.destination,
+        row.action,
+        expected(row, result),
+        result.observed,
+        result.saw,
+        latency,
+        result.why,
+    )
 
 
 def draw(pairs: list[Pair]) -> Table:

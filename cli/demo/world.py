@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who and what is in the demo: four segments with a workload each, their users, ports, folders and files.
 
-    inference  --S3-->    registry       flow inference-pulls-models
-    inference  --MCP-->   mcp-tools      flow inference-calls-tools
-    mcp-tools  --gRPC-->  inference      flow tools-ask-the-model
-    training   --S3-->    registry:9001  flow training-publishes-models, another service port of the same store
+    inference  --GET, HEAD-->       registry:9000  flow inference-pulls-models, of /models/** in an S3 store
+    inference  --opaque TCP-->      registry:9002  flow inference-mirrors-models, the same store
+    training   --PUT-->             registry:9001  flow training-publishes-models, the same store
+    inference  --POST /mcp-->       mcp-tools      flow inference-calls-tools
+    mcp-tools  --Health/Check-->    inference      flow tools-ask-the-model
+    mcp-tools  --Health/Watch-->    inference      flow tools-watch-the-model
 
 Nothing else is allowed.
 """
@@ -22,7 +24,7 @@ BRIEF = "brief"
 BRIEF_SECONDS = 8
 
 # What each service is called in flows, whatever port it gets on this machine.
-MODELS_PORT, UPLOAD_PORT, TOOLS_PORT, LLM_PORT = 9000, 9001, 9200, 8001
+MODELS_PORT, UPLOAD_PORT, MIRROR_PORT, TOOLS_PORT, LLM_PORT = 9000, 9001, 9002, 9200, 8001
 
 # sizeof(sockaddr_un.sun_path) less its NUL (unix(7)); the longest socket below a sidecar's folder needs so many bytes.
 MAX_FOLDER_BYTES = 107 - len("/sidecar-mcp-tools/data/run/server-agent.sock")
@@ -34,15 +36,18 @@ _PORT_NAMES = (
     "app-llm",
     "in-models",
     "in-upload",
+    "in-mirror",
     "in-tools",
     "in-llm",
     "inference-models",
     "inference-upload",
+    "inference-mirror",
     "inference-tools",
     "inference-astray",
     "mcp-tools-models",
     "training-models",
     "training-upload",
+    "training-mirror",
     "training-tools",
 )
 

@@ -34,7 +34,7 @@ def check(ran: "subprocess.Popen[str]") -> list[dict[str, Any]]:
     assert ran.returncode == 0, out + err
     for row in found:
         assert row["expected"] == row["observed"], row
-        assert row["observed"] in ("allowed", "denied", "skipped")
+        assert row["observed"] in ("allowed", "denied", "cut", "skipped")
         assert {"from", "to", "action"} <= set(row)
     return found
 
@@ -43,12 +43,35 @@ def in_words(found: list[dict[str, Any]], verdict: str) -> set[str]:
     return {f"{row['from']}: {row['action']}" for row in found if row["observed"] == verdict}
 
 
+# What the client of a denied row was told, and the reason in the record.
+TOLD = {
+    "inference: S3 PUT: method not named": ("403", "action_not_named (outbound models)"),
+    "inference: S3 GET: path not named": ("403", "action_not_named (outbound models)"),
+    "inference: GET /models/../secrets/key": ("400", "bad_request (outbound models)"),
+    "inference: GET /models/%2e%2E/secrets/key": ("400", "bad_request (outbound models)"),
+    "inference: GET /models/x%2F..%2F..%2Fsecrets": ("400", "bad_request (outbound models)"),
+    "inference: POST /admin": ("403", "action_not_named (outbound tools)"),
+    "mcp-tools: gRPC Health/List": ("PERMISSION_DENIED", "action_not_named (outbound llm)"),
+    "inference, no sidecar: TLS, its own SVID, PUT": ("403", "action_not_named (inbound models)"),
+    "inference, no sidecar: TLS, its own SVID, %2e%2e": ("400", "bad_request (inbound models)"),
+    "training: S3 GET in opaque TCP": ("no answer", "port_not_named (outbound mirror)"),
+}
+ALLOWED = {
+    "inference: S3 GET",
+    "inference: GET /models/llm%2Fweights.bin",
+    "training: S3 PUT",
+    "inference: MCP call",
+    "mcp-tools: gRPC Health/Check",
+    "mcp-tools: gRPC Health/Watch, a stream",
+    "inference: S3 GET in opaque TCP",
+}
 DENIED = {
     "anybody: TLS, no certificate",
     "inference: right address, wrong identity",
     "inference, no sidecar: that SVID, expired",
     "elsewhere.example: SVID of that domain",
     "training: S3 GET",
+    *TOLD,
 }
 OTHER_USERS = {"user of training: S3 GET", "user of training: fetch X.509-SVID"}
 
@@ -57,8 +80,13 @@ OTHER_USERS = {"user of training: S3 GET", "user of training: fetch X.509-SVID"}
 def test_every_row_is_as_expected() -> None:
     found = check(demo("--once", "--output", "json"))
     allowed, denied, skipped = (in_words(found, word) for word in ("allowed", "denied", "skipped"))
-    assert {"inference: S3 GET", "inference: MCP call", "mcp-tools: gRPC call"} <= allowed
+    assert allowed >= ALLOWED
     assert denied >= DENIED
+    told = {f"{row['from']}: {row['action']}": (row["saw"], row["why"]) for row in found}
+    assert told.items() >= TOLD.items()
+    (cut,) = (row for row in found if row["observed"] == "cut")
+    assert cut["latency_ms"] < 1000
+    assert cut["why"].startswith("flow tools-watch-the-model")
     if os.geteuid() == 0 and not skipped:
         assert denied >= OTHER_USERS
     else:
