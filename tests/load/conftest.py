@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A broker, two sidecars with HTTP and opaque listeners between them, and programs at both ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import UID, Program, World
+from tests.load.programs import App
+from tests.load.traffic import Traffic
+
+SEGMENT = """\
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: {name}}}
+spec:
+  function: {name}
+  trust: medium
+  mode: enforce
+  members: ["spiffe://{{td}}/segment/{name}/**"]
+  admission: {{entry: ["unix:{uid}"], node: []}}
+  {more}
+---
+"""
+FLOW = """\
+apiVersion: firedoor.dev/v1alpha1
+kind: Flow
+metadata: {{name: {name}}}
+spec:
+  owner: ml-platform
+  reason: a load
+  from: {{segment: {source}}}
+  to: {{segment: {destination}, port: {port}}}
+  allow: [{action}]
+---
+"""
+GET = '{{http: {{methods: [GET], paths: ["/{}/**"]}}}}'
+# What outlives its certificates until it is revoked, and what ends with them.
+OUTLIVING, CLOSING = "expiry: {until-revoked: 12h}", "expiry: close"
+FLOWS = {
+    "pulls": FLOW.format(
+        name="pulls", source="inference", destination="registry", port=9000, action=GET.format("models")
+    ),
+    "follows": FLOW.format(
+        name="follows", source="inference", destination="registry", port=9000, action=GET.format("follow")
+    ),
+    "opaque": FLOW.format(name="opaque", source="inference", destination="registry", port=9001, action="{tcp: {}}"),
+    "short": FLOW.format(name="short", source="batch", destination="store", port=9002, action="{tcp: {}}"),
+}
+IDS = {name: f"/segment/{name}/host/h/svc/x" for name in ("inference", "registry", "batch", "store")}
+
+
+def policy(*without: str, more: str = OUTLIVING) -> str:
+    """Write the policy, less the flows named."""
+    segments = {"inference": more, "registry": more, "batch": CLOSING, "store": CLOSING}
+    text = "".join(SEGMENT.format(name=name, uid=UID, more=more) for name, more in segments.items())
+    return text + "".join(flow for name, flow in FLOWS.items() if name not in without)
+
+
+def listener(name: str, identity: str, protocol: str, port: int, **more: object) -> dict[str, object]:
+    return {
+        "name": name,
+        "as": f"spiffe://example.org{IDS[identity]}",
+        "protocol": protocol,
+        "service_port": port,
+        **more,
+    }
+
+
+class Estate(World):
+    """Sidecar `server` before the programs, sidecar `client` after those that ask."""
+
+    def __init__(self, folder: Path, app: App) -> None:
+        super().__init__(folder)
+        self.app = app
+        # Of the inbound listeners, once they are bound.
+        self._addresses: tuple[str, ...] = ()
+        self.write(policy())
+
+    def write(self, text: str) -> None:
+        """Make this the policy; the broker reads it at its next look, or when told."""
+        (self.folder / "policy.yaml").write_text(text)
+
+    @property
+    def http(self) -> Path:
+        return self.folder / "http.sock"
+
+    @property
+    def opaque(self) -> Path:
+        return self.folder / "opaque.sock"
+
+    @property
+    def short(self) -> Path:
+        return self.folder / "short.sock"
+
+    def begin(self, *words: str) -> None:
+        """Start the broker with these words, and both sidecars."""
+        self.start_broker(*words)
+        self.attest("server", "registry", "store")
+        self.start_server().ready()
+        self.attest("client", "inference", "batch")
+        self.start_client().ready()
+
+    def attest(self, name: str, *segments: str) -> None:
+        """Make what a new sidecar needs to become that agent."""
+        parent = self.enrol()
+        (self.folder / "token").replace(self.folder / f"{name}.token")
+        for segment in segments:
+            self.create_entry(parent, IDS[segment])
+
+    def start(self, name: str, *words: str) -> Program:
+        return self.start_sidecar("--join-token-file", str(self.folder / f"{name}.token"), *words, name=name)
+
+    def start_server(self, *words: str) -> Program:
+        """Start the sidecar before the programs, at the ports that it had before."""
+        found = [
+            listener("http", "registry", "http", 9000, app={"address": self.app.http}),
+            listener("opaque", "registry", "tcp", 9001, app={"address": self.app.opaque}),
+            listener("short", "store", "tcp", 9002, app={"address": self.app.opaque}),
+        ]
+        for one, address in zip(found, self._addresses or ["127.0.0.1:0"] * 3, strict=True):
+            one["listen"] = address
+        return self.start("server", "--inbound", json.dumps(found), *words)
+
+    def start_client(self, *words: str) -> Program:
+        """Start the sidecar of those that ask."""
+        self._addresses = self.addresses()
+        specs = (
+            ("http", "inference", "http", 9000, self.http, "registry"),
+            ("opaque", "inference", "tcp", 9001, self.opaque, "registry"),
+            ("short", "batch", "tcp", 9002, self.short, "store"),
+        )
+        found = [
+            listener(name, identity, protocol, port, listen=f"unix:{path}", addresses=[address])
+            | {"expect": [f"spiffe://example.org/segment/{peer}/**"]}
+            for (name, identity, protocol, port, path, peer), address in zip(specs, self._addresses, strict=True)
+        ]
+        return self.start("client", "--outbound", json.dumps(found), *words)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return where the inbound listeners are bound."""
+        status = self.status("server")
+        assert status is not None
+        return tuple(one.listen for one in status.listeners)
+
+    def expiry(self, name: str, segment: str) -> int:
+        """Return when an SVID that a sidecar holds expires."""
+        status = self.status(name)
+        assert status is not None
+        return next(one.not_after for one in status.svids if one.spiffe_id.endswith(IDS[segment]))
+
+
+@pytest.fixture(scope="module")
+def traffic() -> Iterator[Traffic]:
+    with Traffic() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def app(traffic: Traffic) -> Iterator[App]:
+    found = traffic.call(App().start())
+    yield found
+    traffic.call(found.stop())
+
+
+@pytest.fixture(scope="module")
+def estate(app: App) -> Iterator[Estate]:
+    """Nothing is started yet."""
+    folder = Path(tempfile.mkdtemp(prefix="fd-"))
+    found = Estate(folder, app)
+    yield found
+    found.close()
+    shutil.rmtree(folder)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaves and authorities are replaced under load, and nobody notices: not one request fails, not one byte is lost.
+
+FIREDOOR_LOAD_SECONDS says how long the load lasts at least; it goes on until the authority has changed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import grpc
+import pytest
+
+from firedoor.certs import X509Svid, parse_x509_svid, split_der
+from firedoor.wire import workload_grpc, workload_pb2
+from tests.e2e.conftest import until
+from tests.load.conftest import IDS, Estate
+from tests.load.programs import KeepAlive, Stream, follow, get_once, say_once
+from tests.load.traffic import Running, Traffic
+
+SECONDS = float(os.environ.get("FIREDOOR_LOAD_SECONDS", "60"))
+# Requests a second, by kind.
+KEPT, FRESH, OPAQUE = 300, 30, 30
+LEAVES, AUTHORITIES = 6, 2
+# A minute is the shortest life of an authority; the next one takes over 50 s after its start, then every 30 s.
+TTLS = ("--ca-ttl", "60s", "--x509-svid-ttl", "12s", "--agent-ttl", "30s")
+ALLOWANCE = 1.0
+
+
+class Leaves:
+    """Every SVID that a sidecar hands to a program that watches its socket."""
+
+    def __init__(self, estate: Estate, name: str) -> None:
+        self._channel = grpc.insecure_channel(f"unix:{estate.auth_socket(name)}")
+        stub = workload_grpc.SpiffeWorkloadAPIStub(self._channel)
+        self._stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=(("workload.spiffe.io", "true"),))
+        self._seen: dict[str, X509Svid] = {}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        with suppress(grpc.RpcError):
+            for answer in self._stream:
+                for one in answer.svids:
+                    chain = tuple(split_der(one.x509_svid))
+                    self._seen[hashlib.sha256(chain[0]).hexdigest()] = parse_x509_svid(chain)
+
+    def of(self, segment: str) -> dict[str, X509Svid]:
+        """Return those of one identity by the hash of the leaf."""
+        return {key: one for key, one in list(self._seen.items()) if one.id.path == IDS[segment]}
+
+    def authorities(self, segment: str) -> set[str]:
+        return {one.authority_id for one in self.of(segment).values()}
+
+    def close(self) -> None:
+        self._stream.cancel()
+        self._channel.close()
+        self._thread.join(10)
+
+
+class Short:
+    """Streams one after the other that must end with their certificates: when each ended, and when it should have."""
+
+    def __init__(self, estate: Estate) -> None:
+        self._estate, self._stopping = estate, threading.Event()
+        self.ends: list[tuple[float, int]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._thread.start()
+
+    def _deadline(self) -> int:
+        return min(self._estate.expiry("client", "batch"), self._estate.expiry("server", "store"))
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            before = self._deadline()
+            stream = Stream(self._estate.short)
+            done = self._traffic.submit(stream.run())
+            until(lambda stream=stream, done=done: stream.received or done.done(), "the first bytes")
+            if self._deadline() != before:
+                # Which of the two certificates it was opened with is not known.
+                self._traffic.call(stream.end())
+            with suppress(OSError, EOFError):
+                done.result(60)
+                continue
+            self.ends.append((stream.over, before))
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def leaves(estate: Estate) -> Iterator[dict[str, Leaves]]:
+    estate.begin(*TTLS)
+    found = {name: Leaves(estate, name) for name in ("client", "server")}
+    yield found
+    for one in found.values():
+        one.close()
+
+
+async def followed(estate: Estate, ended: asyncio.Event) -> int:
+    """Follow a response until told; return how much arrived in order."""
+    arrived = 0
+    async for offset in follow(estate.http):
+        arrived = offset
+        if ended.is_set():
+            break
+    return arrived
+
+
+async def tell(event: asyncio.Event) -> None:
+    event.set()
+
+
+@pytest.mark.timeout(300)
+def test_rotation_loses_nothing(estate: Estate, leaves: dict[str, Leaves], traffic: Traffic) -> None:
+    pool, stream, short, ended = KeepAlive(estate.http), Stream(estate.opaque), Short(estate), asyncio.Event()
+    long, body = traffic.submit(stream.run()), traffic.submit(followed(estate, ended))
+    loads: list[Running] = [
+        traffic.start("keep-alive", KEPT, pool.request),
+        traffic.start("a connection a request", FRESH, lambda n: get_once(estate.http, n)),
+        traffic.start("opaque", OPAQUE, lambda n: say_once(estate.opaque, n)),
+    ]
+    short.start(traffic)
+    end = time.monotonic() + SECONDS
+    until(lambda: len(used(estate, leaves)[1]) > AUTHORITIES, "two more authorities", SECONDS + 120)
+    until(lambda: time.monotonic() > end, "the load's time", SECONDS + 1)
+    short.stop()
+    done = [load.stop() for load in loads]
+    print(*done, *(f"{at - deadline:.3f}" for at, deadline in short.ends), sep="\n")
+    assert not long.done()
+    traffic.call(stream.end())
+    long.result(20)
+    assert not body.done()
+    traffic.call(tell(ended))
+    assert body.result(20) > 0
+    traffic.call(pool.close())
+    for load in done:
+        assert load.failures == []
+        assert load.answered == load.sent >= load.rate * SECONDS * 0.98
+    serials, authorities = used(estate, leaves)
+    assert len(serials) > LEAVES
+    assert len(leaves["server"].of("registry")) > LEAVES
+    assert len(leaves["server"].authorities("registry")) > AUTHORITIES
+    assert len(short.ends) >= 3
+    assert all(0 <= at - deadline <= ALLOWANCE for at, deadline in short.ends), short.ends
+
+
+def used(estate: Estate, leaves: dict[str, Leaves]) -> tuple[set[str], set[str]]:
+    """Return the serials of the client's leaves that the app was told of, and the authorities that signed them."""
+    known = leaves["client"].of("inference")
+    found = [known[key] for key in list(estate.app.peers) if key in known]
+    return {one.serial for one in found}, {one.authority_id for one in found}
