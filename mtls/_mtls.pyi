@@ -277,7 +277,10 @@ class Core:
         """Return up to `limit` decision records as JSON lines."""
 
     def event_fd(self) -> int:
-        """Return an eventfd that is readable while records or control events wait. Owned by the core."""
+        """Return an eventfd that is readable while control events wait. Owned by the core."""
+
+    def record_fd(self) -> int:
+        """Return an eventfd that is readable while decision records wait. Owned by the core."""
 
     def stats(self) -> dict[str, int]: ...
     def connections(self) -> str:

@@ -5,7 +5,7 @@
     broker: ["broker.internal:8081"]
     bootstrap_bundle: /etc/firedoor/bundle.json
     join_token_file: /etc/firedoor/token
-    records: {path: /var/log/firedoor/decisions.jsonl, rotate_bytes: 67108864, keep: 5}
+    records: {path: /var/log/firedoor/decisions.jsonl, queue: 65536, rotate_bytes: 67108864, keep: 5}
     inbound: [...]
 
 A flag wins over the environment, the environment over the file. `load` reads and checks the form; `validate` also
@@ -31,6 +31,8 @@ ENVIRONMENT = "FIREDOOR_SIDECAR_"
 # Private sockets below the data directory; the longest name decides whether the directory's own path is short enough.
 RUN_DIR = "run"
 LONGEST_SOCKET_NAME = "server-boot.sock"
+# About half a kilobyte each.
+QUEUE = 65536
 ROTATE_BYTES = 64 * 1024 * 1024
 ROTATE_KEEP = 5
 METRICS: str | None = "127.0.0.1:9091"
@@ -73,6 +75,7 @@ OPTIONS = (
     Option("segments", "PATH", "local policy, for servers that push none"),
     Option("reset_policy", "true|false", "forget the pushed policy, so that `segments` may be used"),
     Option("records.path", "FILE|stdout", "decision records, one JSON line each"),
+    Option("records.queue", "N", "how many may wait to be written before any is lost"),
     Option("records.rotate_bytes", "N", "start a new file at this size"),
     Option("records.keep", "N", "how many old files stay"),
     Option("metrics", "HOST:PORT|off", "Prometheus metrics, /live and /ready, on loopback"),
@@ -88,6 +91,7 @@ class Records:
     """Where decision records go; no path is stdout."""
 
     path: Path | None
+    queue: int
     rotate_bytes: int
     keep: int
 
@@ -240,10 +244,11 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
 
 
 def _records(top: Section, data_dir: Path, findings: Findings) -> Records:
-    section = _section(top, "records", ("path", "rotate_bytes", "keep"), findings)
+    section = _section(top, "records", ("path", "queue", "rotate_bytes", "keep"), findings)
     to_stdout = section.parse("path", str, "") == "stdout"
     return Records(
         path=None if to_stdout else section.parse("path", settings.path, data_dir / "decisions.jsonl"),
+        queue=section.parse("queue", settings.integer(16, 10_000_000), QUEUE),
         rotate_bytes=section.parse("rotate_bytes", settings.integer(4096, 2**40), ROTATE_BYTES),
         keep=section.parse("keep", settings.integer(1, 1000), ROTATE_KEEP),
     )

@@ -6,6 +6,7 @@ state → core → stored generation → sockets → agent SVID (stored, or atte
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -24,7 +25,7 @@ from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, St
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.metrics import MetricsServer, Snapshot
 from firedoor.sidecar.policy_files import read_policy
-from firedoor.sidecar.records import RotatingFile, Sink, Stdout
+from firedoor.sidecar.records import Sink, output_for
 from firedoor.sidecar.report import Report
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.state import PRIVATE_DIR, State
@@ -38,8 +39,9 @@ log = logging.getLogger(__name__)
 # One busy Python thread delays every call by this much (CPython's default is 5 ms).
 SWITCH_SECONDS = 0.0005
 DRAIN_SECONDS = 10.0
-RECORDS_AT_ONCE = 1024
-# Records that could not be written and listeners that could not be opened are tried again this often.
+# What records that wait get to be written, after the last connection.
+RECORD_SECONDS = 5.0
+# Listeners that could not be opened are tried again this often.
 UPKEEP_SECONDS = 2.0
 
 EXIT_DONE = 0
@@ -76,8 +78,8 @@ class Process:
         self.clock = Clock(stepped_back=lambda by: log.error("the clock went back", extra={"seconds": round(by)}))
         view = View(config.trust_domain, bundles=self._first_bundles())
         records = config.records
-        self.sink = Sink(RotatingFile(records.path, records.rotate_bytes, records.keep) if records.path else Stdout())
-        self.core = Core()
+        self.core = Core(record_capacity=records.queue)
+        self.sink = Sink(self.core, output_for(records.path, records.rotate_bytes, records.keep))
         names = Names()
         self.holder = Holder(self.core, view, self.clock.now, lambda selectors: rule_of(selectors, names))
         self.agent = Agent(self.core, config, self.state, self.holder, self.clock.now, table)
@@ -141,9 +143,11 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
+            self.sink.start()
             self._begin()
             await self._open_sockets()
-            loop.add_reader(self.core.event_fd(), self._drain_events)
+            # It stays readable while more waits.
+            loop.add_reader(self.core.event_fd(), self.agent.drain_events)
             await until_first(stop.wait(), self.agent.run(), self._watch(), self._upkeep())
         finally:
             loop.remove_reader(self.core.event_fd())
@@ -172,11 +176,6 @@ class Process:
                 raise ConfigError([f"metrics: {self.config.metrics} cannot be bound: {error.strerror}"]) from error
             log.info("metrics", extra={"address": self.metrics.address})
 
-    def _drain_events(self) -> None:
-        """Take what the core has to say; it stays readable while more waits."""
-        self.agent.drain_events()
-        self.sink.put(self.core.drain_records(RECORDS_AT_ONCE))
-
     async def _watch(self) -> None:
         """Open and close listeners as identities come and go, and say once when everything is there."""
         said = False
@@ -184,13 +183,14 @@ class Process:
             self.datapath.adjust(self.clock.now())
             if not said and self.report.ready():
                 said = True
-                print(self.report.ready_line(), flush=True)
+                # Whoever started us may not listen any more.
+                with contextlib.suppress(BrokenPipeError):
+                    print(self.report.ready_line(), flush=True)
 
     async def _upkeep(self) -> None:
         told: list[str] = []
         while True:
             await asyncio.sleep(UPKEEP_SECONDS)
-            self.sink.flush()
             missing = self.report.missing()
             if missing:
                 self.holder.notify()
@@ -206,8 +206,6 @@ class Process:
         drained = await asyncio.to_thread(self.core.drain, DRAIN_SECONDS)
         if not drained:
             log.warning("connections were cut", extra={"after_seconds": DRAIN_SECONDS})
-        while lines := self.core.drain_records(RECORDS_AT_ONCE):
-            self.sink.put(lines)
-        self.sink.close()
+        await asyncio.to_thread(self.sink.stop, RECORD_SECONDS)
         await asyncio.to_thread(self.core.stop)
         self.state.close()

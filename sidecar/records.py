@@ -1,44 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps decision records: JSON lines in a file with rotation by size, or on stdout.
+"""Gets decision records written: JSON lines in a file with rotation by size, or on a stream such as stdout.
 
-A write that fails (a full disk) is logged once and counted, and the records stay in memory until there is room or the
-bound is reached. What is lost is counted: records + losses = decisions.
+A thread of its own takes them from the core. While it cannot write (a full disk, a reader that stalls or is gone) it
+takes no more: they wait in the core's ring, and what finds no room there is counted. Nothing else in the process waits.
+At every moment decisions = written + waiting + lost.
 """
 
 import logging
 import os
-import sys
-from collections import deque
+import select
+import stat
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 FILE_MODE = 0o640
-# Records that wait for a file that cannot be written; beyond that the oldest are lost.
-LARGEST_BACKLOG_BYTES = 8 * 1024 * 1024
+RECORDS_AT_ONCE = 1024
+# An output that failed is tried again this often.
+RETRY_SECONDS = 1.0
+# What is not taken for so long is worth a line in the log.
+STALLED_SECONDS = 2.0
+# As much as fits when a pipe polls writable (pipe(7), PIPE_BUF), so that no write ever blocks.
+PIECE_BYTES = select.PIPE_BUF
+
+# Waits until a descriptor can be written to. Raise OSError when that comes too late.
+Writable = Callable[[int], None]
+
+
+class Source(Protocol):
+    """Where records come from: the core."""
+
+    def record_fd(self) -> int:
+        """Return a descriptor that is readable while records wait."""
+
+    def drain_records(self, limit: int) -> bytes:
+        """Return up to so many, a line each."""
+
+    def stats(self) -> dict[str, int]:
+        """Return counters, `records_lost` among them."""
+
+
+class NotWrittenError(Exception):
+    """An output took only the first `kept` bytes, which are whole lines."""
+
+    def __init__(self, kept: int, cause: OSError) -> None:
+        super().__init__(cause.strerror or str(cause))
+        self.kept = kept
 
 
 class Output(Protocol):
     """Where lines end up."""
 
-    def write(self, data: bytes) -> None:
-        """Write whole lines. Raise OSError."""
+    def write(self, lines: bytes, writable: Writable) -> None:
+        """Write whole lines. Raise NotWrittenError."""
 
     def close(self) -> None:
         """Let go of it."""
 
 
-class Stdout:
-    """Standard output, for whoever collects it."""
+def output_for(path: Path | None, rotate_bytes: int, keep: int) -> Output:
+    """Return the output that a configuration names: no path is stdout; what is no regular file is a stream."""
+    if path is None:
+        return Stream(1)
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        regular = True
+    return RotatingFile(path, rotate_bytes, keep) if regular else Stream(path)
 
-    def write(self, data: bytes) -> None:
-        """Write whole lines."""
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+
+class Stream:
+    """A pipe, a socket or a terminal: stdout, whose reader somebody else starts, or a path such as a FIFO's."""
+
+    def __init__(self, target: int | Path) -> None:
+        # What we open ourselves, and open anew after an error.
+        self._path = None if isinstance(target, int) else target
+        self._handle = target if isinstance(target, int) else -1
+
+    def write(self, lines: bytes, writable: Writable) -> None:
+        """Write whole lines; a line that was cut by an error counts as not written. Raise NotWrittenError."""
+        done = 0
+        try:
+            self._open()
+            while done < len(lines):
+                writable(self._handle)
+                done += os.write(self._handle, lines[done : done + PIECE_BYTES])
+        except OSError as error:
+            self.close()
+            raise NotWrittenError(lines.rfind(b"\n", 0, done) + 1, error) from error
 
     def close(self) -> None:
-        """Do nothing: it is not ours."""
+        """Close what we opened."""
+        if self._path is not None and self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def _open(self) -> None:
+        if self._path is not None and self._handle < 0:
+            # Without O_NONBLOCK a FIFO that nobody reads would hold us here.
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class RotatingFile:
@@ -49,13 +113,19 @@ class RotatingFile:
         self._handle = -1
         self._size = 0
 
-    def write(self, data: bytes) -> None:
-        """Write whole lines; a line is never in two files. Raise OSError."""
+    def write(self, lines: bytes, writable: Writable) -> None:
+        """Write whole lines, all or none; a line is never in two files. Raise NotWrittenError."""
+        try:
+            self._write(lines)
+        except OSError as error:
+            raise NotWrittenError(0, error) from error
+
+    def _write(self, lines: bytes) -> None:
         if self._handle < 0:
             self._open()
-        if self._size and self._size + len(data) > self._rotate_bytes:
+        if self._size and self._size + len(lines) > self._rotate_bytes:
             self._rotate()
-        view = memoryview(data)
+        view = memoryview(lines)
         start = self._size
         try:
             while view:
@@ -104,46 +174,96 @@ class RotatingFile:
 
 
 class Sink:
-    """Takes batches of records and gets them written."""
+    """The thread between a source and an output."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._waiting: deque[bytes] = deque()
-        self._bytes = 0
+    def __init__(self, source: Source, output: Output) -> None:
+        self._source, self._output = source, output
+        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+        self._stopped = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # When writing ends; None: not yet known.
+        self._deadline: float | None = None
         self._failing = False
+        # Taken from the source and not written yet.
+        self._batch = b""
         self.written = 0
-        self.lost = 0
 
-    def put(self, lines: bytes) -> None:
-        """Write a batch of whole lines, after those that wait."""
-        if lines:
-            self._waiting.append(lines)
-            self._bytes += len(lines)
-        self.flush()
+    @property
+    def held(self) -> int:
+        """How many records are taken and not written yet."""
+        return self._batch.count(b"\n")
 
-    def flush(self) -> None:
-        """Try to write what waits."""
-        try:
-            while self._waiting:
-                self._output.write(self._waiting[0])
-                self.written += self._take()
-        except OSError as error:
-            if not self._failing:
-                log.error("decision records cannot be written", extra={"reason": error.strerror or str(error)})
-            self._failing = True
-            while self._bytes > LARGEST_BACKLOG_BYTES:
-                self.lost += self._take()
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Write what waits, for so long at most, and end."""
+        if not self._thread.is_alive():
             return
-        if self._failing:
-            log.info("decision records are written again", extra={"lost": self.lost})
-        self._failing = False
+        self._deadline = time.monotonic() + seconds
+        os.eventfd_write(self._stopped, 1)
+        self._thread.join(seconds + STALLED_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._stopped)
+        left = self.held + self._source.stats()["records_waiting"]
+        if left:
+            log.error("decision records are lost: they could not be written before the end", extra={"count": left})
 
-    def _take(self) -> int:
-        lines = self._waiting.popleft()
-        self._bytes -= len(lines)
-        return lines.count(b"\n")
-
-    def close(self) -> None:
-        """Write what can be written and close."""
-        self.flush()
+    def _run(self) -> None:
+        while not self._is_over() and self._take():
+            while self._batch and not self._is_over():
+                self._write()
         self._output.close()
+
+    def _take(self) -> bool:
+        """Take a batch; say whether there is more to do."""
+        if self._deadline is None:
+            self._wait(self._source.record_fd(), select.POLLIN, None)
+        self._batch = self._source.drain_records(RECORDS_AT_ONCE)
+        return bool(self._batch) or self._deadline is None
+
+    def _write(self) -> None:
+        try:
+            self._output.write(self._batch, self._writable)
+        except NotWrittenError as error:
+            self._wrote(error.kept)
+            self._fail(str(error))
+            self._wait(-1, 0, RETRY_SECONDS)
+            return
+        self._wrote(len(self._batch))
+        if self._failing:
+            self._failing = False
+            log.info("decision records are written again", extra={"lost": self._source.stats()["records_lost"]})
+
+    def _wrote(self, size: int) -> None:
+        self.written += self._batch.count(b"\n", 0, size)
+        self._batch = self._batch[size:]
+
+    def _fail(self, reason: str) -> None:
+        if not self._failing:
+            log.error("decision records cannot be written", extra={"reason": reason})
+        self._failing = True
+
+    def _writable(self, fd: int) -> None:
+        """Wait until an output takes something. Raise OSError when writing must end before."""
+        while not self._wait(fd, select.POLLOUT, STALLED_SECONDS):
+            if self._is_over():
+                raise TimeoutError("nobody reads them")
+            self._fail("nobody reads them")
+
+    def _wait(self, fd: int, event: int, seconds: float | None) -> bool:
+        """Wait for an event, and say whether it came; less long than asked once the end is known."""
+        poll = select.poll()
+        if fd >= 0:
+            poll.register(fd, event)
+        if self._deadline is None:
+            poll.register(self._stopped, select.POLLIN)
+        else:
+            left = max(0.0, self._deadline - time.monotonic())
+            seconds = left if seconds is None else min(left, seconds)
+        found = poll.poll(None if seconds is None else seconds * 1000)
+        # An error counts: the write says which.
+        return any(one == fd for one, _ in found)
+
+    def _is_over(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline

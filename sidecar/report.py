@@ -100,10 +100,12 @@ class Report:
 
     def values(self) -> dict[str, float]:
         """Return all counters and gauges by name."""
+        counted = {name: float(value) for name, value in self._core.stats().items()}
         return {
-            **{name: float(value) for name, value in self._core.stats().items()},
+            **counted,
+            # Decisions = written + waiting + lost.
             "records_written": float(self._sink.written),
-            "records_lost_at_the_sink": float(self._sink.lost),
+            "records_waiting": counted["records_waiting"] + self._sink.held,
             "connected_to_server": float(self._agent.link.connected),
             "ready": float(self.ready()),
             "svids": float(len(self._holder.live(self._now()))),

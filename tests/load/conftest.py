@@ -99,11 +99,11 @@ class Estate(World):
     def short(self) -> Path:
         return self.folder / "short.sock"
 
-    def begin(self, *words: str) -> None:
+    def begin(self, *words: str, server: tuple[str, ...] = ()) -> None:
         """Start the broker with these words, and both sidecars."""
         self.start_broker(*words)
         self.attest("server", "registry", "store")
-        self.start_server().ready()
+        self.start_server(*server).ready()
         self.attest("client", "inference", "batch")
         self.start_client().ready()
 

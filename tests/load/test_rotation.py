@@ -148,7 +148,7 @@ def test_rotation_loses_nothing(estate: Estate, leaves: dict[str, Leaves], traff
     for load in done:
         assert load.failures == []
         assert load.answered == load.sent >= load.rate * SECONDS * 0.98
-    serials, authorities = used(estate, leaves)
+    serials, _authorities = used(estate, leaves)
     assert len(serials) > LEAVES
     assert len(leaves["server"].of("registry")) > LEAVES
     assert len(leaves["server"].authorities("registry")) > AUTHORITIES

@@ -5,8 +5,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,6 @@ from firedoor.sidecar.backoff import FIRST_SECONDS, LONGEST_SECONDS, SHORTEST_SE
 from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.identities import renewal_time
 from firedoor.sidecar.logs import Json, Text
-from firedoor.sidecar.records import LARGEST_BACKLOG_BYTES, RotatingFile, Sink
 
 
 class Times:
@@ -94,76 +91,6 @@ def test_renewal_at_half_life_with_jitter() -> None:
 @pytest.mark.parametrize("not_after", [1001, 1000, 0], ids=["short", "now", "long_ago"])
 def test_renewal_is_never_at_once(not_after: int) -> None:
     assert renewal_time(1000, not_after) == 1001
-
-
-LINE = b'{"n": 1}\n'
-
-
-def rotating(tmp_path: Path, lines: int, keep: int = 2) -> RotatingFile:
-    return RotatingFile(tmp_path / "log" / "d.jsonl", len(LINE) * lines, keep)
-
-
-def files(tmp_path: Path) -> dict[str, int]:
-    return {one.name: one.read_bytes().count(b"\n") for one in sorted((tmp_path / "log").iterdir())}
-
-
-def test_rotation_by_size(tmp_path: Path) -> None:
-    sink = Sink(rotating(tmp_path, 3))
-    for _ in range(11):
-        sink.put(LINE)
-    sink.close()
-    assert files(tmp_path) == {"d.jsonl": 2, "d.jsonl.1": 3, "d.jsonl.2": 3}
-    assert (sink.written, sink.lost) == (11, 0)
-
-
-def test_restart_goes_on_in_the_same_file_and_ends_a_broken_line(tmp_path: Path) -> None:
-    Sink(rotating(tmp_path, 10)).put(LINE)
-    with (tmp_path / "log/d.jsonl").open("ab") as file:
-        file.write(b'{"half')
-    Sink(rotating(tmp_path, 10)).put(LINE)
-    lines = (tmp_path / "log/d.jsonl").read_bytes().splitlines()
-    assert lines == [b'{"n": 1}', b'{"half', b'{"n": 1}']
-
-
-class Full:
-    """An output that can be full."""
-
-    def __init__(self) -> None:
-        self.full = True
-        self.data = b""
-
-    def write(self, data: bytes) -> None:
-        if self.full:
-            raise OSError(28, os.strerror(28))
-        self.data += data
-
-    def close(self) -> None:
-        pass
-
-
-def test_records_wait_for_room(caplog: pytest.LogCaptureFixture) -> None:
-    output = Full()
-    sink = Sink(output)
-    sink.put(LINE)
-    sink.put(LINE)
-    assert caplog.text.count("cannot be written") == 1
-    output.full = False
-    sink.put(b"")
-    assert output.data == LINE * 2
-    assert (sink.written, sink.lost) == (2, 0)
-
-
-def test_losses_are_counted() -> None:
-    output = Full()
-    sink = Sink(output)
-    batch = LINE * (LARGEST_BACKLOG_BYTES // len(LINE) // 4 + 1)
-    for _ in range(8):
-        sink.put(batch)
-    output.full = False
-    sink.close()
-    count = batch.count(b"\n")
-    assert (sink.written + sink.lost, sink.lost > 0) == (8 * count, True)
-    assert output.data.count(b"\n") == sink.written
 
 
 def record(**fields: object) -> logging.LogRecord:

@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub store: Arc<MaterialStore>,
     pub stats: Arc<Stats>,
     pub wake: Arc<Wake>,
+    /// Of its own: whoever writes records down may be slow, and must hold up nothing else.
+    pub record_wake: Arc<Wake>,
     pub proxy: Arc<Proxy>,
     /// What `stop` calls, in the order in which things were opened.
     closers: Arc<Mutex<Vec<Closer>>>,
@@ -72,10 +74,10 @@ impl Core {
     fn new(py: Python<'_>, data_threads: usize, record_capacity: usize) -> PyResult<Self> {
         py.detach(|| {
             let (threads, store) = (Arc::new(Threads::start(data_threads)?), Arc::<MaterialStore>::default());
-            let wake = Wake::new()?;
-            let proxy = Arc::new(Proxy::new(store.clone(), &threads, record_capacity, wake.source()));
+            let (wake, record_wake) = (Wake::new()?, Wake::new()?);
+            let proxy = Arc::new(Proxy::new(store.clone(), &threads, record_capacity, record_wake.source()));
             let (stats, closers) = (Arc::default(), Arc::default());
-            let core = Shared { threads, store, stats, wake, proxy: proxy.clone(), closers };
+            let core = Shared { threads, store, stats, wake, record_wake, proxy: proxy.clone(), closers };
             core.on_stop(move || proxy.stop());
             Ok(Self(core))
         })
@@ -205,9 +207,14 @@ impl Core {
         Ok(py.detach(|| self.0.proxy.drain(patience)))
     }
 
-    /// Return an eventfd that is readable while records or control events wait. Owned by the core.
+    /// Return an eventfd that is readable while control events wait. Owned by the core.
     fn event_fd(&self) -> i32 {
         self.0.wake.raw_fd()
+    }
+
+    /// Return an eventfd that is readable while decision records wait. Owned by the core.
+    fn record_fd(&self) -> i32 {
+        self.0.record_wake.raw_fd()
     }
 
     fn stats(&self) -> BTreeMap<String, u64> {

@@ -165,8 +165,8 @@ def test_stop_closes_what_is_open(core: mtls.Core, folder: Path) -> None:
     assert not Path(front.address).exists()
 
 
-def test_event_fd_is_quiet(core: mtls.Core) -> None:
-    assert select.select([core.event_fd()], [], [], 0) == ([], [], [])
+def test_event_fds_are_quiet(core: mtls.Core) -> None:
+    assert select.select([core.event_fd(), core.record_fd()], [], [], 0) == ([], [], [])
 
 
 def descriptors() -> int:

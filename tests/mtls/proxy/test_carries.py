@@ -243,7 +243,7 @@ def test_the_event_is_raised_while_records_wait(world: World) -> None:
     listener = world.outbound(world.inbound().address)
 
     def raised() -> bool:
-        return bool(select.select([world.client.event_fd()], [], [], 0)[0])
+        return bool(select.select([world.client.record_fd()], [], [], 0)[0])
 
     assert not raised()
     for _ in range(2):
