@@ -12,11 +12,13 @@ from firedoor.certs.errors import (
     CallerError,
     CertsError,
     CsrError,
+    EvidenceError,
     FingerprintError,
     IssueError,
     JournalError,
     JwtSvidError,
     KeyManagerError,
+    NodeCertificateError,
     OurError,
     PatternError,
     PeerError,
@@ -47,6 +49,7 @@ from firedoor.certs.keys import (
     private_key_der,
     public_key_der,
 )
+from firedoor.certs.node_certificate import X509POP, NodeCertificate, node_roots, read_roots, verify_node_certificate
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.selectors import Selector
 from firedoor.certs.svid import (
@@ -58,21 +61,25 @@ from firedoor.certs.svid import (
     parse_x509_svid,
 )
 from firedoor.certs.verify import Revocation, VerifiedSvid, verify_x509_svid
+from firedoor.certs.x509pop import Challenge, read_evidence, write_evidence
 
 __all__ = [
     "DEFAULT_JWT_SVID_TTL",
     "NOT_BEFORE_CUSHION",
+    "X509POP",
     "Authority",
     "AuthorityError",
     "AuthoritySlots",
     "BundleError",
     "CallerError",
     "CertsError",
+    "Challenge",
     "Csr",
     "CsrError",
     "DiskKeyManager",
     "Due",
     "Event",
+    "EvidenceError",
     "Fingerprint",
     "FingerprintError",
     "IdPattern",
@@ -87,6 +94,8 @@ __all__ = [
     "KeyStore",
     "KeyType",
     "MemoryKeyManager",
+    "NodeCertificate",
+    "NodeCertificateError",
     "OurError",
     "PatternError",
     "PeerError",
@@ -113,11 +122,16 @@ __all__ = [
     "issue_x509",
     "make_csr",
     "mint_jwt",
+    "node_roots",
     "parse_csr",
     "parse_x509_svid",
     "private_key_der",
     "public_key_der",
+    "read_evidence",
+    "read_roots",
     "split_der",
     "validate_jwt_svid",
+    "verify_node_certificate",
     "verify_x509_svid",
+    "write_evidence",
 ]

@@ -7,7 +7,7 @@ refused, and nothing but `ValueError` of this module's one function has to be ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -199,6 +199,17 @@ def split_der(blob: bytes) -> list[bytes]:
         parts.append(bytes(view[:length]))
         view = view[length:]
     return parts
+
+
+def elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of each DER element, one after the other. Raise ValueError, and nothing else."""
+    view = memoryview(der)
+    while view:
+        header, length = _header(view), _element_length(view)
+        if length > len(view):
+            raise ValueError("truncated")
+        yield view[0], bytes(view[header:length])
+        view = view[length:]
 
 
 def _element_length(view: memoryview) -> int:

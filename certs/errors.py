@@ -10,10 +10,12 @@
     │   ├── CsrError             a certificate signing request
     │   ├── IssueError           a request that no certificate may be made for
     │   ├── BundleError          a trust bundle
+    │   ├── EvidenceError        what a node sends to prove that it holds a certificate's key
     │   └── AuthorityError       an event that the authority's state does not allow
     ├── PeerError
     │   ├── SvidError            an X.509-SVID or its chain, as a peer presents it
-    │   └── JwtSvidError         a JWT-SVID, as a peer presents it
+    │   ├── JwtSvidError         a JWT-SVID, as a peer presents it
+    │   └── NodeCertificateError a node's certificate, as a node presents it
     └── OurError
         ├── KeyManagerError      a key that is missing, damaged or locked
         └── JournalError         an authority journal that cannot be read back
@@ -166,9 +168,27 @@ class BundleError(CallerError):
             "malformed_bundle": "the trust bundle is not a SPIFFE bundle",
             "malformed_certificate": "a certificate in the trust bundle cannot be read",
             "not_a_ca": "a certificate in the trust bundle is none of a CA that may sign SVIDs",
+            "not_a_node_ca": "a certificate is none of a CA for nodes whose key has an allowed kind and size",
             "malformed_jwt_key": "a jwt-svid key in the trust bundle cannot be read",
             "unknown_authority": "the trust bundle holds no authority of that ID",
             "not_tainted": "an authority is tainted before it is revoked",
+        }
+    )
+
+
+class EvidenceError(CallerError):
+    """A message of the x509pop exchange cannot be read."""
+
+    sentences = MappingProxyType(
+        {
+            "malformed_evidence": "the evidence is not the JSON of x509pop",
+            "no_certificate": "the evidence holds no certificate",
+            "too_many_certificates": "the evidence holds more than a certificate and 4 intermediates",
+            "malformed_certificate": "a certificate of the evidence cannot be read or is longer than 16 KiB",
+            "malformed_challenge": "the challenge is not the JSON of x509pop",
+            "malformed_answer": "the answer to the challenge is not the JSON of x509pop",
+            "wrong_nonce": "a nonce has 32 bytes",
+            "wrong_kind": "the challenge is for another kind of key",
         }
     )
 
@@ -238,6 +258,31 @@ class JwtSvidError(PeerError):
             "revoked_token": "the token is revoked",
             "revoked_authority": "the key that signed the token is revoked",
             "revoked_id": "tokens of this SPIFFE ID issued before a certain time are revoked",
+        }
+    )
+
+
+class NodeCertificateError(PeerError):
+    """A node's certificate does not prove which node it is, in the order in which the rules are checked."""
+
+    grpc_status = "PERMISSION_DENIED"
+    sentences = MappingProxyType(
+        {
+            "unsupported_key": (
+                "a key is none of ECDSA P-256, P-384 and P-521, RSA of 2048 to 8192 bits with an exponent up to 65537, "
+                "and, in a CA alone, Ed25519"
+            ),
+            "too_many_names": "the node's certificate has more than 256 names",
+            "leaf_is_ca": "the node's certificate is a CA certificate, which stands for no node",
+            "digital_signature_missing": "the node's certificate has no key usage digitalSignature",
+            "key_cert_sign_set": "the node's certificate may sign certificates",
+            "wrong_purpose": "the node's certificate is for neither TLS clients nor TLS servers",
+            "critical_extension": "the node's certificate has a critical extension that is not known here",
+            "chain_untrusted": "the node's certificate does not chain to a CA that is configured for x509pop",
+            "name_constraints_unsupported": "a CA above the node's certificate has name constraints that are not known",
+            "not_yet_valid": "the node's certificate, or a CA above it, is not yet valid",
+            "expired": "the node's certificate, or a CA above it, has expired",
+            "bad_signature": "the challenge is not signed by the key of the node's certificate",
         }
     )
 

@@ -15,21 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-
-from firedoor.certs import profile
 from firedoor.certs.bundle import TrustBundle
 from firedoor.certs.certificate import Certificate, read_certificate
-from firedoor.certs.constraints import check_name_constraints
 from firedoor.certs.errors import SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.paths import Path, Paths, TooManySignatures, valid_at
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.svid import NOT_BEFORE_CUSHION, X509Svid, read_chain
-
-# Signatures checked for one chain. A path of 7 needs 7; webpki stops at 100 too.
-_SIGNATURE_BUDGET: Final = 100
 
 
 @final
@@ -82,7 +76,7 @@ def verify_x509_svid(
     for certificate in certificates[1:]:
         _check_authority_id(certificate, svid.id.trust_domain)
     roots = [read_certificate(root.der) for root in bundle.x509_roots]
-    path = _PathBuilder(certificates, roots, at).build()
+    path = _path(certificates, roots, at)
     _check_times(path, at)
     authority_ids = tuple(authority.authority_id for authority in path[1:])
     _check_revocations(svid, authority_ids, revocations)
@@ -99,71 +93,19 @@ def _check_authority_id(certificate: Certificate, trust_domain: TrustDomain) -> 
         raise SvidError("authority_id_mismatch")
 
 
-class _PathBuilder:
-    """Depth first from the leaf to a root. Where several paths exist, one that is valid now is preferred."""
-
-    def __init__(self, certificates: Sequence[Certificate], roots: Sequence[Certificate], at: int) -> None:
-        self._leaf, *self._intermediates = certificates
-        self._roots = roots
-        self._at = at
-        self._budget = _SIGNATURE_BUDGET
-        self._constrained: SvidError | None = None
-        self._outdated: list[Certificate] | None = None
-
-    def build(self) -> list[Certificate]:
-        """Return the path, leaf first, root last. Raise SvidError."""
-        path = None if self._leaf.unknown_critical else self._extend([self._leaf])
-        path = path or self._outdated
-        if path is None:
-            raise self._constrained or SvidError("chain_untrusted")
-        return path
-
-    def _extend(self, path: list[Certificate]) -> list[Certificate] | None:
-        for root in self._roots:
-            if self._issues(root, path):
-                found = [*path, root]
-                if all(certificate.not_before <= self._at <= certificate.not_after for certificate in found):
-                    return found
-                self._outdated = self._outdated or found
-        if len(path) == profile.MAX_CHAIN:
-            return None
-        for intermediate in self._intermediates:
-            if intermediate not in path and self._issues(intermediate, path):
-                longer = self._extend([*path, intermediate])
-                if longer is not None:
-                    return longer
-        return None
-
-    def _issues(self, issuer: Certificate, path: Sequence[Certificate]) -> bool:
-        """Say whether `issuer` may stand above the path and signed its last certificate (RFC 5280 section 6.1)."""
-        subject = path[-1]
-        if subject.issuer != issuer.subject or profile.first_broken(profile.CA, issuer) is not None:
-            return False
-        # CAs below this one: all of the path but the leaf.
-        if issuer.path_length is not None and len(path) - 1 > issuer.path_length:
-            return False
-        if issuer.unknown_critical or not subject.signature_allowed or not self._signed(subject, issuer):
-            return False
-        return self._within_constraints(issuer, path)
-
-    def _within_constraints(self, issuer: Certificate, path: Sequence[Certificate]) -> bool:
-        if issuer.name_constraints is not None:
-            try:
-                check_name_constraints(issuer.name_constraints, path)
-            except SvidError as error:
-                self._constrained = self._constrained or error
-                return False
-        return True
-
-    def _signed(self, subject: Certificate, issuer: Certificate) -> bool:
-        self._budget -= 1
-        if self._budget < 0:
-            raise SvidError("chain_untrusted", "too many candidates")
-        try:
-            subject.raw.verify_directly_issued_by(issuer.raw)
-        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
-            return False
-        return True
+def _path(certificates: Sequence[Certificate], roots: Sequence[Certificate], at: int) -> Path:
+    """Return a path to a root; where there are several, one that is valid now is preferred. Raise SvidError."""
+    paths, outdated = Paths(certificates, roots), None
+    try:
+        for path in paths:
+            if valid_at(path, at):
+                return path
+            outdated = outdated or path
+    except TooManySignatures:
+        raise SvidError("chain_untrusted", "too many candidates") from None
+    if outdated is None:
+        raise paths.constrained or SvidError("chain_untrusted")
+    return outdated
 
 
 def _check_times(path: Iterable[Certificate], at: int) -> None:
