@@ -49,6 +49,11 @@ impl SpiffeId {
         &self.text
     }
 
+    /// The same text, shared.
+    pub fn text(&self) -> Arc<str> {
+        self.text.clone()
+    }
+
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }

@@ -10,6 +10,7 @@ use crate::caps::Place;
 use crate::decide::{self, Asked, Input, Verdict};
 use crate::draft::Draft;
 use crate::http::peers::Peers;
+use crate::http::resets::Resets;
 use crate::local::Client;
 use crate::proxy::Shared;
 use crate::records::{Direction, Outcome};
@@ -40,6 +41,8 @@ pub(crate) struct Accepted {
     pub spec: Arc<Spec>,
     /// Connections that an outbound HTTP listener shares among its clients.
     pub peers: Arc<Peers>,
+    /// What the clients of an HTTP listener may still reset.
+    pub resets: Arc<Resets>,
     pub place: Option<Place<Who>>,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use firedoor_identity::{IdPattern, Material, SpiffeId};
-use firedoor_policy::{Engine, Expiry, Mode, Protocol, Question, Request, Segment};
+use firedoor_policy::{AuditLoss, Engine, Expiry, Mode, Protocol, Question, Request, Segment};
 
 use crate::records::{Direction, Outcome};
 
@@ -13,8 +13,8 @@ use crate::records::{Direction, Outcome};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     Tcp,
-    Http { authority: Box<str>, method: Box<str>, target: Box<str> },
-    Grpc { service: Box<str>, method: Box<str> },
+    Http { authority: Arc<str>, method: Arc<str>, target: Arc<str> },
+    Grpc { service: Arc<str>, method: Arc<str> },
 }
 
 impl Asked {
@@ -49,6 +49,8 @@ pub struct Verdict {
     pub destination_segment: Option<Arc<str>>,
     /// How long the connection may outlive the SVIDs that opened it.
     pub grace: Duration,
+    /// Nothing may pass without its record.
+    pub must_record: bool,
 }
 
 /// Return the material's decision table; one that is not there denies everything.
@@ -81,6 +83,7 @@ pub fn judge(engine: &Engine, direction: Direction, input: &Input, time: i64) ->
             Some(Expiry::UntilRevoked(grace)) => grace,
             Some(Expiry::Close) | None => Duration::ZERO,
         },
+        must_record: own.is_some_and(|segment| segment.audit_loss == AuditLoss::Deny),
     }
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The record of one connection while it is being decided on. It is written exactly once: by the decision, or, when
-//! the task ends without one, as a denial.
+//! The record of one connection or request while it is being decided on. It is written exactly once: by the decision,
+//! or, when the task ends without one, as a denial.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use firedoor_identity::{Material, SpiffeId};
@@ -11,50 +11,68 @@ use firedoor_identity::{Material, SpiffeId};
 use crate::decide::{self, Verdict};
 use crate::local::rules::hex;
 use crate::proxy::Shared;
-use crate::records::{ClientId, Direction, Outcome, Record};
+use crate::records::{ClientId, Correlation, Direction, Outcome, Promise, Record};
 use crate::spec::Spec;
 
 /// RFC 5705 label, as both ends know it; the value proves nothing and never leaves the records.
 const CORRELATION_LABEL: &[u8] = b"EXPORTER-firedoor-correlation";
 /// Reason of a connection whose task ended before it was decided on.
 const ABORTED: &str = "aborted";
+/// Reason of what cannot be recorded, in a segment that lets nothing pass without its record.
+const AUDIT_LOSS: &str = "audit_loss";
+/// As much of a path as a record holds, bytes.
+const MAX_PATH: usize = 1024;
+
+static NOTHING: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
 
 /// A record in the making.
 #[derive(Debug)]
 pub(crate) struct Draft {
     shared: Arc<Shared>,
-    record: Option<Record>,
+    /// For the segments of a refusal that came before the engine was asked.
+    material: Option<Arc<Material>>,
+    ends: Ends,
+    promise: Option<Promise>,
+    record: Option<Box<Record>>,
+}
+
+#[derive(Debug)]
+struct Ends {
+    own: SpiffeId,
+    peer: Option<SpiffeId>,
 }
 
 impl Draft {
-    pub fn new(shared: Arc<Shared>, spec: &Spec, material: Option<&Material>) -> Self {
+    pub fn new(shared: Arc<Shared>, spec: &Spec, material: Option<Arc<Material>>) -> Self {
         let (direction, common) = (spec.direction(), &spec.common);
-        let empty: Arc<str> = "".into();
+        let empty = || NOTHING.clone();
         let mut record = Record {
             time: Duration::ZERO,
             direction,
             listener: common.name.clone(),
-            correlation: String::new(),
-            source: empty.clone(),
-            source_segment: empty.clone(),
-            destination: empty.clone(),
-            destination_segment: empty.clone(),
+            correlation: Correlation::default(),
+            source: empty(),
+            source_segment: empty(),
+            destination: empty(),
+            destination_segment: empty(),
             port: common.service_port,
             protocol: common.protocol.as_str(),
+            method: empty(),
+            path: empty(),
             decision: Outcome::Denied,
-            flow: empty,
+            flow: empty(),
             reason: ABORTED,
             peer_address: None,
-            generation: material.map_or((0, 0), Material::generation),
-            revision: material.map_or(0, Material::revision),
+            generation: material.as_deref().map_or((0, 0), Material::generation),
+            revision: material.as_deref().map_or(0, Material::revision),
             client: None,
         };
-        let own = (Arc::from(common.as_id.as_str()), segment(material, &common.as_id));
         match direction {
-            Direction::Inbound => (record.destination, record.destination_segment) = own,
-            Direction::Outbound => (record.source, record.source_segment) = own,
+            Direction::Inbound => record.destination = common.as_id.text(),
+            Direction::Outbound => record.source = common.as_id.text(),
         }
-        Draft { shared, record: Some(record) }
+        let ends = Ends { own: common.as_id.clone(), peer: None };
+        Draft { shared, material, ends, promise: None, record: Some(Box::new(record)) }
     }
 
     pub fn client(&mut self, client: ClientId) {
@@ -66,20 +84,46 @@ impl Draft {
     }
 
     /// Note who the peer proved to be, and the value that both ends can derive from this TLS connection.
-    pub fn peer<D>(&mut self, material: &Material, id: &SpiffeId, tls: &rustls::ConnectionCommon<D>) {
-        self.link(material, id, &correlation(tls));
+    pub fn peer<D>(&mut self, id: &SpiffeId, tls: &rustls::ConnectionCommon<D>) {
+        self.link(id, &correlation(tls));
     }
 
     /// The same, of a connection whose value is known.
-    pub fn link(&mut self, material: &Material, id: &SpiffeId, correlation: &str) {
+    pub fn link(&mut self, id: &SpiffeId, correlation: &Arc<str>) {
+        self.ends.peer = Some(id.clone());
         self.edit(|record| {
-            let other = (Arc::from(id.as_str()), segment(Some(material), id));
             match record.direction {
-                Direction::Inbound => (record.source, record.source_segment) = other,
-                Direction::Outbound => (record.destination, record.destination_segment) = other,
+                Direction::Inbound => record.source = id.text(),
+                Direction::Outbound => record.destination = id.text(),
             }
-            record.correlation = correlation.to_owned();
+            record.correlation.link = Some(correlation.clone());
         });
+    }
+
+    /// Note which request of its connection this is.
+    pub fn request(&mut self, number: u64) {
+        self.edit(|record| record.correlation.request = Some(number));
+    }
+
+    /// Note what was asked.
+    pub fn asked(&mut self, method: &Arc<str>, path: &str) {
+        let end = (0..=MAX_PATH.min(path.len())).rev().find(|at| path.is_char_boundary(*at)).unwrap_or(0);
+        self.edit(|record| {
+            record.method = method.clone();
+            record.path = path[..end].into();
+        });
+    }
+
+    /// Make sure of a place for the record where nothing may pass without one.
+    ///
+    /// # Errors
+    /// The reason's code: there is no room.
+    pub fn promise(&mut self, verdict: &Verdict) -> Result<(), &'static str> {
+        if !verdict.must_record {
+            return Ok(());
+        }
+        self.promise = Some(self.shared.records.promise().ok_or(AUDIT_LOSS)?);
+        Ok(())
     }
 
     /// Forget the record: the connection asked nothing yet.
@@ -94,13 +138,15 @@ impl Draft {
 
     /// Write the record of a verdict.
     pub fn decide(mut self, verdict: &Verdict) {
+        let empty = || NOTHING.clone();
         self.edit(|record| {
             record.decision = verdict.outcome;
             record.reason = verdict.reason;
-            record.flow = verdict.flow.clone().unwrap_or_default();
-            record.source_segment = verdict.source_segment.clone().unwrap_or_default();
-            record.destination_segment = verdict.destination_segment.clone().unwrap_or_default();
+            record.flow = verdict.flow.clone().unwrap_or_else(empty);
+            record.source_segment = verdict.source_segment.clone().unwrap_or_else(empty);
+            record.destination_segment = verdict.destination_segment.clone().unwrap_or_else(empty);
         });
+        self.material = None;
     }
 
     fn edit(&mut self, change: impl FnOnce(&mut Record)) {
@@ -112,20 +158,28 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if let Some(mut record) = self.record.take() {
-            record.time = self.shared.store.clock().since_1970();
-            self.shared.records.push(record);
+        let Some(mut record) = self.record.take() else { return };
+        if let Some(material) = &self.material {
+            let engine = decide::engine(material);
+            let segment = |id: &SpiffeId| engine.segment_of(id).map(|segment| segment.name.clone());
+            let (own, peer) = (segment(&self.ends.own), self.ends.peer.as_ref().and_then(segment));
+            let (source, destination) = match record.direction {
+                Direction::Inbound => (peer, own),
+                Direction::Outbound => (own, peer),
+            };
+            record.source_segment = source.unwrap_or_else(|| NOTHING.clone());
+            record.destination_segment = destination.unwrap_or_else(|| NOTHING.clone());
+        }
+        record.time = self.shared.store.clock().since_1970();
+        match self.promise.take() {
+            Some(promise) => promise.push(*record),
+            None => self.shared.records.push(*record),
         }
     }
 }
 
 /// The value that both ends can derive from a TLS connection.
-pub(crate) fn correlation<D>(tls: &rustls::ConnectionCommon<D>) -> String {
+pub(crate) fn correlation<D>(tls: &rustls::ConnectionCommon<D>) -> Arc<str> {
     let value = tls.export_keying_material([0u8; 16], CORRELATION_LABEL, None);
-    value.map(|bytes| hex(&bytes)).unwrap_or_default()
-}
-
-fn segment(material: Option<&Material>, id: &SpiffeId) -> Arc<str> {
-    let engine = material.map(decide::engine);
-    engine.and_then(|engine| engine.segment_of(id).map(|segment| segment.name.clone())).unwrap_or_default()
+    value.map(|bytes| hex(&bytes)).unwrap_or_default().into()
 }

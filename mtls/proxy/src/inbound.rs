@@ -34,13 +34,13 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
     let (shared, spec) = (accepted.shared.clone(), accepted.spec.clone());
     shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
-    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
+    let mut draft = Draft::new(shared.clone(), &spec, material.clone());
     let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, ALPN, &mut draft).await {
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
-    draft.peer(own.material, peer.id(), tls.get_ref().1);
-    match admit(&mut accepted, inbound, own, &tls, peer).await {
+    draft.peer(peer.id(), tls.get_ref().1);
+    match admit(&mut accepted, inbound, own, &tls, peer, &mut draft).await {
         Err(denied) => {
             // A peer that is refused sees a reset, which no program takes for an answer.
             stream::reset(tls.tcp());
@@ -49,7 +49,7 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
         Ok((app, live)) => {
             draft.decide(&live.verdict());
             let watched = Watched { idle_timeout: spec.common.idle_timeout, process: None };
-            relay(&shared, app, tls, &live, watched).await;
+            relay(app, tls, &live, watched).await;
         }
     }
 }
@@ -81,9 +81,11 @@ async fn admit(
     own: Own<'_>,
     tls: &Peer,
     peer: VerifiedPeer,
+    draft: &mut Draft,
 ) -> Result<(LocalStream, Entered), Denied> {
     accepted.claim(Who::Peer(peer.id().clone()))?;
     let admitted = accepted.judge(own, accepted.met(own, peer, stream::peer_address(tls.tcp())), None, Asked::Tcp)?;
+    draft.promise(&admitted.verdict)?;
     let connecting = timeout(accepted.spec.common.handshake_timeout, connect(inbound)).await;
     let app = connecting.unwrap_or(Err(APP_UNREACHABLE))?;
     let live = accepted.enter(admitted).inspect_err(|_| app.reset())?;

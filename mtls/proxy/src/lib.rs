@@ -24,6 +24,7 @@ mod relay;
 mod spec;
 mod stream;
 pub mod time;
+mod waiters;
 
 pub use decide::{Input, Verdict};
 pub use listener::Listener;

@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 use crate::caps::Caps;
 use crate::connection::{Accepted, Who};
 use crate::http::peers::Peers;
+use crate::http::resets::Resets;
 use crate::local::rules;
 use crate::proxy::Shared;
 use crate::spec::{Endpoint, ListenError, Side, Spec};
@@ -283,14 +284,15 @@ async fn accept_all(
     _holding: mpsc::Sender<()>,
 ) {
     let Ok(socket) = Accepting::new(socket) else { return };
-    let peers = Arc::<Peers>::default();
+    let (peers, resets) = (Arc::<Peers>::default(), Resets::new(spec.common.resets_per_second));
     let mut backoff = Backoff::new();
     for turn in (1..=ACCEPT_BURST).cycle() {
         match socket.accept().await {
             Ok(fd) => {
                 backoff.succeeded();
                 let place = caps.enter();
-                serve(Accepted { shared: shared.clone(), spec: spec.clone(), peers: peers.clone(), place }, fd);
+                let (shared, spec, peers, resets) = (shared.clone(), spec.clone(), peers.clone(), resets.clone());
+                serve(Accepted { shared, spec, peers, resets, place }, fd);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(_) => {

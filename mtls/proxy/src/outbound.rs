@@ -26,7 +26,7 @@ pub(crate) async fn serve(mut accepted: Accepted, outbound: &Outbound, fd: Owned
     let (shared, spec) = (accepted.shared.clone(), accepted.spec.clone());
     shared.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
-    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
+    let mut draft = Draft::new(shared.clone(), &spec, material.clone());
     let Ok(local) = adopt(&spec, fd) else { return draft.deny(Refusal::Gone.code()) };
     match admit(&mut accepted, outbound, material.as_deref(), &local, &mut draft).await {
         Err(denied) => {
@@ -36,7 +36,7 @@ pub(crate) async fn serve(mut accepted: Accepted, outbound: &Outbound, fd: Owned
         Ok((peer, live)) => {
             draft.decide(&live.verdict());
             let watched = Watched { idle_timeout: spec.common.idle_timeout, process: live.process() };
-            relay(&shared, local, peer, &live, watched).await;
+            relay(local, peer, &live, watched).await;
         }
     }
 }
@@ -55,10 +55,14 @@ async fn admit(
     let (tls, peer) = meet(accepted, outbound, own, draft).await?;
     let address = stream::peer_address(tls.tcp());
     draft.peer_address(address);
-    draft.peer(own.material, peer.id(), tls.get_ref().1);
+    draft.peer(peer.id(), tls.get_ref().1);
     let met = accepted.met(own, peer, address);
     let admitted = accepted.judge(own, met, Some(Arc::new(client)), Asked::Tcp);
-    let live = admitted.and_then(|admitted| accepted.enter(admitted)).inspect_err(|_| stream::reset(tls.tcp()))?;
+    let live = admitted.and_then(|admitted| {
+        draft.promise(&admitted.verdict)?;
+        accepted.enter(admitted)
+    });
+    let live = live.inspect_err(|_| stream::reset(tls.tcp()))?;
     Ok((tls, live))
 }
 

@@ -27,7 +27,7 @@ const STOP_GRACE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub store: Arc<MaterialStore>,
-    pub records: Records,
+    pub records: Arc<Records>,
     pub registry: Arc<Registry>,
     pub executables: Arc<Executables>,
     pub counters: Counters,
@@ -99,6 +99,17 @@ async fn follow_windows(shared: Arc<Shared>) {
     }
 }
 
+/// End each connection at its deadline.
+async fn follow_deadlines(shared: Arc<Shared>) {
+    loop {
+        let earliest = shared.registry.expire(shared.now());
+        tokio::select! {
+            () = shared.registry.earlier() => {}
+            () = until(&shared, Some(earliest)) => {}
+        }
+    }
+}
+
 async fn until(shared: &Shared, time: Option<i64>) {
     let Some(time) = time else { return std::future::pending().await };
     loop {
@@ -140,7 +151,7 @@ impl Drop for Load {
 pub struct Proxy {
     shared: Arc<Shared>,
     listeners: Mutex<Vec<Arc<Listener>>>,
-    follows_windows: AtomicBool,
+    follows_time: AtomicBool,
 }
 
 impl Proxy {
@@ -150,7 +161,7 @@ impl Proxy {
         let data = threads.data().to_vec();
         let shared = Shared {
             store,
-            records: Records::new(record_capacity, wake),
+            records: Arc::new(Records::new(record_capacity, wake)),
             registry: Arc::default(),
             executables: Arc::default(),
             counters: Counters::default(),
@@ -159,7 +170,7 @@ impl Proxy {
             draining: watch::Sender::new(false),
             idle: Default::default(),
         };
-        Proxy { shared: Arc::new(shared), listeners: Mutex::default(), follows_windows: AtomicBool::new(false) }
+        Proxy { shared: Arc::new(shared), listeners: Mutex::default(), follows_time: AtomicBool::new(false) }
     }
 
     /// Open a listener. Without an SVID for its identity it waits for one, closed.
@@ -173,8 +184,9 @@ impl Proxy {
             let sentence = format!("listener {}: there is another one of that name and direction", spec.common.name);
             return Err(ListenError::new("name_taken", sentence));
         }
-        if !self.follows_windows.swap(true, Ordering::AcqRel) {
+        if !self.follows_time.swap(true, Ordering::AcqRel) {
             self.acceptor(0).spawn(follow_windows(self.shared.clone()));
+            self.acceptor(0).spawn(follow_deadlines(self.shared.clone()));
         }
         let acceptor = self.acceptor(listeners.len());
         let listener = Arc::new(Listener::new(self.shared.clone(), acceptor, spec));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Decision records: one a connection at each end, kept in a bounded ring until somebody drains them.
+//! Decision records: one a connection or request at each end, kept in a bounded ring until somebody drains them.
 //!
 //! A quarter of the ring takes denials alone, so that a busy allowed listener cannot push them out. What finds no
-//! room is counted, never waited for: `decisions = drained + waiting + lost` at every moment.
+//! room is counted, never waited for: `decisions = drained + waiting + lost` at every moment. Who may let nothing
+//! pass without its record asks for a promise of room first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -41,6 +42,30 @@ pub struct ClientId {
     pub pid: Option<u32>,
 }
 
+/// A value that both ends can derive from a TLS connection, and which request of the connection it is: the stream
+/// of HTTP/2, or the number of a request of HTTP/1.1.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Correlation {
+    pub link: Option<Arc<str>>,
+    pub request: Option<u64>,
+}
+
+impl fmt::Display for Correlation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.link.as_deref().unwrap_or_default())?;
+        match self.request {
+            Some(request) => write!(f, "-{request}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Serialize for Correlation {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 /// One decision. Unknown parts are empty, so that every line has every field.
 #[derive(Debug, Clone, Serialize)]
 pub struct Record {
@@ -49,14 +74,18 @@ pub struct Record {
     pub time: Duration,
     pub direction: Direction,
     pub listener: Arc<str>,
-    /// The same at both ends of one connection; proves nothing.
-    pub correlation: String,
+    /// The same at both ends of one connection or request; proves nothing.
+    pub correlation: Correlation,
     pub source: Arc<str>,
     pub source_segment: Arc<str>,
     pub destination: Arc<str>,
     pub destination_segment: Arc<str>,
     pub port: u16,
     pub protocol: &'static str,
+    /// Of a request that could be read.
+    pub method: Arc<str>,
+    /// As it came, without the query, which may hold credentials.
+    pub path: Arc<str>,
     pub decision: Outcome,
     pub flow: Arc<str>,
     pub reason: &'static str,
@@ -96,6 +125,8 @@ pub struct Tally {
 #[derive(Debug, Default)]
 struct Ring {
     waiting: VecDeque<Record>,
+    /// Places that are kept for records to come.
+    promised: usize,
     tally: Tally,
     decisions: u64,
     drained: u64,
@@ -103,6 +134,10 @@ struct Ring {
 }
 
 impl Ring {
+    fn taken(&self) -> usize {
+        self.waiting.len() + self.promised
+    }
+
     fn count(&mut self, record: &Record) {
         self.decisions += 1;
         match record.decision {
@@ -137,10 +172,24 @@ impl Records {
     pub fn push(&self, record: Record) {
         let mut ring = self.lock();
         ring.count(&record);
-        if ring.waiting.len() >= self.room_for(record.decision) {
+        if ring.taken() >= self.room_for(record.decision) {
             ring.lost += 1;
             return;
         }
+        self.keep(ring, record);
+    }
+
+    /// Keep a place for a record that must not be lost; None while there is no room.
+    pub fn promise(self: &Arc<Self>) -> Option<Promise> {
+        let mut ring = self.lock();
+        if ring.taken() >= self.room_for(Outcome::Allowed) {
+            return None;
+        }
+        ring.promised += 1;
+        Some(Promise { records: self.clone() })
+    }
+
+    fn keep(&self, mut ring: MutexGuard<'_, Ring>, record: Record) {
         ring.waiting.push_back(record);
         if ring.waiting.len() == 1 {
             self.wake.raise();
@@ -200,6 +249,27 @@ impl Records {
     }
 }
 
+/// A place in the ring; given back when dropped.
+#[derive(Debug)]
+pub struct Promise {
+    records: Arc<Records>,
+}
+
+impl Promise {
+    /// Keep a record in this place.
+    pub fn push(self, record: Record) {
+        let mut ring = self.records.lock();
+        ring.count(&record);
+        self.records.keep(ring, record);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.records.lock().promised -= 1;
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use firedoor_front::Wake;
@@ -215,13 +285,15 @@ pub(crate) mod tests {
             time: Duration::from_millis(1_700_000_000_250),
             direction: Direction::Inbound,
             listener: "models".into(),
-            correlation: "00ff".into(),
+            correlation: Correlation { link: Some("00ff".into()), request: None },
             source: "spiffe://td/a".into(),
             source_segment: "a".into(),
             destination: "spiffe://td/b".into(),
             destination_segment: "b".into(),
             port: 9000,
             protocol: "tcp",
+            method: "".into(),
+            path: "".into(),
             decision,
             flow: "f".into(),
             reason: "allowed",
@@ -238,15 +310,16 @@ pub(crate) mod tests {
         records.push(Record {
             peer_address: None,
             client: Some(ClientId { uid: 5, pid: None }),
+            correlation: Correlation { link: Some("00ff".into()), request: Some(7) },
             ..record(Outcome::Allowed)
         });
         let lines = String::from_utf8(records.drain(10)).unwrap();
         assert_eq!(
             lines,
             concat!(
-                r#"{"time":"2023-11-14T22:13:20.250Z","direction":"inbound","listener":"models","correlation":"00ff","#,
+                r#"{"time":"2023-11-14T22:13:20.250Z","direction":"inbound","listener":"models","correlation":"00ff-7","#,
                 r#""source":"spiffe://td/a","source_segment":"a","destination":"spiffe://td/b","#,
-                r#""destination_segment":"b","port":9000,"protocol":"tcp","decision":"allowed","flow":"f","#,
+                r#""destination_segment":"b","port":9000,"protocol":"tcp","method":"","path":"","decision":"allowed","flow":"f","#,
                 r#""reason":"allowed","peer_address":"","generation":[1,2],"revision":3,"#,
                 r#""client":{"uid":5,"pid":null}}"#,
                 "\n"
@@ -265,6 +338,24 @@ pub(crate) mod tests {
             records.push(record(Outcome::Denied));
         }
         assert_eq!(records.counts(), RecordCounts { decisions: 10, waiting: 8, lost: 2, drained: 0 });
+    }
+
+    #[test]
+    fn a_promise_keeps_its_place() {
+        let records = Arc::new(ring(4));
+        let promises: Vec<_> = (0..3).map(|_| records.promise().unwrap()).collect();
+        assert!(records.promise().is_none(), "the last quarter is for denials");
+        records.push(record(Outcome::Allowed));
+        records.push(record(Outcome::Denied));
+        assert_eq!(records.counts(), RecordCounts { decisions: 2, waiting: 1, lost: 1, drained: 0 });
+        for promise in promises {
+            promise.push(record(Outcome::Allowed));
+        }
+        assert_eq!(records.counts(), RecordCounts { decisions: 5, waiting: 4, lost: 1, drained: 0 });
+        assert!(records.promise().is_none());
+        records.drain(4);
+        drop(records.promise().unwrap());
+        assert_eq!(records.lock().promised, 0);
     }
 
     #[test]

@@ -3,24 +3,26 @@
 //!
 //! New material cuts what it no longer admits: a revoked or untrusted peer, an identity of ours that is gone, a local
 //! client that is no longer entitled, a flow or segment that is not there any more. What it does admit goes on, with
-//! the deadline that it has under the new table.
+//! the deadline that it has under the new table. Deadlines are kept here too: one task sleeps until the earliest of
+//! all, so that a request costs no timer.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 
 use firedoor_front::copy::Carried;
 use firedoor_identity::{Material, VerifiedPeer};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
 
 use crate::decide::{self, Input, Verdict};
 use crate::local::Client;
 use crate::local::process::Process;
 use crate::local::rules::hex;
 use crate::records::{Direction, Outcome};
+use crate::waiters::Waiters;
 
 /// Why a connection was ended by us; the codes that connections are cut with.
 pub(crate) const EXPIRED: &str = "svid_expired";
@@ -84,26 +86,20 @@ pub struct Live {
     verdict: Mutex<(Verdict, u64)>,
     deadline: AtomicI64,
     cut: OnceLock<&'static str>,
-    /// Told when `cut` or `deadline` has changed.
-    changed: Arc<Notify>,
+    /// Told when it is cut.
+    waiters: Waiters,
     pub carried: Carried,
 }
 
 impl Live {
-    /// Wait until the connection is cut or its deadline has moved.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
-    }
-
-    /// The same for any number of waiters; it counts from the moment of this call.
-    pub fn notified(&self) -> OwnedNotified {
-        self.changed.clone().notified_owned()
-    }
-
-    fn tell(&self) {
-        self.changed.notify_waiters();
-        // And whoever looks next: it may be between looking and waiting.
-        self.changed.notify_one();
+    /// Be ready when the connection is cut.
+    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        if let Some(reason) = self.cut_reason() {
+            return Poll::Ready(reason);
+        }
+        self.waiters.register(cx.waker());
+        // It may have been cut between looking and registering.
+        self.cut_reason().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Why it was cut, if it was.
@@ -134,15 +130,18 @@ impl Live {
     /// End the connection. Only the first reason counts.
     pub fn cut(&self, reason: &'static str) {
         if self.cut.set(reason).is_ok() {
-            self.tell();
+            self.waiters.wake();
         }
     }
 
-    /// Decide again under other material, and cut what it does not admit.
-    fn review(&self, material: &Material, now: i64) {
-        if let Err(reason) = self.admitted_by(material, now) {
-            self.cut(reason);
+    /// Decide again under other material, and cut what it does not admit. Return the deadline of what goes on.
+    fn review(&self, material: &Material, now: i64) -> Option<i64> {
+        match self.admitted_by(material, now) {
+            Err(reason) => self.cut(reason),
+            Ok(()) if self.cut_reason().is_none() => return Some(self.deadline.load(Ordering::Acquire)),
+            Ok(()) => {}
         }
+        None
     }
 
     fn admitted_by(&self, material: &Material, now: i64) -> Result<(), &'static str> {
@@ -163,9 +162,7 @@ impl Live {
         }
         let (deadline, _) = limits.deadline(&verdict);
         *self.lock() = (verdict, material.revision());
-        if self.deadline.swap(deadline, Ordering::AcqRel) != deadline {
-            self.tell();
-        }
+        self.deadline.store(deadline, Ordering::Release);
         Ok(())
     }
 
@@ -206,14 +203,24 @@ impl Live {
 #[derive(Debug, Default)]
 pub struct Registry {
     live: Mutex<Table>,
+    /// Told when the earliest deadline has become an earlier one.
+    earlier: Notify,
     bytes_forward: AtomicU64,
     bytes_back: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     next: u64,
     all: HashMap<u64, Arc<Live>>,
+    /// No deadline is earlier, Unix seconds.
+    earliest: i64,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Table { next: 0, all: HashMap::new(), earliest: i64::MAX }
+    }
 }
 
 impl Registry {
@@ -235,7 +242,7 @@ impl Registry {
                 deadline: AtomicI64::new(facts.limits.deadline(&facts.verdict).0),
                 verdict: Mutex::new((facts.verdict.clone(), facts.revision)),
                 cut: OnceLock::new(),
-                changed: Arc::default(),
+                waiters: Waiters::default(),
                 carried: Carried::default(),
                 facts,
             });
@@ -243,23 +250,52 @@ impl Registry {
             live
         };
         match present() {
-            Some(material) if material.revision() != live.facts.revision => live.review(&material, now),
+            Some(material) if material.revision() != live.facts.revision => _ = live.review(&material, now),
             Some(_) => {}
             None => live.cut(IDENTITY_LOST),
         }
+        self.expect(live.deadline.load(Ordering::Acquire));
         Entered { live, registry: self.clone() }
     }
 
     /// Decide every connection again; return how many are cut now that were not before.
     pub fn review(&self, material: &Material, now: i64) -> usize {
-        let all = self.all();
-        let running = all.iter().filter(|live| live.cut_reason().is_none());
-        running
-            .filter(|live| {
-                live.review(material, now);
-                live.cut_reason().is_some()
-            })
-            .count()
+        let mut cut = 0;
+        for live in self.all().iter().filter(|live| live.cut_reason().is_none()) {
+            match live.review(material, now) {
+                Some(deadline) => self.expect(deadline),
+                None => cut += 1,
+            }
+        }
+        cut
+    }
+
+    /// Cut what has reached its deadline. Return the earliest of the others.
+    pub fn expire(&self, now: i64) -> i64 {
+        let mut table = self.lock();
+        let running = table.all.values().filter(|live| live.cut_reason().is_none());
+        let (due, later): (Vec<_>, Vec<_>) = running.cloned().partition(|live| live.deadline().0 <= now);
+        table.earliest = later.iter().map(|live| live.deadline().0).min().unwrap_or(i64::MAX);
+        let earliest = table.earliest;
+        drop(table);
+        for live in due {
+            live.cut(live.deadline().1);
+        }
+        earliest
+    }
+
+    /// Wait until a connection has an earlier deadline than all that `expire` knew of.
+    pub async fn earlier(&self) {
+        self.earlier.notified().await;
+    }
+
+    fn expect(&self, deadline: i64) {
+        let mut table = self.lock();
+        if deadline < table.earliest {
+            table.earliest = deadline;
+            drop(table);
+            self.earlier.notify_one();
+        }
     }
 
     /// Cut everything.

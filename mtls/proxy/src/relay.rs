@@ -12,14 +12,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::local::process::Process;
-use crate::proxy::Shared;
 use crate::registry::Entered;
 use crate::stream::{self, LocalStream};
 
 /// After one side has closed, the other is read on for as long as it does not fall silent for so long.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
-/// The wall clock may jump past a deadline; it is looked at again this often.
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// What a process that has ended left in its socket is carried on for so long; whoever else holds the socket is not
 /// who was attested.
 const CLIENT_GONE_GRACE: Duration = Duration::from_secs(2);
@@ -55,13 +52,12 @@ pub(crate) struct Watched {
 /// Copy between a local program and a peer until the connection ends; whatever is not a clean end becomes a reset of
 /// both sides. Return why it was cut, if we did.
 pub(crate) async fn relay(
-    shared: &Shared,
     mut local: LocalStream,
     mut peer: impl PeerStream,
     live: &Entered,
     watched: Watched,
 ) -> Option<&'static str> {
-    let ended = copy(shared, &mut local, &mut peer, live, &watched).await;
+    let ended = copy(&mut local, &mut peer, live, &watched).await;
     if ended != Ended::Closed {
         local.reset();
         stream::reset(peer.tcp());
@@ -79,44 +75,30 @@ enum Ended {
     Cut(&'static str),
 }
 
-async fn copy(
-    shared: &Shared,
-    local: &mut LocalStream,
-    peer: &mut impl PeerStream,
-    live: &Entered,
-    watched: &Watched,
-) -> Ended {
+async fn copy(local: &mut LocalStream, peer: &mut impl PeerStream, live: &Entered, watched: &Watched) -> Ended {
     let mut both = Duplex::new(&live.carried);
     let mut gone = std::pin::pin!(end_of(watched.process.as_deref()));
     let mut gone_at = None;
     loop {
-        if let Some(reason) = live.cut_reason() {
-            return Ended::Cut(reason);
-        }
         let now = Instant::now();
-        let (deadline, expired) = live.deadline();
-        let left = shared.store.clock().until(deadline);
         let idle_at = idle_deadline(&both, watched.idle_timeout);
-        if left.is_zero() {
-            return Ended::Cut(expired);
-        }
         if idle_at.is_some_and(|at| at <= now) {
             return Ended::Cut(IDLE);
         }
         if gone_at.is_some_and(|at: Instant| at <= now) {
             return Ended::Cut(CLIENT_GONE);
         }
-        let wake = [idle_at, gone_at].into_iter().flatten().fold(now + left.min(CLOCK_CHECK), Instant::min);
+        let wake = [idle_at, gone_at].into_iter().flatten().min();
         tokio::select! {
             biased;
-            () = live.changed() => {}
+            reason = poll_fn(|cx| live.poll_cut(cx)) => return Ended::Cut(reason),
             () = &mut gone, if gone_at.is_none() => gone_at = Some(Instant::now() + CLIENT_GONE_GRACE),
             step = poll_fn(|cx| both.poll(cx, local, peer)) => match step {
                 Step::HalfClosed => {}
                 Step::Closed => return Ended::Closed,
                 Step::Failed(_) => return Ended::Failed,
             },
-            () = sleep_until(wake) => {}
+            () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
         }
     }
 }

@@ -65,6 +65,12 @@ pub struct Common {
     pub idle_timeout: Option<Duration>,
     /// How long the head of an HTTP/1.1 request may take, counted from the end of the one before.
     pub header_timeout: Duration,
+    /// The head of a request or response, all fields together, bytes.
+    pub max_head: u32,
+    /// Requests that a connection of HTTP/2 carries at once.
+    pub max_streams: u32,
+    /// Streams that one client may reset, over all its connections.
+    pub resets_per_second: u32,
     pub max_lifetime: Option<Duration>,
     pub max_connections: usize,
     pub max_connections_per_identity: usize,
@@ -128,6 +134,9 @@ struct RawInbound {
     handshake_timeout_ms: Option<u64>,
     idle_timeout_ms: Option<u64>,
     header_timeout_ms: Option<u64>,
+    max_header_bytes: Option<u32>,
+    max_streams: Option<u32>,
+    max_resets_per_second: Option<u32>,
     max_lifetime_ms: Option<u64>,
     max_connections: Option<usize>,
     max_connections_per_identity: Option<usize>,
@@ -154,6 +163,9 @@ struct RawOutbound {
     handshake_timeout_ms: Option<u64>,
     idle_timeout_ms: Option<u64>,
     header_timeout_ms: Option<u64>,
+    max_header_bytes: Option<u32>,
+    max_streams: Option<u32>,
+    max_resets_per_second: Option<u32>,
     max_lifetime_ms: Option<u64>,
     max_connections: Option<usize>,
     max_connections_per_identity: Option<usize>,
@@ -162,6 +174,9 @@ struct RawOutbound {
 /// Defaults of what a specification leaves out.
 const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
 const HEADER_TIMEOUT_MS: u64 = 30_000;
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+const MAX_STREAMS: u32 = 200;
+const MAX_RESETS_PER_SECOND: u32 = 1000;
 const MAX_CONNECTIONS: usize = 16_384;
 const MAX_CONNECTIONS_PER_IDENTITY: usize = 1_024;
 
@@ -200,6 +215,9 @@ impl RawInbound {
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms.unwrap_or(HANDSHAKE_TIMEOUT_MS)),
             idle_timeout: self.idle_timeout_ms.map(Duration::from_millis),
             header_timeout: Duration::from_millis(self.header_timeout_ms.unwrap_or(HEADER_TIMEOUT_MS)),
+            max_head: self.max_header_bytes.unwrap_or(MAX_HEADER_BYTES),
+            max_streams: self.max_streams.unwrap_or(MAX_STREAMS),
+            resets_per_second: self.max_resets_per_second.unwrap_or(MAX_RESETS_PER_SECOND),
             max_lifetime: self.max_lifetime_ms.map(Duration::from_millis),
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_connections_per_identity: self.max_connections_per_identity.unwrap_or(MAX_CONNECTIONS_PER_IDENTITY),
@@ -227,6 +245,9 @@ impl RawOutbound {
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms.unwrap_or(HANDSHAKE_TIMEOUT_MS)),
             idle_timeout: self.idle_timeout_ms.map(Duration::from_millis),
             header_timeout: Duration::from_millis(self.header_timeout_ms.unwrap_or(HEADER_TIMEOUT_MS)),
+            max_head: self.max_header_bytes.unwrap_or(MAX_HEADER_BYTES),
+            max_streams: self.max_streams.unwrap_or(MAX_STREAMS),
+            resets_per_second: self.max_resets_per_second.unwrap_or(MAX_RESETS_PER_SECOND),
             max_lifetime: self.max_lifetime_ms.map(Duration::from_millis),
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_connections_per_identity: self.max_connections_per_identity.unwrap_or(MAX_CONNECTIONS_PER_IDENTITY),

@@ -5,14 +5,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use firedoor_policy::Protocol;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::client::conn::http1;
+use hyper::ext::on_informational;
+use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::body::Body;
-use super::{CONNECTION_WINDOW, MAX_HEAD, READ_BUFFER, SEND_BUFFER, STREAM_WINDOW};
+use super::READ_BUFFER;
+use super::body::{Body, Source};
+use super::client::{Two, Unsent};
+use super::interim::Between;
 use crate::inbound::{APP_UNREACHABLE, connect};
 use crate::spec::{Common, Inbound};
 
@@ -20,7 +22,7 @@ use crate::spec::{Common, Inbound};
 #[derive(Debug)]
 pub(super) enum Sender {
     One(http1::SendRequest<Body>),
-    Two(http2::SendRequest<Body>),
+    Two(Two),
 }
 
 /// The app's connections of one peer connection.
@@ -28,7 +30,7 @@ pub(super) enum Sender {
 pub(super) struct Apps {
     /// Also those that are busy: they are ready again when their response has ended.
     one: Mutex<Vec<http1::SendRequest<Body>>>,
-    two: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
+    two: tokio::sync::Mutex<Option<Two>>,
 }
 
 impl Apps {
@@ -49,29 +51,30 @@ impl Apps {
         &self,
         sender: Sender,
         request: Request<Body>,
+        between: &Between,
         common: &Common,
         inbound: &Inbound,
-    ) -> Option<Response<Incoming>> {
+    ) -> Option<Response<Source>> {
         let unsent = match sender {
-            Sender::Two(mut sender) => match sender.try_send_request(request).await {
+            Sender::Two(sender) => match sender.send(request, between, |_| ()).await {
                 Ok(response) => return Some(response),
-                Err(mut error) => error.take_message()?,
+                Err(Unsent(request)) => *request?,
             },
-            Sender::One(mut sender) => match sender.try_send_request(request).await {
+            Sender::One(mut sender) => match sender.try_send_request(listening(request, between)).await {
                 Ok(response) => {
                     self.lock().push(sender);
-                    return Some(response);
+                    return Some(response.map(Source::One));
                 }
                 Err(mut error) => error.take_message()?,
             },
         };
         if common.protocol == Protocol::Grpc {
-            return self.two(common, inbound).await.ok()?.send_request(unsent).await.ok();
+            return self.two(common, inbound).await.ok()?.send(unsent, between, |_| ()).await.ok();
         }
         let mut sender = fresh(common, inbound).await.ok()?;
         let response = sender.send_request(unsent).await.ok()?;
         self.lock().push(sender);
-        Some(response)
+        Some(response.map(Source::One))
     }
 
     fn idle(&self) -> Option<http1::SendRequest<Body>> {
@@ -81,18 +84,15 @@ impl Apps {
         Some(all.swap_remove(at))
     }
 
-    async fn two(&self, common: &Common, inbound: &Inbound) -> Result<http2::SendRequest<Body>, &'static str> {
+    async fn two(&self, common: &Common, inbound: &Inbound) -> Result<Two, &'static str> {
         let mut held = self.two.lock().await;
         if let Some(sender) = held.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
         let app = timeout(common.handshake_timeout, connect(inbound)).await.unwrap_or(Err(APP_UNREACHABLE))?;
-        let shaking = two().handshake(TokioIo::new(app)).await;
-        let (sender, driver) = shaking.map_err(|_| APP_UNREACHABLE)?;
-        // Whoever waits for an answer learns how it ended.
-        Handle::current().spawn(async move { _ = driver.await });
-        *held = Some(sender.clone());
-        Ok(sender)
+        let opened = Two::open(app, common.max_head, common.handshake_timeout).await.ok_or(APP_UNREACHABLE)?;
+        *held = Some(opened.clone());
+        Ok(opened)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<http1::SendRequest<Body>>> {
@@ -111,10 +111,9 @@ async fn fresh(common: &Common, inbound: &Inbound) -> Result<http1::SendRequest<
     Ok(sender)
 }
 
-/// Settings of HTTP/2 as a client.
-pub(super) fn two() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-    builder.max_header_list_size(MAX_HEAD).max_send_buf_size(SEND_BUFFER);
-    builder
+/// Have 1xx responses heard.
+fn listening(mut request: Request<Body>, between: &Between) -> Request<Body> {
+    let between = between.clone();
+    on_informational(&mut request, move |interim| between.heard(interim.status(), interim.headers()));
+    request
 }

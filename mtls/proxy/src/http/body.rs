@@ -5,75 +5,32 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::futures::OwnedNotified;
-use tokio::time::{Instant, Sleep, sleep};
 
 use super::headers::strip_trailers;
+use super::interim::Gate;
 use super::serve::Busy;
-use crate::proxy::Shared;
 use crate::registry::Entered;
-
-/// The wall clock may jump past a deadline; it is looked at again this often.
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 /// Why a body or a request ends before its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
     #[error("the request was cut: {0}")]
     Cut(&'static str),
-    #[error("the other side failed: {0}")]
-    Failed(#[from] hyper::Error),
+    #[error("the other side failed")]
+    Failed,
 }
 
 /// What keeps a request in the registry, and its connections busy, until both its bodies have ended.
 #[derive(Debug)]
 pub(super) struct Held {
-    pub shared: Arc<Shared>,
     pub live: Entered,
     /// Dropped with this value, and never looked at.
     pub _busy: [Option<Busy>; 2],
-}
-
-/// One waiter for the end of an admitted request.
-#[derive(Debug)]
-pub(super) struct Guard {
-    held: Arc<Held>,
-    changed: Pin<Box<OwnedNotified>>,
-    wake: Pin<Box<Sleep>>,
-}
-
-impl Guard {
-    pub fn new(held: Arc<Held>) -> Self {
-        Guard { changed: Box::pin(held.live.notified()), wake: Box::pin(sleep(Duration::ZERO)), held }
-    }
-
-    /// Ready when the request is not admitted any more.
-    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        loop {
-            if let Some(reason) = self.held.live.cut_reason() {
-                return Poll::Ready(Ended::Cut(reason));
-            }
-            let (deadline, expired) = self.held.live.deadline();
-            let left = self.held.shared.store.clock().until(deadline);
-            if left.is_zero() {
-                self.held.live.cut(expired);
-                return Poll::Ready(Ended::Cut(expired));
-            }
-            if self.changed.as_mut().poll(cx).is_ready() {
-                self.changed = Box::pin(self.held.live.notified());
-                continue;
-            }
-            if self.wake.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            self.wake.as_mut().reset(Instant::now() + left.min(CLOCK_CHECK));
-        }
-    }
 }
 
 /// Which way a body goes, from local programs to peers or back.
@@ -83,11 +40,59 @@ pub(super) enum Way {
     Back,
 }
 
+/// Where a body comes from: HTTP/1.1 by hyper, or a stream of HTTP/2.
+#[derive(Debug)]
+pub(super) enum Source {
+    One(Incoming),
+    Two(RecvStream),
+}
+
+type Framed = Poll<Option<Result<Frame<Bytes>, Ended>>>;
+
+impl Source {
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Source::One(incoming) => incoming.is_end_stream(),
+            Source::Two(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Framed {
+        match self {
+            Source::One(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|_| Ended::Failed),
+            Source::Two(stream) => poll_stream(stream, cx),
+        }
+    }
+}
+
+fn poll_stream(stream: &mut RecvStream, cx: &mut Context<'_>) -> Framed {
+    if let Some(data) = ready!(stream.poll_data(cx)) {
+        let data = data.map_err(|_| Ended::Failed);
+        if let Ok(data) = &data {
+            // Whoever asked for the data has room for it. What cannot be released belongs to a stream that has ended.
+            _ = stream.flow_control().release_capacity(data.len());
+        }
+        return Poll::Ready(Some(data.map(Frame::data)));
+    }
+    let trailers = ready!(stream.poll_trailers(cx)).map_err(|_| Ended::Failed);
+    Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+}
+
+/// A body that goes through.
+#[derive(Debug)]
+pub(super) struct Passing {
+    source: Source,
+    held: Arc<Held>,
+    way: Way,
+    /// Closed until the other side wants the body.
+    gate: Option<Arc<Gate>>,
+}
+
 /// A body that a request is sent on with, or a response.
 #[derive(Debug)]
 pub(super) enum Body {
     Text(Option<Bytes>),
-    Passing { incoming: Incoming, guard: Guard, way: Way },
+    Passing(Passing),
 }
 
 impl Body {
@@ -98,25 +103,62 @@ impl Body {
     pub fn text(text: Bytes) -> Self {
         Body::Text(Some(text))
     }
+
+    pub fn passing(source: Source, held: &Arc<Held>, way: Way, gate: Option<Arc<Gate>>) -> Self {
+        Body::Passing(Passing { source, held: held.clone(), way, gate })
+    }
+
+    /// Be ready when the request is not admitted any more, whether anybody reads or not.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Body::Text(_) => Poll::Pending,
+            Body::Passing(passing) => passing.held.live.poll_cut(cx).map(|_| ()),
+        }
+    }
+
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Text(text) => text.is_none(),
+            Body::Passing(passing) => passing.source.is_end_stream(),
+        }
+    }
+
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Framed {
+        match self {
+            Body::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Body::Passing(passing) => passing.poll_frame(cx),
+        }
+    }
 }
 
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = Ended;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
-        let (incoming, guard, way) = match self.get_mut() {
-            Body::Text(text) => return Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Body::Passing { incoming, guard, way } => (incoming, guard, *way),
-        };
-        if let Poll::Ready(ended) = guard.poll_cut(cx) {
-            return Poll::Ready(Some(Err(ended)));
+impl Passing {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Framed {
+        if let Some(reason) = self.held.live.cut_reason() {
+            return Poll::Ready(Some(Err(Ended::Cut(reason))));
         }
-        let Some(frame) = ready!(Pin::new(incoming).poll_frame(cx)) else { return Poll::Ready(None) };
-        let mut frame = frame.map_err(Ended::from)?;
+        let framed = match &self.gate {
+            Some(gate) => gate.poll_open(cx).map(Some),
+            None => Poll::Ready(None),
+        };
+        let framed = match framed {
+            Poll::Ready(Some(Err(ended))) => return Poll::Ready(Some(Err(ended))),
+            Poll::Ready(_) => {
+                self.gate = None;
+                self.source.poll_frame(cx)
+            }
+            Poll::Pending => Poll::Pending,
+        };
+        match framed {
+            Poll::Ready(framed) => Poll::Ready(framed.map(|frame| frame.map(|frame| self.pass(frame)))),
+            // Only whoever waits has to be woken when it is cut.
+            Poll::Pending => self.held.live.poll_cut(cx).map(|reason| Some(Err(Ended::Cut(reason)))),
+        }
+    }
+
+    fn pass(&self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
         if let Some(data) = frame.data_ref() {
-            let carried = &guard.held.live.carried;
-            let count = match way {
+            let carried = &self.held.live.carried;
+            let count = match self.way {
                 Way::Forward => &carried.forward,
                 Way::Back => &carried.back,
             };
@@ -124,20 +166,31 @@ impl HttpBody for Body {
         } else if let Some(trailers) = frame.trailers_mut() {
             strip_trailers(trailers);
         }
-        Poll::Ready(Some(Ok(frame)))
+        frame
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Ended;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Framed {
+        Body::poll_frame(self.get_mut(), cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Body::Text(text) => text.is_none(),
-            Body::Passing { incoming, .. } => incoming.is_end_stream(),
-        }
+        Body::is_end_stream(self)
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Body::Passing { incoming, .. } => incoming.size_hint(),
+            Body::Passing(Passing { source: Source::One(incoming), .. }) => incoming.size_hint(),
+            Body::Passing(Passing { source: Source::Two(stream), .. }) if stream.is_end_stream() => {
+                SizeHint::with_exact(0)
+            }
+            // A Content-Length, if there is one, stands among the fields.
+            Body::Passing(_) => SizeHint::default(),
         }
     }
 }

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a request asks, read from its head; whatever two programs could read in two ways is refused.
 
+use std::sync::{Arc, LazyLock};
+
 use firedoor_policy::{Protocol, canonical_path};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
-use super::MAX_HEAD;
-use super::reply::Refusal;
+use super::reply::{BAD_REQUEST, HEADERS_TOO_LARGE, Refusal};
 use crate::decide::Asked;
 
-const BAD_REQUEST: &str = "bad_request";
 const CONNECT: &str = "connect_refused";
 const UPGRADE: &str = "upgrade_refused";
-const TOO_LARGE: &str = "headers_too_large";
 /// gRPC at an http listener, or anything else at a grpc one.
 const PROTOCOL: &str = "protocol_mismatch";
 const GRPC: &[u8] = b"application/grpc";
@@ -44,10 +43,6 @@ pub(super) fn read(protocol: Protocol, parts: &Parts) -> Result<Head, Refusal> {
     if parts.headers.contains_key(header::UPGRADE) {
         return Err(Refusal::bad(UPGRADE));
     }
-    if size(&parts.headers) > MAX_HEAD as usize {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return Err(Refusal { status, ..Refusal::bad(TOO_LARGE) });
-    }
     let bad = || Refusal::bad(BAD_REQUEST);
     let target = parts.uri.path_and_query().ok_or_else(bad)?.clone();
     let path = canonical_path(target.as_str().as_bytes()).map_err(|_| bad())?;
@@ -59,9 +54,14 @@ pub(super) fn read(protocol: Protocol, parts: &Parts) -> Result<Head, Refusal> {
     Ok(Head { authority, target, asked })
 }
 
-fn size(headers: &HeaderMap) -> usize {
-    // As HTTP/2 counts them.
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+/// Refuse a head whose fields have more bytes together, as HTTP/2 counts them.
+pub(super) fn check_size(fields: &HeaderMap, most: u32) -> Result<(), Refusal> {
+    let size: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+    if size > most as usize {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err(Refusal { status, ..Refusal::bad(HEADERS_TOO_LARGE) });
+    }
+    Ok(())
 }
 
 /// The one authority: of HTTP/1.1 the Host, of HTTP/2 the pseudo header, with which a Host must agree.
@@ -96,9 +96,21 @@ fn http(parts: &Parts, authority: &Authority, target: &PathAndQuery) -> Result<A
     }
     Ok(Asked::Http {
         authority: authority.as_str().into(),
-        method: parts.method.as_str().into(),
+        method: method(&parts.method),
         target: target.as_str().into(),
     })
+}
+
+/// Return a method's name, of the common ones without a copy.
+pub(super) fn method(method: &Method) -> Arc<str> {
+    static COMMON: LazyLock<[(Method, Arc<str>); 5]> = LazyLock::new(|| {
+        [Method::GET, Method::POST, Method::PUT, Method::HEAD, Method::DELETE].map(|method| {
+            let name = method.as_str().into();
+            (method, name)
+        })
+    });
+    let known = COMMON.iter().find(|(common, _)| common == method);
+    known.map_or_else(|| method.as_str().into(), |(_, name)| name.clone())
 }
 
 fn grpc(parts: &Parts, target: &PathAndQuery, path: &[std::borrow::Cow<'_, str>]) -> Result<Asked, Refusal> {
@@ -133,7 +145,9 @@ mod tests {
     }
 
     fn status(protocol: Protocol, parts: &Parts) -> u16 {
-        read(protocol, parts).map_or_else(|refusal| refusal.status.as_u16(), |_| 200)
+        check_size(&parts.headers, 1000)
+            .and_then(|()| read(protocol, parts))
+            .map_or_else(|refusal| refusal.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -156,7 +170,7 @@ mod tests {
         for (name, version, uri, fields, expected) in cases {
             assert_eq!(status(Protocol::Http, &parts(*version, uri, fields)), *expected, "{name}");
         }
-        let large = "x".repeat(MAX_HEAD as usize);
+        let large = "x".repeat(1000);
         assert_eq!(status(Protocol::Http, &parts(one, "/a", &[("host", "h"), ("x", &large)])), 431);
     }
 

@@ -5,20 +5,22 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use firedoor_identity::Material;
+use firedoor_identity::{Material, VerifiedPeer};
 use firedoor_policy::Protocol;
 use http::header::{CONNECTION, HOST, TE};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Uri, Version};
-use hyper::service::service_fn;
 use sha2::{Digest, Sha256};
 
 use super::apps::Apps;
 use super::body::{Body, Ended, Held, Way};
+use super::exchange::{Arrived, clean, pass};
 use super::head::{self, Head};
 use super::headers;
+use super::interim::Between;
 use super::reply::Refusal;
-use super::serve::{Activity, Arrived, Life, Versions, clean, drain_at, keep, pass, request_body};
+use super::resets::Budget;
+use super::serve::{Activity, Closed, Life, Versions, drain_at};
 use crate::connection::{Accepted, Met, Who};
 use crate::decide;
 use crate::draft::{Draft, correlation};
@@ -26,19 +28,21 @@ use crate::inbound::{Peer, meet};
 use crate::local::rules::hex;
 use crate::registry::Entered;
 use crate::relay::PeerStream;
-use crate::spec::{Inbound, Side};
+use crate::spec::{Common, Inbound, Side};
 use crate::stream;
 
 const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
 const GRPC: &[&[u8]] = &[b"h2"];
 const NO_ALPN: &str = "alpn_mismatch";
+/// A client that reset more streams than it may, on this connection or on others.
+const TOO_MANY_RESETS: &str = "too_many_resets";
 
 /// A peer's connection.
 struct Link {
     accepted: Accepted,
     inbound: Inbound,
     met: Met,
-    correlation: String,
+    correlation: Arc<str>,
     xfcc: HeaderValue,
     apps: Apps,
     activity: Arc<Activity>,
@@ -50,14 +54,15 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     let Side::Inbound(inbound) = &spec.side else { return };
     shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
-    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
+    let mut draft = Draft::new(shared.clone(), &spec, material.clone());
     let alpn = if spec.common.protocol == Protocol::Grpc { GRPC } else { HTTP };
     let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, alpn, &mut draft).await {
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
-    draft.peer(own.material, peer.id(), tls.get_ref().1);
-    let admitted = accepted.claim(Who::Peer(peer.id().clone())).and_then(|()| versions(spec.common.protocol, &tls));
+    draft.peer(peer.id(), tls.get_ref().1);
+    let budget = accepted.resets.of(Who::Peer(peer.id().clone()));
+    let admitted = claim(&mut accepted, &peer, &budget).and_then(|()| versions(spec.common.protocol, &tls));
     let versions = match admitted {
         Ok(versions) => versions,
         Err(reason) => {
@@ -76,10 +81,15 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
         accepted,
     });
     drop(material);
-    run(link, versions, tls).await;
+    run(link, versions, tls, budget).await;
 }
 
-async fn run(link: Arc<Link>, versions: Versions, tls: Peer) {
+fn claim(accepted: &mut Accepted, peer: &VerifiedPeer, budget: &Budget) -> Result<(), &'static str> {
+    accepted.claim(Who::Peer(peer.id().clone()))?;
+    if budget.is_left() { Ok(()) } else { Err(TOO_MANY_RESETS) }
+}
+
+async fn run(link: Arc<Link>, versions: Versions, tls: Peer, budget: Budget) {
     let (shared, spec) = (link.accepted.shared.clone(), link.accepted.spec.clone());
     let end = link.met.limits.end();
     let grace =
@@ -92,10 +102,12 @@ async fn run(link: Arc<Link>, versions: Versions, tls: Peer) {
         ends: Some((drain_at(&link.met.limits, shared.now()), end.saturating_add(grace))),
         process: None,
         welcome: &welcome,
+        budget,
     };
     let serving = link.clone();
-    let service = service_fn(move |request| serving.clone().answer(request));
-    keep(life, versions, tls, service).await;
+    if let Closed::Refused(reason) = life.keep(versions, tls, move |arrived| serving.clone().answer(arrived)).await {
+        link.draft(&shared.store.present()).deny(reason);
+    }
 }
 
 /// What was negotiated. A program that negotiates nothing speaks HTTP/1.1.
@@ -122,19 +134,23 @@ impl Link {
         own.is_ok_and(|own| self.met.peer.recheck_outliving(own.identity, self.accepted.shared.now()).is_ok())
     }
 
-    /// Answer one request.
-    async fn answer(self: Arc<Self>, request: Arrived) -> Result<Response<Body>, Ended> {
-        let (shared, spec) = (&self.accepted.shared, &self.accepted.spec);
-        let busy = self.activity.begin();
-        let material = shared.store.present();
-        let mut draft = Draft::new(shared.clone(), spec, material.as_deref());
+    fn draft(&self, material: &Option<Arc<Material>>) -> Draft {
+        let mut draft = Draft::new(self.accepted.shared.clone(), &self.accepted.spec, material.clone());
         draft.peer_address(self.met.address);
-        if let Some(material) = &material {
-            draft.link(material, self.met.peer.id(), &self.correlation);
-        }
+        draft.link(self.met.peer.id(), &self.correlation);
+        draft
+    }
+
+    /// Answer one request.
+    async fn answer(self: Arc<Self>, arrived: Arrived) -> Result<Response<Body>, Ended> {
+        let spec = &self.accepted.spec;
+        let busy = self.activity.begin();
+        let material = self.accepted.shared.store.present();
+        let mut draft = self.draft(&material);
+        draft.request(arrived.number);
         let protocol = spec.common.protocol;
-        let (parts, incoming) = request.into_parts();
-        let (head, live) = match self.admit(material.as_deref(), &parts) {
+        let Arrived { parts, body, client, .. } = arrived;
+        let (head, live) = match self.admit(material.as_deref(), &parts, &mut draft) {
             Ok(admitted) => admitted,
             Err(refusal) => return Ok(refusal.answer(protocol, draft)),
         };
@@ -144,20 +160,26 @@ impl Link {
             Err(reason) => return Ok(Refusal::unavailable(reason).answer(protocol, draft)),
         };
         draft.decide(&live.verdict());
-        let held = Arc::new(Held { shared: shared.clone(), live, _busy: [Some(busy), None] });
-        let onward = self.onward(parts, head, request_body(incoming, &held, Way::Back));
-        pass(protocol, &held, Way::Forward, self.apps.send(sender, onward, &spec.common, &self.inbound)).await
+        let held = Arc::new(Held { live, _busy: [Some(busy), None] });
+        self.activity.admitted(&held);
+        let between = Between::new(parts.version, &parts.headers, client);
+        let onward = self.onward(parts, head, Body::passing(body, &held, Way::Back, between.gate().cloned()));
+        let sending = self.apps.send(sender, onward, &between, &spec.common, &self.inbound);
+        pass(protocol, &held, Way::Forward, &between, sending).await
     }
 
-    fn admit(&self, material: Option<&Material>, parts: &Parts) -> Result<(Head, Entered), Refusal> {
+    fn admit(&self, material: Option<&Material>, parts: &Parts, draft: &mut Draft) -> Result<(Head, Entered), Refusal> {
         let accepted = &self.accepted;
         let own = accepted.own(material).map_err(Refusal::forbidden)?;
         let proof = self.met.peer.recheck(own.identity, accepted.shared.now());
         proof.map_err(|error| Refusal::forbidden(error.code.as_str()))?;
-        let head = head::read(accepted.spec.common.protocol, parts)?;
+        let head = read(&accepted.spec.common, parts, draft)?;
         let admitted = accepted.judge(own, self.met.clone(), None, head.asked.clone());
-        let live = admitted.and_then(|admitted| accepted.enter(admitted)).map_err(Refusal::forbidden)?;
-        Ok((head, live))
+        let live = admitted.and_then(|admitted| {
+            draft.promise(&admitted.verdict)?;
+            accepted.enter(admitted)
+        });
+        Ok((head, live.map_err(Refusal::forbidden)?))
     }
 
     /// Write the request anew for the app.
@@ -184,4 +206,11 @@ impl Link {
         *onward.headers_mut() = fields;
         onward
     }
+}
+
+/// Read what a request asks, and note it.
+pub(super) fn read(common: &Common, parts: &Parts, draft: &mut Draft) -> Result<Head, Refusal> {
+    draft.asked(&head::method(&parts.method), parts.uri.path());
+    head::check_size(&parts.headers, common.max_head)?;
+    head::read(common.protocol, parts)
 }

@@ -10,16 +10,18 @@ use firedoor_policy::Protocol;
 use http::header::HOST;
 use http::request::Parts;
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
 
-use super::body::{Body, Ended, Held, Way};
-use super::head::{self, Head};
-use super::peers::PeerLink;
+use super::body::{Body, Ended, Held, Source, Way};
+use super::client::Unsent;
+use super::exchange::{Arrived, clean, pass};
+use super::head::Head;
+use super::inbound::read;
+use super::interim::Between;
+use super::peers::{PeerLink, Pool};
 use super::reply::Refusal;
-use super::serve::{Activity, Arrived, Life, Versions, clean, keep, pass, request_body};
-use crate::connection::{Accepted, Own};
-use crate::decide;
+use super::serve::{Activity, Closed, Life, Versions};
+use crate::connection::{Accepted, Own, Who};
+use crate::decide::{self, Verdict};
 use crate::draft::Draft;
 use crate::local::{Client, Refusal as Refused};
 use crate::outbound::{adopt, authenticate};
@@ -32,6 +34,8 @@ struct Link {
     outbound: Outbound,
     client: Arc<Client>,
     activity: Arc<Activity>,
+    /// The connections of this thread.
+    peers: Arc<Pool>,
 }
 
 /// Serve one accepted connection.
@@ -40,7 +44,7 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     let Side::Outbound(outbound) = &spec.side else { return };
     shared.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
-    let mut draft = Draft::new(shared.clone(), &spec, material.as_deref());
+    let mut draft = Draft::new(shared.clone(), &spec, material.clone());
     let Ok(local) = adopt(&spec, fd) else { return draft.deny(Refused::Gone.code()) };
     let own = accepted.has_place().and_then(|()| accepted.own(material.as_deref()));
     let client = match own {
@@ -57,7 +61,8 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     draft.withdraw();
     drop(material);
     let activity = Activity::new();
-    let link = Arc::new(Link { accepted, outbound: outbound.clone(), client, activity: activity.clone() });
+    let (peers, budget) = (accepted.peers.here(), accepted.resets.of(Who::User(client.id().uid)));
+    let link = Arc::new(Link { accepted, outbound: outbound.clone(), client, activity: activity.clone(), peers });
     let versions = if spec.common.protocol == Protocol::Grpc { Versions::Two } else { Versions::Either };
     let welcome = || link.welcome();
     let life = Life {
@@ -67,9 +72,12 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
         ends: None,
         process: link.client.process().cloned(),
         welcome: &welcome,
+        budget,
     };
     let serving = link.clone();
-    keep(life, versions, local, service_fn(move |request| serving.clone().answer(request))).await;
+    if let Closed::Refused(reason) = life.keep(versions, local, move |arrived| serving.clone().answer(arrived)).await {
+        link.draft(&shared.store.present()).deny(reason);
+    }
 }
 
 impl Link {
@@ -79,40 +87,56 @@ impl Link {
         own.is_ok_and(|own| self.client.check(own.identity.clients()).is_ok())
     }
 
-    /// Answer one request.
-    async fn answer(self: Arc<Self>, request: Arrived) -> Result<Response<Body>, Ended> {
-        let (shared, spec) = (&self.accepted.shared, &self.accepted.spec);
-        let busy = self.activity.begin();
-        let material = shared.store.present();
-        let mut draft = Draft::new(shared.clone(), spec, material.as_deref());
+    fn draft(&self, material: &Option<Arc<Material>>) -> Draft {
+        let mut draft = Draft::new(self.accepted.shared.clone(), &self.accepted.spec, material.clone());
         draft.client(self.client.id());
+        draft
+    }
+
+    /// Answer one request.
+    async fn answer(self: Arc<Self>, arrived: Arrived) -> Result<Response<Body>, Ended> {
+        let spec = &self.accepted.spec;
+        let busy = self.activity.begin();
+        let material = self.accepted.shared.store.present();
+        let mut draft = self.draft(&material);
         let protocol = spec.common.protocol;
-        let (parts, incoming) = request.into_parts();
+        let Arrived { parts, body, client, .. } = arrived;
         let (head, peer, live) = match self.admit(material.as_deref(), &parts, &mut draft).await {
             Ok(admitted) => admitted,
             Err(refusal) => return Ok(refusal.answer(protocol, draft)),
         };
         drop(material);
-        draft.decide(&live.verdict());
-        let held = Arc::new(Held { shared: shared.clone(), live, _busy: [Some(busy), Some(peer.activity.begin())] });
-        let onward = onward(parts, &head, request_body(incoming, &held, Way::Forward));
-        pass(protocol, &held, Way::Back, self.send(&peer, onward)).await
+        let verdict = live.verdict();
+        let held = Arc::new(Held { live, _busy: [Some(busy), Some(peer.activity.begin())] });
+        self.activity.admitted(&held);
+        let between = Between::new(parts.version, &parts.headers, client);
+        let onward = onward(parts, &head, Body::passing(body, &held, Way::Forward, between.gate().cloned()));
+        // Written when the request has its number, which is before a byte of it leaves.
+        let record = Decided { draft: Some(draft), verdict };
+        pass(protocol, &held, Way::Back, &between, self.send(&peer, onward, &between, record)).await
     }
 
     /// Send an admitted request. If its connection closed before a byte of it was sent, another one to the same peer
     /// will do; nothing else is tried again.
-    async fn send(&self, peer: &PeerLink, request: Request<Body>) -> Option<Response<Incoming>> {
-        let unsent = match peer.send(request).await {
+    async fn send(
+        &self,
+        peer: &PeerLink,
+        request: Request<Body>,
+        between: &Between,
+        mut record: Decided,
+    ) -> Option<Response<Source>> {
+        let unsent = match peer.two.send(request, between, |number| record.write(number)).await {
             Ok(response) => return Some(response),
-            Err(unsent) => unsent?,
+            Err(Unsent(unsent)) => *unsent?,
         };
         let material = self.accepted.shared.store.present();
         let own = self.accepted.own(material.as_deref()).ok()?;
-        let other = self.accepted.peers.find(&self.accepted, &self.outbound, own).await.ok()?;
-        match other.met.peer.id() == peer.met.peer.id() {
-            true => other.send(unsent).await.ok(),
-            false => None,
+        let other = self.peers.find(&self.accepted, &self.outbound, own).await.ok()?;
+        if other.met.peer.id() != peer.met.peer.id() {
+            return None;
         }
+        record.moved(&other);
+        other.two.send(unsent, between, |number| record.write(number)).await.ok()
     }
 
     async fn admit(
@@ -125,13 +149,16 @@ impl Link {
         let own = accepted.own(material).map_err(Refusal::forbidden)?;
         let entitled = self.client.check(own.identity.clients());
         entitled.map_err(|refused| Refusal::forbidden(refused.code()))?;
-        let head = head::read(common.protocol, parts)?;
+        let head = read(common, parts, draft)?;
         let peer = self.reach(own, draft).await?;
         draft.peer_address(peer.met.address);
-        draft.link(own.material, peer.met.peer.id(), &peer.correlation);
+        draft.link(peer.met.peer.id(), &peer.correlation);
         let admitted = accepted.judge(own, peer.met.clone(), Some(self.client.clone()), head.asked.clone());
-        let live = admitted.and_then(|admitted| accepted.enter(admitted)).map_err(Refusal::forbidden)?;
-        Ok((head, peer, live))
+        let live = admitted.and_then(|admitted| {
+            draft.promise(&admitted.verdict)?;
+            accepted.enter(admitted)
+        });
+        Ok((head, peer, live.map_err(Refusal::forbidden)?))
     }
 
     /// Find the expected peer, unless no flow could allow any.
@@ -141,10 +168,41 @@ impl Link {
         let foreseen =
             decide::foresee(&engine, &common.as_id, &self.outbound.expect, common.service_port, common.protocol, now);
         foreseen.map_err(Refusal::forbidden)?;
-        accepted.peers.find(accepted, &self.outbound, own).await.map_err(|unreached| {
+        self.peers.find(accepted, &self.outbound, own).await.map_err(|unreached| {
             draft.peer_address(unreached.address);
             Refusal::unavailable(unreached.reason)
         })
+    }
+}
+
+/// The record of an admitted request, which is written when its number on the peer's connection is known.
+struct Decided {
+    draft: Option<Draft>,
+    verdict: Verdict,
+}
+
+impl Decided {
+    fn write(&mut self, number: u64) {
+        if let Some(mut draft) = self.draft.take() {
+            draft.request(number);
+            draft.decide(&self.verdict);
+        }
+    }
+
+    /// Note that another connection carries the request.
+    fn moved(&mut self, peer: &PeerLink) {
+        if let Some(draft) = &mut self.draft {
+            draft.peer_address(peer.met.address);
+            draft.link(peer.met.peer.id(), &peer.correlation);
+        }
+    }
+}
+
+impl Drop for Decided {
+    fn drop(&mut self) {
+        if let Some(draft) = self.draft.take() {
+            draft.decide(&self.verdict);
+        }
     }
 }
 

@@ -8,16 +8,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::time::timeout;
 
-use super::MAX_STREAMS;
-use super::apps;
-use super::body::Body;
+use super::client::Two;
 use super::serve::{Activity, drain_at};
 use crate::connection::{Accepted, Met, Own, TLS_BUFFER};
 use crate::dial::dial;
@@ -34,9 +28,9 @@ const PATIENCE: u32 = 2;
 
 /// One connection to a peer.
 pub(crate) struct PeerLink {
-    sender: http2::SendRequest<Body>,
+    pub(super) two: Two,
     pub met: Met,
-    pub correlation: String,
+    pub correlation: Arc<str>,
     pub(super) activity: Arc<Activity>,
     own: [u8; 32],
     drain_at: i64,
@@ -44,30 +38,43 @@ pub(crate) struct PeerLink {
 
 impl PeerLink {
     fn lives(&self, own: Own<'_>, now: i64) -> bool {
-        !self.sender.is_closed()
+        !self.two.is_closed()
             && now < self.drain_at
             && self.own == *own.identity.chain_hash()
             && self.met.peer.recheck(own.identity, now).is_ok()
     }
-
-    /// Send a request; give it back when not a byte of it was sent.
-    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Option<Request<Body>>> {
-        let sending = self.sender.clone().try_send_request(request).await;
-        sending.map_err(|mut error| error.take_message())
-    }
 }
 
-/// The connections of one listener.
+/// The connections of one listener, by the thread that drives them: a request that changed threads twice would cost
+/// more than all else that is done for it.
 #[derive(Default)]
-pub(crate) struct Peers {
-    links: Mutex<Vec<Arc<PeerLink>>>,
-    dialling: tokio::sync::Mutex<()>,
-}
+pub(crate) struct Peers(Mutex<Vec<(Id, Arc<Pool>)>>);
 
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peers").field("links", &self.lock().len()).finish()
+        f.write_str("Peers")
     }
+}
+
+impl Peers {
+    /// The connections of the thread that asks.
+    pub fn here(&self) -> Arc<Pool> {
+        let id = Handle::current().id();
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, pool)) = pools.iter().find(|(other, _)| *other == id) {
+            return pool.clone();
+        }
+        let pool = Arc::<Pool>::default();
+        pools.push((id, pool.clone()));
+        pool
+    }
+}
+
+/// The connections of one listener and one thread.
+#[derive(Default)]
+pub(crate) struct Pool {
+    links: Mutex<Vec<Arc<PeerLink>>>,
+    dialling: tokio::sync::Mutex<()>,
 }
 
 /// Why there is no connection.
@@ -77,7 +84,7 @@ pub(crate) struct Unreached {
     pub address: Option<std::net::SocketAddr>,
 }
 
-impl Peers {
+impl Pool {
     /// Take a connection that may carry one more request, or make one.
     pub async fn find(
         &self,
@@ -85,13 +92,13 @@ impl Peers {
         outbound: &Outbound,
         own: Own<'_>,
     ) -> Result<Arc<PeerLink>, Unreached> {
-        if let Some(link) = self.taken(own, accepted.shared.now()) {
+        if let Some(link) = self.taken(accepted, own) {
             return Ok(link);
         }
         let patience: Duration = accepted.spec.common.handshake_timeout;
         let turn = timeout(patience * PATIENCE, self.dialling.lock()).await;
         let _turn = turn.map_err(|_| Unreached { reason: BUSY, address: None })?;
-        if let Some(link) = self.taken(own, accepted.shared.now()) {
+        if let Some(link) = self.taken(accepted, own) {
             return Ok(link);
         }
         let link = Arc::new(connect(accepted, outbound, own).await?);
@@ -99,12 +106,12 @@ impl Peers {
         Ok(link)
     }
 
-    fn taken(&self, own: Own<'_>, now: i64) -> Option<Arc<PeerLink>> {
+    fn taken(&self, accepted: &Accepted, own: Own<'_>) -> Option<Arc<PeerLink>> {
+        let (now, most) = (accepted.shared.now(), accepted.spec.common.max_streams as usize / 2);
         let mut links = self.lock();
         // Those that are let go end with their last request.
         links.retain(|link| link.lives(own, now));
-        let free = |link: &&Arc<PeerLink>| link.activity.active() < MAX_STREAMS as usize / 2;
-        links.iter().find(free).cloned()
+        links.iter().find(|link| link.activity.active() < most.max(1)).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<PeerLink>>> {
@@ -127,11 +134,9 @@ async fn connect(accepted: &Accepted, outbound: &Outbound, own: Own<'_>) -> Resu
     tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let met = accepted.met(own, peer, address);
     let correlation = correlation(tls.get_ref().1);
-    let (sender, driver) = apps::two().handshake(TokioIo::new(tls)).await.map_err(|_| wrong())?;
-    // Whoever waits for an answer learns how it ended.
-    Handle::current().spawn(async move { _ = driver.await });
+    let two = Two::open(tls, common.max_head, common.handshake_timeout).await.ok_or_else(wrong)?;
     Ok(PeerLink {
-        sender,
+        two,
         drain_at: drain_at(&met.limits, shared.now()),
         met,
         correlation,

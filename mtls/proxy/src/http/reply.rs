@@ -9,6 +9,11 @@ use super::body::Body;
 use crate::connection::Denied;
 use crate::draft::Draft;
 
+/// Codes of requests that could not be read.
+pub(super) const BAD_REQUEST: &str = "bad_request";
+pub(super) const HEADERS_TOO_LARGE: &str = "headers_too_large";
+pub(super) const HEADER_TIMEOUT: &str = "header_timeout";
+
 /// Status codes of gRPC.
 const INVALID_ARGUMENT: u16 = 3;
 const PERMISSION_DENIED: u16 = 7;

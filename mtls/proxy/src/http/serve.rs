@@ -4,23 +4,20 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use firedoor_policy::Protocol;
-use http::{HeaderMap, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use http::Response;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::body::{Body, Ended, Guard, Held, Way};
-use super::headers;
-use super::{
-    CONNECTION_WINDOW, MAX_HEAD, MAX_STREAMS, READ_BUFFER, RESETS_LOCAL, RESETS_PENDING, SEND_BUFFER, STREAM_WINDOW,
-};
+use super::body::{Body, Ended, Held};
+use super::exchange::Arrived;
+use super::first::read_first;
+use super::one::One;
+use super::resets::Budget;
+use super::two::Two;
 use crate::local::process::Process;
 use crate::proxy::Shared;
 use crate::registry::Limits;
@@ -29,21 +26,65 @@ use crate::spec::Common;
 
 /// The wall clock may jump past a deadline; it is looked at again this often.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// How often a connection of HTTP/1.1 is looked at whose reader may have stalled: hyper asks for no more of a body
+/// then, and does not learn that it was cut.
+const STALL_CHECK: Duration = Duration::from_secs(1);
 /// A connection without requests ends after so long, unless the listener says otherwise.
 const IDLE: Duration = Duration::from_secs(300);
 /// What has been told to end goes on for so long.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What answers requests.
+pub(super) trait Answer: Clone + Send + Sync + 'static {
+    type Future: Future<Output = Result<Response<Body>, Ended>> + Send + 'static;
+    fn answer(&self, arrived: Arrived) -> Self::Future;
+}
+
+impl<F, R> Answer for F
+where
+    F: Fn(Arrived) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Response<Body>, Ended>> + Send + 'static,
+{
+    type Future = R;
+
+    fn answer(&self, arrived: Arrived) -> R {
+        self(arrived)
+    }
+}
+
+/// A connection in either version.
+pub(super) trait Serving {
+    /// Serve until the connection is closed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed>;
+    /// Take no more requests, and close when those that run have ended.
+    fn finish(&mut self);
+}
+
+/// How a connection closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closed {
+    Over,
+    /// A request could not be read: the reason's code.
+    Refused(&'static str),
+}
+
 /// Requests that a connection carries.
 #[derive(Debug)]
 pub(super) struct Activity {
     active: AtomicUsize,
-    last: Mutex<Instant>,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    ended: Instant,
+    begun: Weak<Held>,
 }
 
 impl Activity {
     pub fn new() -> Arc<Self> {
-        Arc::new(Activity { active: AtomicUsize::new(0), last: Mutex::new(Instant::now()) })
+        let last = Last { ended: Instant::now(), begun: Weak::new() };
+        Arc::new(Activity { active: AtomicUsize::new(0), last: Mutex::new(last) })
     }
 
     pub fn begin(self: &Arc<Self>) -> Busy {
@@ -55,8 +96,23 @@ impl Activity {
         self.active.load(Ordering::Acquire)
     }
 
+    /// Note which request was admitted last.
+    pub fn admitted(&self, held: &Arc<Held>) {
+        self.lock().begun = Arc::downgrade(held);
+    }
+
+    /// Say whether the last request was cut, and still hangs.
+    fn hangs(&self) -> bool {
+        let held = self.lock().begun.upgrade();
+        held.is_some_and(|held| held.live.cut_reason().is_some())
+    }
+
     fn idle_since(&self) -> Option<Instant> {
-        (self.active() == 0).then(|| *self.last.lock().unwrap_or_else(PoisonError::into_inner))
+        (self.active() == 0).then(|| self.lock().ended)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -66,7 +122,7 @@ pub(super) struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.lock().ended = Instant::now();
         self.0.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -95,45 +151,70 @@ pub(super) struct Life<'a> {
     pub process: Option<Arc<Process>>,
     /// Asked after each publish.
     pub welcome: &'a (dyn Fn() -> bool + Sync),
-}
-
-/// Serve requests until the connection ends.
-pub(super) async fn keep<I, S>(life: Life<'_>, versions: Versions, io: I, service: S)
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Arrived, Response = Response<Body>, Error = Ended> + Send + 'static,
-    S::Future: Send + 'static,
-{
-    let builder = builder(life.common, versions);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    let mut revisions = life.shared.store.watch();
-    let mut stopping = life.shared.draining.subscribe();
-    let mut gone = pin!(end_of(life.process.as_deref()));
-    let mut leave: Option<Instant> = None;
-    let mut drained = *stopping.borrow();
-    let mut ended = false;
-    loop {
-        if drained && !ended {
-            connection.as_mut().graceful_shutdown();
-            ended = true;
-        }
-        let Some(wait) = life.wait(&mut drained, &mut leave) else { return };
-        if drained != ended {
-            continue;
-        }
-        tokio::select! {
-            biased;
-            // Whatever went wrong has ended the connection already.
-            _ = connection.as_mut() => return,
-            changed = revisions.changed() => if changed.is_err() || !(life.welcome)() { return },
-            changed = stopping.changed(), if !drained => drained = changed.is_err() || *stopping.borrow(),
-            () = &mut gone, if leave.is_none() => leave = Some(Instant::now() + GRACE),
-            () = sleep(wait) => {}
-        }
-    }
+    /// What its client may still reset.
+    pub budget: Budget,
 }
 
 impl Life<'_> {
+    /// Serve requests until the connection ends.
+    pub async fn keep<IO, A>(self, versions: Versions, io: IO, answer: A) -> Closed
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Answer,
+    {
+        let two = match versions {
+            Versions::One => false,
+            Versions::Two => true,
+            Versions::Either => {
+                let first = timeout(self.common.header_timeout, read_first(io)).await;
+                let Ok(Ok((two, begun))) = first else { return Closed::Over };
+                return Box::pin(self.speak(two, begun, answer)).await;
+            }
+        };
+        self.speak(two, io, answer).await
+    }
+
+    async fn speak<IO, A>(self, two: bool, io: IO, answer: A) -> Closed
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Answer,
+    {
+        if !two {
+            return self.run(One::new(self.common, io, answer)).await;
+        }
+        match Two::shake(self.common, io, answer, self.budget.clone()).await {
+            Some(serving) => self.run(serving).await,
+            None => Closed::Over,
+        }
+    }
+
+    async fn run(&self, mut connection: impl Serving) -> Closed {
+        let mut revisions = self.shared.store.watch();
+        let mut stopping = self.shared.draining.subscribe();
+        let mut gone = pin!(end_of(self.process.as_deref()));
+        let mut leave: Option<Instant> = None;
+        let mut drained = *stopping.borrow();
+        let mut ended = false;
+        loop {
+            if drained && !ended {
+                connection.finish();
+                ended = true;
+            }
+            let Some(wait) = self.wait(&mut drained, &mut leave) else { return Closed::Over };
+            if drained != ended {
+                continue;
+            }
+            tokio::select! {
+                biased;
+                closed = poll_fn(|cx| connection.poll(cx)) => return closed,
+                changed = revisions.changed() => if changed.is_err() || !(self.welcome)() { return Closed::Over },
+                changed = stopping.changed(), if !drained => drained = changed.is_err() || *stopping.borrow(),
+                () = &mut gone, if leave.is_none() => leave = Some(Instant::now() + GRACE),
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
     /// How long to wait before looking again; None when the connection is over.
     fn wait(&self, drained: &mut bool, leave: &mut Option<Instant>) -> Option<Duration> {
         let now = Instant::now();
@@ -157,8 +238,11 @@ impl Life<'_> {
             } else {
                 wait = wait.min(left);
             }
-        } else if let Some(limit) = self.common.idle_timeout {
-            wait = wait.min(limit);
+        } else {
+            wait = wait.min(STALL_CHECK);
+            if self.activity.hangs() {
+                leave.get_or_insert(now + GRACE);
+            }
         }
         match *leave {
             Some(leave) if leave <= now => None,
@@ -167,61 +251,3 @@ impl Life<'_> {
         }
     }
 }
-
-fn builder(common: &Common, versions: Versions) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    let mut one = builder.http1();
-    // Without a timer hyper panics at the first timeout.
-    one.timer(TokioTimer::new()).header_read_timeout(common.header_timeout);
-    one.max_buf_size(READ_BUFFER).half_close(false).auto_date_header(false);
-    let mut two = builder.http2();
-    two.timer(TokioTimer::new()).auto_date_header(false);
-    two.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-    two.max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEAD).max_send_buf_size(SEND_BUFFER);
-    two.max_pending_accept_reset_streams(RESETS_PENDING).max_local_error_reset_streams(RESETS_LOCAL);
-    match versions {
-        Versions::One => builder.http1_only(),
-        Versions::Two => builder.http2_only(),
-        Versions::Either => builder,
-    }
-}
-
-/// Make the body of an admitted request.
-pub(super) fn request_body(incoming: Incoming, held: &Arc<Held>, way: Way) -> Body {
-    Body::Passing { incoming, guard: Guard::new(held.clone()), way }
-}
-
-/// Send an admitted request and make the answer, unless the request is cut meanwhile.
-pub(super) async fn pass(
-    protocol: Protocol,
-    held: &Arc<Held>,
-    way: Way,
-    sending: impl Future<Output = Option<Response<Incoming>>>,
-) -> Result<Response<Body>, Ended> {
-    let mut guard = Guard::new(held.clone());
-    let response = tokio::select! {
-        biased;
-        ended = poll_fn(|cx| guard.poll_cut(cx)) => return Err(ended),
-        response = sending => response,
-    };
-    let Some(response) = response.filter(|response| response.status() != StatusCode::SWITCHING_PROTOCOLS) else {
-        return Ok(super::reply::failed(protocol));
-    };
-    let (parts, incoming) = response.into_parts();
-    let mut answer = Response::new(Body::Passing { incoming, guard, way });
-    *answer.status_mut() = parts.status;
-    *answer.headers_mut() = clean(parts.headers);
-    answer.headers_mut().remove(http::header::TE);
-    Ok(answer)
-}
-
-/// Take out of a head what does not pass.
-pub(super) fn clean(mut fields: HeaderMap) -> HeaderMap {
-    headers::strip_hop(&mut fields);
-    headers::strip_identity(&mut fields);
-    headers::one_length(&mut fields);
-    fields
-}
-
-/// A request as hyper hands it over.
-pub(super) type Arrived = Request<Incoming>;
