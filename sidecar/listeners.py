@@ -26,9 +26,22 @@ LONGEST_TIMEOUT_MS = 24 * 3600 * 1000
 MOST_CONNECTIONS = 1_000_000
 
 _COMMON = ("name", "as", "listen", "protocol", "service_port")
-_LIMITS = ("handshake_timeout_ms", "idle_timeout_ms", "max_connections_per_identity")
-_INBOUND = (*_COMMON, *_LIMITS, "app")
-_OUTBOUND = (*_COMMON, *_LIMITS, "expect", "addresses", "mode")
+# The least and the most of each limit; the data path has the defaults.
+_LIMITS = {
+    "handshake_timeout_ms": (1, LONGEST_TIMEOUT_MS),
+    "idle_timeout_ms": (1, LONGEST_TIMEOUT_MS),
+    "max_connections": (1, MOST_CONNECTIONS),
+    "max_connections_per_identity": (1, MOST_CONNECTIONS),
+    "max_lifetime_ms": (1000, LONGEST_TIMEOUT_MS),
+}
+_HTTP_LIMITS = {
+    "header_timeout_ms": (1, LONGEST_TIMEOUT_MS),
+    "max_header_bytes": (1024, 64 * 1024),
+    "max_resets_per_second": (1, 1_000_000),
+    "max_streams": (1, 10_000),
+}
+_INBOUND = (*_COMMON, *_LIMITS, *_HTTP_LIMITS, "app")
+_OUTBOUND = (*_COMMON, *_LIMITS, *_HTTP_LIMITS, "expect", "addresses", "mode")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MODE = re.compile(r"0?[0-7]{3}")
 
@@ -141,27 +154,34 @@ def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fi
 
 
 def _common(section: Section, trust_domain: TrustDomain, listen: Any) -> dict[str, Any]:
-    limits = {
-        "handshake_timeout_ms": settings.integer(1, LONGEST_TIMEOUT_MS),
-        "idle_timeout_ms": settings.integer(1, LONGEST_TIMEOUT_MS),
-        "max_connections_per_identity": settings.integer(1, MOST_CONNECTIONS),
-    }
-
     def own_id(value: str) -> SpiffeId:
         found = settings.workload_id(value)
         if found.trust_domain != trust_domain:
             raise ValueError(f"must be an ID of our own trust domain, {trust_domain}")
         return found
 
+    protocol = section.require("protocol", settings.choice(*PROTOCOLS), "tcp")
     return {
         "name": section.require("name", _name, ""),
         "identity": section.require("as", own_id, trust_domain.id),
         "listen": section.require("listen", listen, ""),
-        "protocol": section.require("protocol", settings.choice(*PROTOCOLS), "tcp"),
+        "protocol": protocol,
         "service_port": section.require("service_port", settings.integer(1, settings.MAX_PORT), 1),
-        "limits": tuple((name, section.parse(name, limits[name], 0)) for name in _LIMITS if section.get(name)),
+        "limits": _limits(section, protocol),
         "at": str(section.node.at),
     }
+
+
+def _limits(section: Section, protocol: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for name, (least, most) in {**_LIMITS, **_HTTP_LIMITS}.items():
+        given = section.get(name)
+        if given is None:
+            continue
+        if name in _HTTP_LIMITS and protocol == "tcp":
+            section.findings.add(given.at, section.path(name), "has a meaning for http and grpc only")
+        found.append((name, section.parse(name, settings.integer(least, most), 0)))
+    return tuple(found)
 
 
 def _name(value: str) -> str:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration: three sources, strict form, and findings that name file, line and key."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from firedoor import mtls
 from firedoor.sidecar import config
 from firedoor.sidecar.errors import ConfigError
 from firedoor.sidecar.validation import check_listeners
@@ -88,6 +90,20 @@ def test_every_key_is_known_everywhere(tmp_path: Path, option: config.Option) ->
         assert all("no such" not in line for line in seen)
 
 
+def test_every_limit_reaches_the_data_path(tmp_path: Path) -> None:
+    limits = {
+        "handshake_timeout_ms": 1, "idle_timeout_ms": 2, "max_connections": 3, "max_connections_per_identity": 4,
+        "max_lifetime_ms": 5000, "header_timeout_ms": 6, "max_header_bytes": 7000, "max_resets_per_second": 8,
+        "max_streams": 9,
+    }  # fmt: skip
+    written = "".join(f"    {name}: {value}\n" for name, value in limits.items())
+    spec = load(tmp_path, MIN + LISTENER.replace("tcp", "http") + written).outbound[0].spec()
+    assert limits.items() <= json.loads(spec).items()
+    core = mtls.Core()
+    core.listen(spec).stop()
+    core.stop()
+
+
 def test_listeners_by_environment(tmp_path: Path) -> None:
     value = '[{name: a, as: "spiffe://example.org/x", listen: "127.0.0.1:0", service_port: 1, protocol: tcp, app: {}}]'
     env = {"FIREDOOR_SIDECAR_INBOUND": value}
@@ -106,6 +122,14 @@ outbound:
     addresses: ["h:1"]
 """
 BAD = {
+    "http_limit_of_tcp": (
+        MIN + LISTENER + "    max_streams: 5\n",
+        "sidecar.yaml:11: outbound[0].max_streams: has a meaning for http and grpc only",
+    ),
+    "too_small_a_head": (
+        MIN + LISTENER.replace("tcp", "http") + "    max_header_bytes: 5\n",
+        "sidecar.yaml:11: outbound[0].max_header_bytes: must be a whole number from 1024 to 65536",
+    ),
     "unknown_key": (MIN + "brokr: x\n", "sidecar.yaml:3: brokr: no such key; did you mean `broker`?"),
     "missing_trust_domain": ("broker: [b:1]\n", "sidecar.yaml:1: trust_domain: is missing"),
     "missing_broker": (
