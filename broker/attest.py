@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Node attestation: evidence in, an attested node out.
 
-An attestor proves an agent ID and selectors from evidence. What it uses up (a join token) it uses up in the transaction
-that writes the agent: two callers with one token meet in the database, and one of them wins.
+An attestor proves an agent ID and selectors from evidence, at once or after a challenge. What it uses up (a join token)
+it uses up in the transaction that writes the agent: two callers with one token meet in the database, and one of them
+wins. A challenge lives in the stream that it was sent on, and takes one answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, Protocol, final
 
 from sqlalchemy import Connection
@@ -34,6 +34,8 @@ class AttestedNode:
     attestation_type: str
     selectors: frozenset[Selector]
     can_reattest: bool
+    # When the evidence ends, in Unix seconds; 0 when it does not. The agent's SVID ends no later.
+    not_after: int
     # Raises when the evidence does not hold after all; runs in the transaction that writes the agent.
     use_up: Callable[[Connection], None]
 
@@ -41,20 +43,23 @@ class AttestedNode:
         raise TypeError("AttestedNode is made by an attestor")
 
 
-def _attested(
+def attested(
     agent_id: SpiffeId,
     attestation_type: str,
-    use_up: Callable[[Connection], None],
     *,
+    use_up: Callable[[Connection], None] = lambda _: None,
     selectors: frozenset[Selector] = frozenset(),
     can_reattest: bool = False,
+    not_after: int = 0,
 ) -> AttestedNode:
+    """Make a node of checked evidence. For attestors alone."""
     made = object.__new__(AttestedNode)
     values = {
         "agent_id": agent_id,
         "attestation_type": attestation_type,
         "selectors": selectors,
         "can_reattest": can_reattest,
+        "not_after": not_after,
         "use_up": use_up,
     }
     for name, value in values.items():
@@ -62,15 +67,19 @@ def _attested(
     return made
 
 
-# Sends a challenge to the agent and returns its answer.
-Challenge = Callable[[bytes], Awaitable[bytes]]
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A challenge to send, and what takes the agent's answer to it. Raise InvalidRequest or AttestationRefused."""
+
+    challenge: bytes
+    answer: Callable[[bytes], AttestedNode]
 
 
 class Attestor(Protocol):
     """Checks one kind of evidence."""
 
-    async def attest(self, payload: bytes, challenge: Challenge, now: int) -> AttestedNode:
-        """Return the node that the evidence proves. Raise InvalidRequest or AttestationRefused."""
+    async def attest(self, payload: bytes, now: int) -> AttestedNode | Asked:
+        """Return the node that the evidence proves, or what it is asked. Raise InvalidRequest or AttestationRefused."""
 
 
 class JoinTokenAttestor:
@@ -79,7 +88,7 @@ class JoinTokenAttestor:
     def __init__(self, trust_domain: TrustDomain) -> None:
         self._trust_domain = trust_domain
 
-    async def attest(self, payload: bytes, _: Challenge, now: int) -> AttestedNode:
+    async def attest(self, payload: bytes, now: int) -> AttestedNode:
         """Check the form of the token; whether it exists is known when it is spent."""
         if not payload:
             raise InvalidRequest("failed to attest: missing join token")
@@ -94,12 +103,7 @@ class JoinTokenAttestor:
             if spend_token(connection, payload) <= now:
                 raise InvalidRequest("join token expired")
 
-        return _attested(agent_id, "join_token", use_up)
-
-
-def attestors(trust_domain: TrustDomain) -> Mapping[str, Attestor]:
-    """Return the attestors of this broker by the type that agents name."""
-    return MappingProxyType({"join_token": JoinTokenAttestor(trust_domain)})
+        return attested(agent_id, "join_token", use_up=use_up)
 
 
 def find(known: Mapping[str, Attestor], name: str) -> Attestor:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from firedoor import mtls
 from firedoor.broker import server
 from firedoor.broker.agent import JOIN_TOKEN_PATH
-from firedoor.broker.attest import attestors
+from firedoor.broker.attest import Attestor, JoinTokenAttestor
 from firedoor.broker.audit import Audit
 from firedoor.broker.authority import AuthorityManager, JwtAuthorityManager
 from firedoor.broker.clock import Clock
@@ -46,8 +46,10 @@ from firedoor.broker.rpc.policy_admin import PolicyAdminService
 from firedoor.broker.rpc.svids import SvidService, Ttls
 from firedoor.broker.state import State
 from firedoor.broker.tokens import TokenSigner
+from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
-from firedoor.certs import CertsError, DiskKeyManager, KeyManager, MemoryKeyManager, SpiffeId
+from firedoor.broker.x509pop import X509PopAttestor
+from firedoor.certs import X509POP, CertsError, DiskKeyManager, KeyManager, MemoryKeyManager, SpiffeId
 from firedoor.wire import admin_pb2, agent_pb2, bundle_pb2, entry_pb2, health_pb2, svid_pb2
 
 _log = logging.getLogger("firedoor.broker")
@@ -76,6 +78,7 @@ class Broker:
         # What must not keep calls from their end.
         self._ending: list[Callable[[], None]] = []
         self._stack = contextlib.AsyncExitStack()
+        self.vouchers: Vouchers | None = None
         # Set when the broker should be stopped, by a signal or because a part of it failed.
         self.ended = asyncio.Event()
         self.failed = False
@@ -123,6 +126,13 @@ class Broker:
                     "%s is more than a sixth of ca_ttl: SVIDs will often end before it, with their authority", name
                 )
 
+    async def _open_vouchers(self) -> Vouchers | None:
+        """Return who vouches for nodes' certificates, None when nobody does. Raise ConfigError."""
+        config = self.config
+        if config.x509pop_spiffe_prefix:
+            return OwnSvids(self.state, config.x509pop_spiffe_prefix)
+        return await asyncio.to_thread(CaFiles, config.x509pop_ca_bundles) if config.x509pop_ca_bundles else None
+
     def _key_manager(self) -> KeyManager:
         config = self.config
         if config.key_manager == "memory":
@@ -137,6 +147,7 @@ class Broker:
 
     async def _open_network(self) -> None:
         config, state = self.config, self.state
+        self.vouchers = await self._open_vouchers()
         self.core = mtls.Core()
         self._stack.callback(self.core.stop)
         self.identity = ServerIdentity(state, self.authority, self.core)
@@ -149,10 +160,8 @@ class Broker:
 
         signer = Signer(state, self.authority.issuer, self.metrics)
         tokens = TokenSigner(state, self.jwt_authority.issuer, self.metrics)
-        limits = Limits(config.attestation, config.signing)
-        agents = AgentService(
-            state, signer, attestors(config.trust_domain), limits, self.metrics, config.agent_ttl, self._cut
-        )
+        self.limits = limits = Limits(config.attestation, config.signing)
+        agents = AgentService(state, signer, self._attestors(), limits, self.metrics, config.agent_ttl, self._cut)
         common = {
             agent_pb2.DESCRIPTOR.services_by_name["Agent"]: agents,
             entry_pb2.DESCRIPTOR.services_by_name["Entry"]: EntryService(state, self.policy),
@@ -190,6 +199,15 @@ class Broker:
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
 
+    def _attestors(self) -> dict[str, Attestor]:
+        """Return what checks nodes' evidence, by the type that agents name."""
+        found: dict[str, Attestor] = {"join_token": JoinTokenAttestor(self.config.trust_domain)}
+        if self.vouchers is not None:
+            x509pop = X509PopAttestor(self.config.trust_domain, self.vouchers, self.config.x509pop_agent_path)
+            self._stack.callback(x509pop.close)
+            found[X509POP] = x509pop
+        return found
+
     async def _open_web(self) -> None:
         if self.config.metrics is None:
             return
@@ -206,10 +224,12 @@ class Broker:
         return list(self._missing)
 
     async def reread(self) -> None:
-        """Read the policy files again and open the audit log anew (SIGHUP). Nothing happens before it is ready."""
+        """Read the files of policy and CAs again, and open the audit log anew (SIGHUP). Nothing before it is ready."""
         if self._missing:
             return
         self.audit.reopen()
+        if self.vouchers is not None:
+            await self.vouchers.reread()
         await self.policy.reread()
 
     async def stop(self) -> None:
@@ -249,6 +269,8 @@ class Broker:
             await _survive("authority", self.authority.tick())
             await _survive("JWT authority", self.jwt_authority.tick())
             await _survive("entries", self._expire_entries())
+            if self.vouchers is not None:
+                await _survive("x509pop", self.vouchers.poll())
             try:
                 self.identity.refresh()
             except (BrokerError, CertsError, mtls.MtlsError) as error:

@@ -24,6 +24,8 @@ from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import MAX_SOCKET_PATH
 from firedoor.broker.policy import compile_documents, read_files
 from firedoor.broker.ratelimit import Rate
+from firedoor.broker.vouchers import read_ca_files
+from firedoor.broker.x509pop import AgentPath
 from firedoor.certs import KeyType, TrustDomain
 from firedoor.segments import Document, PolicyErrors
 from firedoor.segments import document as yaml_text
@@ -84,6 +86,9 @@ OPTIONS: Final = (
     Option("audit_log", "FILE|off", "one JSON line an event; in the data directory by default", values.path_or_off, ""),
     Option("log.format", "text|json", "how logs on stderr look", values.one_of("text", "json"), "text"),
     Option("log.level", "LEVEL", "how much is logged", values.one_of("debug", "info", "warning", "error"), "info"),
+    Option("x509pop.ca_bundles", "FILES", "CAs that vouch for nodes' certificates, PEM: A,B", values.paths, ()),
+    Option("x509pop.spiffe_prefix", "PATH", "take our own SVIDs below it instead", values.id_path, ""),
+    Option("x509pop.agent_path", "TEMPLATE", "agents' IDs, such as cn/{cn}; {fingerprint}", AgentPath.parse, None),
     # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
     Option("rate_limits.attestation", "N", "attestations a second and address", values.number(0.01, 1e6), 1.0),
     Option("rate_limits.attestation_burst", "N", "attestations at once", values.integer(1, 1_000_000), 100),
@@ -114,6 +119,10 @@ class Config:
     audit_log: Path | None
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
+    x509pop_ca_bundles: tuple[Path, ...]
+    # Empty: nodes' certificates are no SVIDs.
+    x509pop_spiffe_prefix: str
+    x509pop_agent_path: AgentPath
     attestation: Rate
     signing: Rate
 
@@ -202,8 +211,19 @@ def _check(found: dict[str, Any], given: Mapping[str, tuple[str, str]], wrong: l
         wrong.append(
             f"{at('admin_socket')}: admin_socket: {socket} has {length} bytes; the system allows {MAX_SOCKET_PATH}"
         )
+    _check_x509pop(found, given, wrong)
     if found["key_manager"] == "memory" and found["key_passphrase_file"]:
         wrong.append(f"{at('key_passphrase_file')}: key_passphrase_file: there is nothing to encrypt in memory")
+
+
+def _check_x509pop(found: dict[str, Any], given: Mapping[str, tuple[str, str]], wrong: list[str]) -> None:
+    prefix, path = found["x509pop.spiffe_prefix"], found["x509pop.agent_path"]
+    if prefix and found["x509pop.ca_bundles"]:
+        wrong.append(f"{given['x509pop.spiffe_prefix'][0]}: x509pop.spiffe_prefix: stands without x509pop.ca_bundles")
+    if path is None:
+        found["x509pop.agent_path"] = AgentPath.parse("{path}" if prefix else "{fingerprint}")
+    elif not prefix and path.names_path:
+        wrong.append(f"{given['x509pop.agent_path'][0]}: x509pop.agent_path: {{path}} needs x509pop.spiffe_prefix")
 
 
 def _build(found: Mapping[str, Any]) -> Config:
@@ -225,6 +245,9 @@ def _build(found: Mapping[str, Any]) -> Config:
         audit_log=found["audit_log"],
         log_format=cast("Literal['text', 'json']", found["log.format"]),
         log_level=cast("Literal['debug', 'info', 'warning', 'error']", found["log.level"]),
+        x509pop_ca_bundles=found["x509pop.ca_bundles"],
+        x509pop_spiffe_prefix=found["x509pop.spiffe_prefix"],
+        x509pop_agent_path=found["x509pop.agent_path"],
         attestation=Rate(found["rate_limits.attestation"], found["rate_limits.attestation_burst"]),
         signing=Rate(found["rate_limits.signing"], found["rate_limits.signing_burst"]),
     )
@@ -245,6 +268,10 @@ def validate(config: Config) -> list[str]:
             read_passphrase(config.key_passphrase_file)
         except ConfigError as error:
             findings.extend(error.findings)
+    try:
+        read_ca_files(config.x509pop_ca_bundles)
+    except ConfigError as error:
+        findings.extend(error.findings)
     return findings
 
 

@@ -11,6 +11,7 @@
     │   ├── Conflict             the state does not allow it now
     │   ├── Unsupported          this broker does not serve it
     │   ├── RateLimited          too much in too short a time
+    │   ├── TooSlow              the answer did not come in time
     │   └── Unauthenticated      nobody knows who is calling
     ├── AgentError               the agent's standing does not allow the call
     │   ├── NotAuthorized        the authorization table says no
@@ -85,6 +86,12 @@ class RateLimited(CallerError):
     """The caller asked too much in too short a time."""
 
     code = "rate_limited"
+
+
+class TooSlow(CallerError):
+    """The caller did not answer in time."""
+
+    code = "too_slow"
 
 
 class Unauthenticated(CallerError):

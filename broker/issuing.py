@@ -24,6 +24,7 @@ from firedoor.broker.entry import is_reserved
 from firedoor.broker.errors import (
     AgentBanned,
     AgentMustReattest,
+    AttestationRefused,
     BrokerError,
     InvalidRequest,
     NotAdmitted,
@@ -131,8 +132,12 @@ def authorize_mint(
     return _proof(spiffe_id, ttl, agent_id=None, dns_names=dns_names)
 
 
-def authorize_attested(node: AttestedNode, ttl: int) -> AuthorizedIssuance:
-    """Give leave to sign the SVID of an agent whose evidence an attestor has checked."""
+def authorize_attested(node: AttestedNode, ttl: int, at: int) -> AuthorizedIssuance:
+    """Give leave to sign the SVID of an agent whose evidence an attestor has checked. Raise AttestationRefused."""
+    if node.not_after:
+        ttl = min(ttl, node.not_after - at)
+    if ttl <= 0:
+        raise AttestationRefused("failed to attest: the evidence has expired")
     return _proof(node.agent_id, ttl, agent_id=node.agent_id)
 
 

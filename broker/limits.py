@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
-from firedoor.broker.ratelimit import Limiter, Rate
+from firedoor.broker.ratelimit import Limiter, Rate, Slots
 from firedoor.mtls import Caller
 
 # SPIRE's: how often an agent may say which version it runs.
 _STATUS: Final = Rate(10, 100)
+# Attestations that wait for a check or for an answer, in all and by address. Each takes milliseconds, or seconds when
+# somebody does not answer; a rack behind one address may start at once.
+_ATTESTING: Final = 256
+_ATTESTING_EACH: Final = 32
 
 
 class Limits:
@@ -21,10 +26,15 @@ class Limits:
         self._signing = Limiter(signing, "X.509 signing")
         self._tokens = Limiter(signing, "JWT signing")
         self._status = Limiter(_STATUS, "status posting")
+        self._attesting = Slots(_ATTESTING, _ATTESTING_EACH, "attestations")
 
     def attestation(self, caller: Caller) -> None:
         """Count an attestation. Raise RateLimited."""
         _take(self._attestation, caller, 1)
+
+    def attesting(self, caller: Caller) -> AbstractContextManager[None]:
+        """Hold a place among the attestations that are under way. Raise RateLimited when all are taken."""
+        return self._attesting.hold(caller.remote) if caller.transport == "tls" else nullcontext()
 
     def signing(self, caller: Caller, count: int) -> None:
         """Count so many signatures. Raise RateLimited."""

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token buckets by remote address. Pure: the time is an argument."""
+"""Token buckets, and places for what takes time, by remote address. Pure: the time is an argument."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +43,28 @@ class Limiter:
             self._buckets.popitem(last=False)
         if not enough:
             raise RateLimited(f"rejecting request due to {self._what} rate limiting")
+
+
+class Slots:
+    """At most so many of something at once, in all and by address."""
+
+    def __init__(self, total: int, each: int, what: str) -> None:
+        self._total, self._each, self._what = total, each, what
+        self._taken: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, remote: str) -> Iterator[None]:
+        """Take a slot for as long as the context is open. Raise RateLimited when there is none."""
+        key = _key(remote)
+        if self._taken.total() >= self._total or self._taken[key] >= self._each:
+            raise RateLimited(f"too many {self._what} are under way; try again")
+        self._taken[key] += 1
+        try:
+            yield
+        finally:
+            self._taken[key] -= 1
+            if not self._taken[key]:
+                del self._taken[key]
 
 
 def _key(remote: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from firedoor.certs import CertsError
+from firedoor.certs import CertsError, TrustDomain
 
 # What the functions here, and the parsers of `certs`, raise.
 SETTING_ERRORS: Final = (ValueError, CertsError)
@@ -35,6 +35,16 @@ def path(value: str) -> Path:
         return Path(text(value)).expanduser().absolute()
     except RuntimeError:
         raise ValueError("begins with ~ and names no user's home") from None
+
+
+def paths(value: str) -> tuple[Path, ...]:
+    """Take paths with commas between them."""
+    return tuple(path(word.strip()) for word in text(value).split(","))
+
+
+def id_path(value: str) -> str:
+    """Take the path of a SPIFFE ID."""
+    return TrustDomain.parse("example.org").with_path(value).path
 
 
 def path_or_off(value: str) -> Path | None:

@@ -86,7 +86,7 @@ def pem(*ders: bytes) -> bytes:
 
 def key_pem(key: Any, password: bytes = b"", form: str = "PKCS8") -> bytes:
     hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    made: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat[form], hidden)
+    made: bytes = key.private_bytes(serialization.Encoding.PEM, getattr(serialization.PrivateFormat, form), hidden)
     return made
 
 

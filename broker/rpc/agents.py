@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection
 
 from firedoor.broker.agent import MAX_VERSION, Agent, join_token_id
-from firedoor.broker.attest import MAX_PAYLOAD, MAX_TOKEN, Attestor, find
+from firedoor.broker.attest import MAX_PAYLOAD, MAX_TOKEN, Asked, Attestor, find
 from firedoor.broker.audit import digest
 from firedoor.broker.db.agent_rows import (
     ban_agent,
@@ -26,7 +26,7 @@ from firedoor.broker.db.agent_rows import (
 from firedoor.broker.db.entry_rows import delete_entry, insert_entry
 from firedoor.broker.db.rows import Revoked, insert_issued, revoke_issued
 from firedoor.broker.entry import Entry, is_agent, is_node_alias, is_reserved, parse_spiffe_id
-from firedoor.broker.errors import AgentBanned, InvalidRequest, NotFound
+from firedoor.broker.errors import AgentBanned, InvalidRequest, NotFound, TooSlow
 from firedoor.broker.issuing import authorize_attested, authorize_renewal, read_csr
 from firedoor.broker.messages import agent_message, svid_message
 from firedoor.broker.rpc.gate import finished
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 # Seconds that a caller, who may be anybody, has for its first message.
 _PATIENCE: Final = 30
+# How long a challenge lives. Whoever holds the key signs at once.
+_CHALLENGE_SECONDS: Final = 10
 # How SPIRE's command line writes `by_expires_before`, Go's "2006-01-02 15:04:05 -0700 -07".
 _EXPIRES_BEFORE: Final = "%Y-%m-%d %H:%M:%S %z"
 
@@ -76,17 +78,18 @@ class AgentService:
         """Check a node's evidence and sign its agent SVID."""
         call.audit["event"] = "attest"
         self._limits.attestation(call.caller)
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                first = await anext(requests, None)
-        except TimeoutError:
-            raise InvalidRequest("malformed param: missing params") from None
-        if first is None or not first.HasField("params"):
-            raise InvalidRequest("malformed param: missing params")
-        params = first.params
+        params = await _params(requests)
         call.audit.update(attestation_type=params.data.type[:64], payload_hash=digest(params.data.payload))
         try:
-            agent, svid = await finished(self._attest(params, call))
+            attestor, key = self._read(params)
+            with self._limits.attesting(call.caller):
+                step = await attestor.attest(params.data.payload, self._state.clock.now())
+                while isinstance(step, Asked):
+                    call.asking = True
+                    yield agent_pb2.AttestAgentResponse(challenge=step.challenge)
+                    call.asking = False
+                    step = step.answer(await _answer(requests))
+            agent, svid = await finished(self._attested(step, key, call))
         except Exception:
             # A type that nobody configured must not make a time series of its own.
             self._metrics.attested.labels(
@@ -98,7 +101,8 @@ class AgentService:
             result=agent_pb2.AttestAgentResponse.Result(svid=svid_message(svid), reattestable=agent.can_reattest)
         )
 
-    async def _attest(self, params: agent_pb2.AttestAgentRequest.Params, call: Call) -> tuple[Agent, X509Svid]:
+    def _read(self, params: agent_pb2.AttestAgentRequest.Params) -> tuple[Attestor, PublicKey]:
+        """Return what checks the evidence, and the key that asks for a certificate. Raise CallerError."""
         if not params.HasField("data"):
             raise InvalidRequest("malformed param: missing attestation data")
         if not params.data.type:
@@ -107,19 +111,20 @@ class AgentService:
             raise InvalidRequest("malformed param: missing X509-SVID parameters")
         if len(params.data.payload) > MAX_PAYLOAD:
             raise InvalidRequest("malformed param: the attestation payload is too long")
-        attestor = find(self._attestors, params.data.type)
-        key = read_csr(params.params.csr)
-        node = await attestor.attest(params.data.payload, _no_challenge, self._state.clock.now())
+        return find(self._attestors, params.data.type), read_csr(params.params.csr)
+
+    async def _attested(self, node: AttestedNode, key: PublicKey, call: Call) -> tuple[Agent, X509Svid]:
         present = self._state.agents.get(node.agent_id)
         if present is not None and present.banned:
             raise AgentBanned("failed to attest: agent is banned")
-        agent, svid = await self._admit(node, key)
+        agent, svid = await self._admit(node, key, present)
         call.audit.update(agent_id=str(agent.id), serial=agent.serial, not_after=agent.not_after)
         return agent, svid
 
-    async def _admit(self, node: AttestedNode, key: PublicKey) -> tuple[Agent, X509Svid]:
+    async def _admit(self, node: AttestedNode, key: PublicKey, present: Agent | None) -> tuple[Agent, X509Svid]:
         """Use the evidence up, sign, and write the agent, all in one transaction."""
-        proof, pen = authorize_attested(node, self._ttl), self._signer.pen()
+        pen = self._signer.pen()
+        proof = authorize_attested(node, self._ttl, pen.at)
 
         def run(connection: Connection) -> tuple[Agent, X509Svid]:
             node.use_up(connection)
@@ -139,6 +144,9 @@ class AgentService:
         def apply(result: tuple[Agent, X509Svid]) -> None:
             self._state.put_agent(result[0])
 
+        if present is not None and present.selectors != node.selectors:
+            # It may be entitled to something else now: that is a generation of its own.
+            return await self._state.change(run, apply)
         return await self._state.database.write(run, apply)
 
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, call: Call) -> agent_pb2.RenewAgentResponse:
@@ -330,5 +338,25 @@ def _decimal(svid: X509Svid) -> str:
     return str(int(svid.serial, 16))
 
 
-async def _no_challenge(_: bytes) -> bytes:
-    raise InvalidRequest("this attestor has no challenge")
+async def _params(requests: AsyncIterator[agent_pb2.AttestAgentRequest]) -> agent_pb2.AttestAgentRequest.Params:
+    """Return what an attestation begins with. Raise InvalidRequest."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            first = await anext(requests, None)
+    except TimeoutError:
+        raise InvalidRequest("malformed param: missing params") from None
+    if first is None or not first.HasField("params"):
+        raise InvalidRequest("malformed param: missing params")
+    return first.params
+
+
+async def _answer(requests: AsyncIterator[agent_pb2.AttestAgentRequest]) -> bytes:
+    """Return the answer to a challenge. Raise InvalidRequest or TooSlow."""
+    try:
+        async with asyncio.timeout(_CHALLENGE_SECONDS):
+            message = await anext(requests, None)
+    except TimeoutError:
+        raise TooSlow(f"failed to attest: the challenge was not answered within {_CHALLENGE_SECONDS} s") from None
+    if message is None or message.WhichOneof("step") != "challenge_response":
+        raise InvalidRequest("failed to attest: the challenge was not answered")
+    return message.challenge_response

@@ -9,6 +9,7 @@ Requests are read here too, so that bytes which are no message end as InvalidArg
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -71,6 +72,8 @@ class Call:
     # What the audit log keeps beside the method and the caller. Never a token, a key or a selector's value.
     audit: dict[str, Any] = field(default_factory=dict)
     audited: bool = False
+    # What leaves now is a question to the caller: how the call ends is not known yet.
+    asking: bool = False
     # What was issued through the entry or agent that goes away is not revoked.
     keep_svids: bool = False
     # Checks the caller again, for streams that stay open.
@@ -173,7 +176,7 @@ class Gate:
 
     def before_answer(self, call: Call) -> None:
         """Keep a stream's call in the audit log before its first answer leaves. Raise StorageError."""
-        if call.audit and not call.audited:
+        if call.audit and not call.audited and not call.asking:
             self._audit.call(call.method, call.caller, OK, call.audit)
             call.audited = True
 
@@ -228,9 +231,11 @@ class _Guarded:
                 yield self._read(data)
 
         async def run(call: Call) -> bytes:
-            async for answer in self._implementation(read(), call):
-                self._gate.before_answer(call)
-                await context.write(answer.SerializeToString())
+            # Closed at once when the caller goes away: what it holds is not held until somebody collects it.
+            async with contextlib.aclosing(self._implementation(read(), call)) as answers:
+                async for answer in answers:
+                    self._gate.before_answer(call)
+                    await context.write(answer.SerializeToString())
             return b""
 
         await self._run(context, run)

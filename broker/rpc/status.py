@@ -24,6 +24,7 @@ _STATUS: Final[Mapping[type[e.BrokerError], StatusCode]] = MappingProxyType(
         e.Conflict: StatusCode.FAILED_PRECONDITION,
         e.Unsupported: StatusCode.UNIMPLEMENTED,
         e.RateLimited: StatusCode.RESOURCE_EXHAUSTED,
+        e.TooSlow: StatusCode.DEADLINE_EXCEEDED,
         e.Unauthenticated: StatusCode.UNAUTHENTICATED,
         e.AgentError: StatusCode.PERMISSION_DENIED,
         # SPIRE answers NotFound here: an agent drops the entry instead of giving up.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,6 +26,7 @@ from firedoor import mtls
 from firedoor.broker import config
 from firedoor.broker.broker import Broker
 from firedoor.certs import (
+    Challenge,
     KeyType,
     PrivateKey,
     SpiffeId,
@@ -34,6 +36,7 @@ from firedoor.certs import (
     make_csr,
     parse_x509_svid,
     private_key_der,
+    write_evidence,
 )
 from firedoor.wire import (
     admin_grpc,
@@ -49,6 +52,7 @@ from firedoor.wire import (
     svid_pb2,
     types,
 )
+from tests.node_pki import Held
 
 TD = "example.org"
 SERVER = f"spiffe://{TD}/spire/server"
@@ -95,6 +99,20 @@ def selectors(*texts: str) -> list[types.Selector]:
 
 def entry(path: str, parent: str, having: Sequence[str], **fields: Any) -> types.Entry:
     return types.Entry(spiffe_id=spiffe_id(path), parent_id=spiffe_id(parent), selectors=selectors(*having), **fields)
+
+
+# Makes the answer to a challenge; None: none is sent.
+Answer = Callable[[bytes], bytes | None]
+
+
+def right_answer(key: PrivateKey) -> Answer:
+    return lambda message: Challenge.read(message).answer(key, secrets.token_bytes(32))
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """Return what a stream ended with."""
+    code, trailing = await call.code(), await call.trailing_metadata()
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=await call.details())
 
 
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -165,6 +183,31 @@ class AgentClient:
         answers = [answer async for answer in call]
         assert len(answers) == 1
         return parse_x509_svid(tuple(answers[0].result.svid.cert_chain))
+
+    async def prove(self, held: Held, answer: Answer | None = None, chain: Sequence[bytes] | None = None) -> X509Svid:
+        """Attest by a node's certificate. `answer` makes the answer to a challenge, the right one unless given."""
+        return await self.show(write_evidence(held.chain if chain is None else chain), answer or right_answer(held.key))
+
+    async def show(self, payload: bytes, answer: Answer) -> X509Svid:
+        """Attest by the payload of a node's certificate."""
+        params = agent_pb2.AttestAgentRequest.Params(
+            data=types.AttestationData(type="x509pop", payload=payload),
+            params=agent_pb2.AgentX509SVIDParams(csr=make_csr(self.key)),
+        )
+        call = agent_grpc.AgentStub(self.channel).AttestAgent()
+        await call.write(agent_pb2.AttestAgentRequest(params=params))
+        asked = await call.read()
+        if asked == grpc.aio.EOF:
+            raise await failure(call)
+        given = answer(asked.challenge)
+        if given is not None:
+            await call.write(agent_pb2.AttestAgentRequest(challenge_response=given))
+        await call.done_writing()
+        result = await call.read()
+        if result == grpc.aio.EOF:
+            raise await failure(call)
+        assert result.result.reattestable
+        return parse_x509_svid(tuple(result.result.svid.cert_chain))
 
     async def renew(self, key: PrivateKey) -> X509Svid:
         request = agent_pb2.RenewAgentRequest(params=agent_pb2.AgentX509SVIDParams(csr=make_csr(key)))

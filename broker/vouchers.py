@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may vouch for a node's certificate: CA files, or our own authorities for SVIDs below a prefix.
+
+A verifier is taken on the event loop, with what counts at that moment, and used on another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from firedoor.broker.errors import AttestationRefused, ConfigError
+from firedoor.certs import (
+    BundleError,
+    IdPattern,
+    NodeCertificate,
+    Revocation,
+    TrustDomain,
+    node_roots,
+    read_roots,
+    verify_node_certificate,
+    verify_x509_svid,
+)
+
+if TYPE_CHECKING:
+    from firedoor.broker.db.rows import Revoked
+    from firedoor.broker.state import State
+    from firedoor.certs.certificate import Certificate
+
+_log = logging.getLogger("firedoor.broker.x509pop")
+# One byte more than the reader takes, so that it says so.
+_MAX_FILE: Final = 4 * 1024 * 1024 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """A certificate that somebody vouches for, and what follows the prefix in its SPIFFE ID if it is an SVID."""
+
+    node: NodeCertificate
+    path: str = ""
+
+
+# Takes a chain and the time. Raise EvidenceError, NodeCertificateError, SvidError or AttestationRefused.
+Verifier = Callable[[Sequence[bytes], int], Vouched]
+
+
+class Vouchers(Protocol):
+    """Who may vouch for nodes."""
+
+    def verifier(self) -> Verifier:
+        """Return what checks a chain by all that counts now."""
+
+    async def poll(self) -> None:
+        """Look whether something changed."""
+
+    async def reread(self) -> None:
+        """Read again what was read from files (SIGHUP)."""
+
+
+class CaFiles:
+    """CA certificates in PEM files, read again when they change. Files that are wrong change nothing."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._seen = _seen(paths)
+        self._roots = read_ca_files(paths)
+
+    def verifier(self) -> Verifier:
+        """Return what checks a chain by the CAs of all files."""
+        roots = self._roots
+        return lambda chain, now: Vouched(verify_node_certificate(chain, roots, now))
+
+    async def poll(self) -> None:
+        """Read the files again if one changed."""
+        seen = await asyncio.to_thread(_seen, self._paths)
+        if seen != self._seen:
+            self._seen = seen
+            await self.reread()
+
+    async def reread(self) -> None:
+        """Read the files now."""
+        try:
+            self._roots = await asyncio.to_thread(read_ca_files, self._paths)
+        except ConfigError as error:
+            _log.error("the CAs that vouch for nodes stay as they were: %s", error)
+        else:
+            _log.info("%d CAs vouch for nodes", len(self._roots))
+
+
+def read_ca_files(paths: Iterable[Path]) -> tuple[Certificate, ...]:
+    """Read CA certificates. Raise ConfigError."""
+    found: dict[bytes, Certificate] = {}
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                found |= {root.der: root for root in read_roots(file.read(_MAX_FILE))}
+        except OSError as error:
+            raise ConfigError(f"x509pop.ca_bundles: {path} cannot be read: {error.strerror}") from error
+        except BundleError as error:
+            raise ConfigError(f"x509pop.ca_bundles: {path}: {error}") from None
+    return tuple(found.values())
+
+
+def _seen(paths: Iterable[Path]) -> tuple[object, ...]:
+    """Return what differs when a file was edited or replaced; cheap to ask for every second."""
+    return tuple(_stamp(path) for path in paths)
+
+
+def _stamp(path: Path) -> object:
+    try:
+        s = path.stat()
+    except OSError as error:
+        return error.errno
+    return s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino
+
+
+class OwnSvids:
+    """Our own authorities: a node shows an SVID whose path lies below a prefix (SPIRE's mode `spiffe`)."""
+
+    def __init__(self, state: State, prefix: str) -> None:
+        self._state, self._prefix = state, prefix.rstrip("/") + "/"
+
+    def verifier(self) -> Verifier:
+        """Return what checks an SVID by our trust bundle and our revocations."""
+        trust_domain, prefix = self._state.trust_domain, self._prefix
+        bundle, revoked = self._state.bundles[trust_domain], tuple(self._state.revocations.values())
+
+        def verify(chain: Sequence[bytes], now: int) -> Vouched:
+            # First by the rules of nodes, whose caps are narrower.
+            node = verify_node_certificate(chain, node_roots(root.der for root in bundle.x509_roots), now)
+            revocations = [_revocation(one, trust_domain) for one in revoked]
+            svid = verify_x509_svid(chain, {trust_domain: bundle}, now, revocations=revocations)
+            if not svid.id.path.startswith(prefix):
+                raise AttestationRefused(f"the SVID's path does not begin with {prefix}")
+            return Vouched(node, svid.id.path.removeprefix(prefix))
+
+        return verify
+
+    async def poll(self) -> None:
+        """Do nothing: the bundle is the state's."""
+
+    async def reread(self) -> None:
+        """Do nothing: nothing comes from files."""
+
+
+def _revocation(revoked: Revoked, trust_domain: TrustDomain) -> Revocation:
+    match revoked.kind:
+        case "serial":
+            return Revocation(serial=revoked.value)
+        case "authority":
+            return Revocation(authority_id=revoked.value)
+        case _:
+            pattern = IdPattern.parse(revoked.value, trust_domain)
+            return Revocation(pattern=pattern, issued_before=revoked.issued_before)
