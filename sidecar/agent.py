@@ -38,9 +38,13 @@ class Agent:
         self._state, self._holder, self._now = state, holder, now
         self._enrolment = Enrolment(core, config, state, now)
         self.link = Link(core, config)
-        self._lost: asyncio.Event = asyncio.Event()
-        self._issuer = Issuer(holder, state, now, self._lost.set, keep_on_disk=config.keep_workload_keys)
-        self._updates = Updates(holder, self.link, state, local_table, self._issuer.wake, self._lost.set)
+        self._lost = False
+        # The last try to get a new agent SVID came to nothing.
+        self._failing = False
+        # Have `_keep_agent` look now.
+        self._look = asyncio.Event()
+        self._issuer = Issuer(holder, state, now, self._agent_lost, keep_on_disk=config.keep_workload_keys)
+        self._updates = Updates(holder, self.link, state, local_table, self._issuer.wake, self._agent_lost)
         self._keep_on_disk = config.keep_workload_keys
         self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
 
@@ -111,7 +115,12 @@ class Agent:
             if not self._holder.identities and self._holder.view.synced:
                 log.warning("nothing can be served until it does: workload keys are not on disk (keep_workload_keys)")
         except AgentLost:
-            self._lost.set()
+            self._agent_lost()
+
+    def _agent_lost(self) -> None:
+        """Note that the server knows this agent no longer, or says so."""
+        self._lost = True
+        self._look.set()
 
     async def _follow(self) -> None:
         """Work on the control stream's events."""
@@ -120,7 +129,10 @@ class Agent:
             try:
                 await self._updates.on_event(kind, data)
             except AgentLost:
-                self._lost.set()
+                self._agent_lost()
+            if kind == "connected" and self._failing:
+                # It is back: no need to wait for the next try.
+                self._look.set()
 
     async def _keep_agent(self) -> None:
         """Renew the agent SVID at half life, or attest again when it counts no longer."""
@@ -129,16 +141,20 @@ class Agent:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - self._now())):
-                    await self._lost.wait()
+                    await self._look.wait()
+            self._look.clear()
+            if self._now() < due and not (self._lost or self._failing):
+                continue
             try:
                 agent = await self._next_agent()
                 if agent is not None:
                     await self._use(agent)
                     due = self._due()
+                self._failing = False
                 backoff.reset()
             except ServerUnavailable as error:
                 log.warning("the agent SVID is not renewed", extra={"reason": str(error)})
-                self._lost.clear()
+                self._failing, self._lost = True, False
                 due = self._now() + backoff.failed(not_after(self._agent) - self._now())
 
     async def _next_agent(self) -> StoredAgent | None:
@@ -147,10 +163,10 @@ class Agent:
         if agent.reattestable or not_after(agent) <= self._now():
             return await self._enrolment.attest()
         try:
-            if not self._lost.is_set():
+            if not self._lost:
                 return await self._enrolment.renew(self.link.server, agent)
             # A call that was under way with the SVID before this one is refused, and says nothing about this one.
-            self._lost.clear()
+            self._lost = False
             await self.link.server.post_status(VERSION)
         except AgentLost as error:
             log.error("attesting again", extra={"reason": str(error)})

@@ -43,6 +43,8 @@ from firedoor.wire import (
 RPC_SECONDS = 30.0
 # A call that only asks whether the server knows us.
 PROBE_SECONDS = 5.0
+# A channel waits before it connects again, a second at most (below); the server may be back meanwhile.
+READY_SECONDS = 1.5
 # SPIRE's batch size, also in its answers (SyncAuthorizedEntries).
 BATCH = 500
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -164,6 +166,7 @@ class Server:
         """Return a new agent SVID's chain. Raise ServerError."""
         request = agent_pb2.RenewAgentRequest(params=agent_pb2.AgentX509SVIDParams(csr=csr))
         async with self._calling():
+            await self._ready()
             return tuple((await self._agent.RenewAgent(request, timeout=RPC_SECONDS)).svid.cert_chain)
 
     async def post_status(self, version: str) -> None:
@@ -202,6 +205,7 @@ class Server:
         """Have SVIDs signed for up to BATCH pairs of entry ID and CSR; return answers in order. Raise ServerError."""
         params = [svid_pb2.NewX509SVIDParams(entry_id=entry_id, csr=csr) for entry_id, csr in requests]
         async with self._calling():
+            await self._ready()
             request = svid_pb2.BatchNewX509SVIDRequest(params=params)
             response = await self._svid.BatchNewX509SVID(request, timeout=RPC_SECONDS)
         if len(response.results) != len(requests):
@@ -220,6 +224,12 @@ class Server:
                 if _is_about_the_entry(error):
                     raise NotEntitled from None
                 raise
+
+    async def _ready(self) -> None:
+        """Give the channel a moment to connect; the call that follows says why it has not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_SECONDS):
+                await self._channel.channel_ready()
 
     @contextlib.asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:

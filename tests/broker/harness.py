@@ -88,6 +88,14 @@ spec:
   allow: [{http: {methods: [GET], paths: ["/models/**"]}}]
 """
 
+# Whoever asks a broker that was killed a moment ago wants to know soon that it is back.
+CHANNEL: Sequence[tuple[str, Any]] = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 100),
+)
+
 
 def spiffe_id(path: str, trust_domain: str = TD) -> types.SPIFFEID:
     return types.SPIFFEID(trust_domain=trust_domain, path=path)
@@ -161,7 +169,7 @@ class AgentClient:
             expect=SERVER,
             as_id=self.id if self.svid else None,
         )
-        channel = grpc.aio.insecure_channel(f"unix:{connector.path}", options=[("grpc.use_local_subchannel_pool", 1)])
+        channel = grpc.aio.insecure_channel(f"unix:{connector.path}", options=CHANNEL)
         self._channels.append(channel)
         return channel
 

@@ -131,15 +131,19 @@ class World:
         self.programs: list[Program] = []
         (folder / "policy.yaml").write_text(POLICY)
 
-    def start_broker(self, *words: str) -> Program:
-        """Start the broker, at the same port as before."""
+    def launch_broker(self, *words: str) -> Program:
+        """Start the broker, at the same port as before, and do not wait until it is ready."""
         folder = self.folder
-        broker = self._start(
+        return self._start(
             "broker.log",
             *("broker", "run", "--trust-domain", "example.org", "--listen", self.address, "--metrics", "off"),
             *("--data-dir", str(folder / "broker"), "--admin-socket", str(folder / "b.sock")),
             *("--segments", str(folder / "policy.yaml"), *words),
         )
+
+    def start_broker(self, *words: str) -> Program:
+        """Start the broker, at the same port as before."""
+        broker = self.launch_broker(*words)
         line = broker.ready()
         found = re.search(r"listen=(\S+)", line)
         assert found, line
