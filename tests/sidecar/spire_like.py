@@ -40,6 +40,7 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         self.entries: dict[str, types.Entry] = {}
         self.ttl = self.agent_ttl = 3600
         self.renewals = 0
+        self.renews = True
         self.tokens = {b"t"}
         self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
         self.tainted: set[bytes] = set()
@@ -100,6 +101,8 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
 
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, context: Any) -> agent_pb2.RenewAgentResponse:
         await self._agents_only(context)
+        if not self.renews:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         self.renewals += 1
         return agent_pb2.RenewAgentResponse(svid=self.sign(AGENT, request.params.csr))
 

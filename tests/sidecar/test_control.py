@@ -190,3 +190,20 @@ async def test_restart_goes_on_from_the_stored_generation(
     assert (hello.running.epoch, hello.running.number) == (7, 5)
     stream.update(4)
     assert (await stream.nack()).code == "generation_went_back"
+
+
+async def test_a_renewal_that_failed_is_tried_again_when_the_server_is_back(
+    server: SpireLike, stream: Stream, running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firedoor.sidecar.backoff.FIRST_SECONDS", 600.0)
+    monkeypatch.setattr(
+        "firedoor.sidecar.agent.renewal_time", lambda now, _: now + (1.0 if not server.renewals else 600)
+    )
+    server.renews = False
+    stream.update(5)
+    one = running(settings(tmp_path))
+    await one.until(lambda p: p.agent._failing, "a renewal that failed")
+    server.renews = True
+    assert server.front
+    server.front.close_callers(f"{server.trust.td.id}{AGENT}")
+    await one.until(lambda p: server.renewals == 1 and not p.agent._failing, "another try")
