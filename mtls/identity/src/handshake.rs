@@ -98,8 +98,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
     alpn: &[&[u8]],
     io: IO,
 ) -> Result<(ClientTls<IO>, VerifiedPeer), HandshakeError> {
-    let verifier = identity.verifier_of(expect.iter().map(IdPattern::trust_domain));
-    let config = tls::client_config(&verifier, Some(identity.key()), expect, alpn)?;
+    let (config, verifier) = identity.client_config(expect, alpn)?;
     finish(config, &verifier, expect, io).await
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::client::ClientConfig;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::ServerConfig;
 use rustls::sign::CertifiedKey;
@@ -16,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{MaterialError, VerifyError};
 use crate::handshake::ClientAuth;
+use crate::pattern::IdPattern;
 use crate::revocation::{Revocation, Revocations};
 use crate::roots::{Roots, RootsByDomain};
 use crate::spiffe_id::{SpiffeId, TrustDomain};
@@ -181,10 +183,15 @@ pub struct Identity {
     clients: Vec<ClientRule>,
     /// One configuration for each kind of listener, made at its first handshake.
     servers: Mutex<HashMap<Kind, Arc<ServerConfig>>>,
+    /// One for each expectation that is connected with, made at its first handshake.
+    connects: Mutex<HashMap<Expected, (Arc<ClientConfig>, Arc<Verifier>)>>,
 }
 
 /// What server configurations of one identity differ in: client authentication, and the protocols that are offered.
 type Kind = (ClientAuth, Vec<Vec<u8>>);
+
+/// What client configurations of one identity differ in: who is expected, and the protocols that are offered.
+type Expected = (Arc<[IdPattern]>, Vec<Vec<u8>>);
 
 impl Identity {
     fn build(svid: &SvidParts, whole: &Verifier) -> Result<Self, MaterialError> {
@@ -202,6 +209,7 @@ impl Identity {
             verifier: restricted(whole, domains),
             clients: svid.clients.clone(),
             servers: Mutex::default(),
+            connects: Mutex::default(),
         })
     }
 
@@ -224,10 +232,6 @@ impl Identity {
         &self.clients
     }
 
-    pub(crate) fn key(&self) -> &Arc<CertifiedKey> {
-        &self.key
-    }
-
     pub(crate) fn verifier(&self) -> &Verifier {
         &self.verifier
     }
@@ -240,8 +244,22 @@ impl Identity {
         &self.verifier.revocations
     }
 
-    pub(crate) fn verifier_of<'a>(&self, domains: impl Iterator<Item = &'a TrustDomain>) -> Arc<Verifier> {
-        restricted(&self.verifier, domains)
+    /// Return a configuration to connect with, and the verifier in it: its roots are those that this identity may use
+    /// for the trust domains of `expect`.
+    pub(crate) fn client_config(
+        &self,
+        expect: &Arc<[IdPattern]>,
+        alpn: &[&[u8]],
+    ) -> Result<(Arc<ClientConfig>, Arc<Verifier>), rustls::Error> {
+        let expected: Expected = (expect.clone(), alpn.iter().map(|name| name.to_vec()).collect());
+        let mut connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = connects.get(&expected) {
+            return Ok(found.clone());
+        }
+        let verifier = restricted(&self.verifier, expect.iter().map(IdPattern::trust_domain));
+        let config = tls::client_config(&verifier, Some(&self.key), expect, alpn)?;
+        connects.insert(expected, (config.clone(), verifier.clone()));
+        Ok((config, verifier))
     }
 
     pub(crate) fn server_config(&self, auth: ClientAuth, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, rustls::Error> {

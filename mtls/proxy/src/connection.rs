@@ -81,6 +81,8 @@ impl Denied {
 pub(crate) struct Own<'a> {
     pub material: &'a Material,
     pub identity: &'a Identity,
+    /// When it was looked at, Unix seconds: one reading of the clock for all that is asked of one request.
+    pub now: i64,
 }
 
 impl Accepted {
@@ -88,10 +90,16 @@ impl Accepted {
     pub fn own<'a>(&self, material: Option<&'a Material>) -> Result<Own<'a>, &'static str> {
         let material = material.ok_or(IDENTITY_LOST)?;
         let identity = material.identity(&self.spec.common.as_id).ok_or(IDENTITY_LOST)?;
-        if self.shared.now() > identity.deadline() {
+        let now = self.shared.now();
+        if now > identity.deadline() {
             return Err(OWN_EXPIRED);
         }
-        Ok(Own { material, identity })
+        Ok(Own { material, identity, now })
+    }
+
+    /// The same, after something that took its time.
+    pub fn later<'a>(&self, own: Own<'a>) -> Own<'a> {
+        Own { now: self.shared.now(), ..own }
     }
 
     /// Refuse a connection that found the listener full.
@@ -107,14 +115,14 @@ impl Accepted {
 
     /// Note who a connection that begins now was made with.
     pub fn met(&self, own: Own<'_>, peer: VerifiedPeer, address: Option<SocketAddr>) -> Met {
-        let lifetime = self.spec.common.lifetime_from(self.shared.now());
+        let lifetime = self.spec.common.lifetime_from(own.now);
         let limits = Limits { peer: peer.deadline(), own: own.identity.deadline(), lifetime };
         Met { peer, address, limits }
     }
 
     /// Decide about a verified peer. Return what the registry keeps of an admitted connection.
     pub fn judge(&self, own: Own<'_>, met: Met, client: Option<Arc<Client>>, asked: Asked) -> Result<Admitted, Denied> {
-        let (common, direction, now) = (&self.spec.common, self.spec.direction(), self.shared.now());
+        let (common, direction, now) = (&self.spec.common, self.spec.direction(), own.now);
         let (as_id, peer_id) = (common.as_id.clone(), met.peer.id().clone());
         let (source, destination) = match direction {
             Direction::Inbound => (peer_id, as_id),
@@ -142,7 +150,8 @@ impl Accepted {
     /// Enter an admitted connection in the registry, unless newer material does not admit it.
     pub fn enter(&self, facts: Admitted) -> Result<Entered, Denied> {
         let shared = &self.shared;
-        let live = shared.registry.enter(facts, shared.now(), || shared.store.present());
+        let now = facts.opened;
+        let live = shared.registry.enter(facts, now, || shared.store.present());
         match live.cut_reason() {
             Some(reason) => Err(reason.into()),
             None => Ok(live),

@@ -71,7 +71,7 @@ pub(crate) async fn meet<'a>(
         accepted.shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
     })?;
     tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    Ok((own, tls, peer))
+    Ok((accepted.later(own), tls, peer))
 }
 
 /// From a verified peer to a connection of the app's.

@@ -53,6 +53,7 @@ async fn admit(
     let own = accepted.own(material)?;
     let client = authenticate(accepted, own, local, draft).await?;
     let (tls, peer) = meet(accepted, outbound, own, draft).await?;
+    let own = accepted.later(own);
     let address = stream::peer_address(tls.tcp());
     draft.peer_address(address);
     draft.peer(peer.id(), tls.get_ref().1);
@@ -89,7 +90,7 @@ async fn meet(
 ) -> Result<(Peer, VerifiedPeer), &'static str> {
     let (shared, common) = (&accepted.shared, &accepted.spec.common);
     let engine = decide::engine(own.material);
-    decide::foresee(&engine, &common.as_id, &outbound.expect, common.service_port, common.protocol, shared.now())?;
+    decide::foresee(&engine, &common.as_id, &outbound.expect, common.service_port, common.protocol, own.now)?;
     let dialled = dial(own.identity, outbound, ALPN, common.handshake_timeout).await;
     let (mut tls, peer) = dialled.map_err(|failure| {
         shared.counters.handshakes_failed.fetch_add(u64::from(failure.in_handshake()), Ordering::Relaxed);

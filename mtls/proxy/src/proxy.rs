@@ -285,6 +285,7 @@ impl Proxy {
             ("records_lost", counts.lost),
         ];
         let mut all: BTreeMap<_, _> = plain.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        all.extend(shared.registry.cut().into_iter().map(|(reason, count)| (format!("cut_{reason}"), count)));
         all.extend(tally.denied.into_iter().map(|(reason, count)| (format!("denied_{reason}"), count)));
         all
     }

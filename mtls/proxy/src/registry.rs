@@ -6,7 +6,8 @@
 //! the deadline that it has under the new table. Deadlines are kept here too: one task sleeps until the earliest of
 //! all, so that a request costs no timer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -212,14 +213,37 @@ pub struct Registry {
 #[derive(Debug)]
 struct Table {
     next: u64,
-    all: HashMap<u64, Arc<Live>>,
+    all: HashMap<u64, Arc<Live>, BuildHasherDefault<Counted>>,
     /// No deadline is earlier, Unix seconds.
     earliest: i64,
+    /// How many ended because we cut them, by reason.
+    cut: BTreeMap<&'static str, u64>,
+}
+
+/// Keys that we count ourselves need no defence against collisions.
+#[derive(Debug, Default)]
+struct Counted(u64);
+
+impl Hasher for Counted {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        // Fibonacci hashing: the map looks at the upper bits too.
+        self.0 = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 impl Default for Table {
     fn default() -> Self {
-        Table { next: 0, all: HashMap::new(), earliest: i64::MAX }
+        Table { next: 0, all: HashMap::default(), earliest: i64::MAX, cut: BTreeMap::new() }
     }
 }
 
@@ -329,6 +353,12 @@ impl Registry {
         })
     }
 
+    /// How many have ended because they were cut, by reason.
+    #[must_use]
+    pub fn cut(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().cut.clone()
+    }
+
     fn all(&self) -> Vec<Arc<Live>> {
         self.lock().all.values().cloned().collect()
     }
@@ -357,6 +387,9 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let mut table = self.registry.lock();
         table.all.remove(&self.live.id);
+        if let Some(reason) = self.live.cut_reason() {
+            *table.cut.entry(reason).or_default() += 1;
+        }
         // Added under the lock, so that `carried` counts no connection twice.
         let carried = &self.live.carried;
         self.registry.bytes_forward.fetch_add(carried.forward.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -131,7 +131,7 @@ impl Link {
     fn welcome(&self) -> bool {
         let material = self.accepted.shared.store.present();
         let own = self.accepted.own(material.as_deref());
-        own.is_ok_and(|own| self.met.peer.recheck_outliving(own.identity, self.accepted.shared.now()).is_ok())
+        own.is_ok_and(|own| self.met.peer.recheck_outliving(own.identity, own.now).is_ok())
     }
 
     fn draft(&self, material: &Option<Arc<Material>>) -> Draft {
@@ -171,7 +171,7 @@ impl Link {
     fn admit(&self, material: Option<&Material>, parts: &Parts, draft: &mut Draft) -> Result<(Head, Entered), Refusal> {
         let accepted = &self.accepted;
         let own = accepted.own(material).map_err(Refusal::forbidden)?;
-        let proof = self.met.peer.recheck(own.identity, accepted.shared.now());
+        let proof = self.met.peer.recheck(own.identity, own.now);
         proof.map_err(|error| Refusal::forbidden(error.code.as_str()))?;
         let head = read(&accepted.spec.common, parts, draft)?;
         let admitted = accepted.judge(own, self.met.clone(), None, head.asked.clone());

@@ -151,6 +151,7 @@ impl Link {
         entitled.map_err(|refused| Refusal::forbidden(refused.code()))?;
         let head = read(common, parts, draft)?;
         let peer = self.reach(own, draft).await?;
+        let own = accepted.later(own);
         draft.peer_address(peer.met.address);
         draft.link(peer.met.peer.id(), &peer.correlation);
         let admitted = accepted.judge(own, peer.met.clone(), Some(self.client.clone()), head.asked.clone());
@@ -164,9 +165,9 @@ impl Link {
     /// Find the expected peer, unless no flow could allow any.
     async fn reach(&self, own: Own<'_>, draft: &mut Draft) -> Result<Arc<PeerLink>, Refusal> {
         let (accepted, common) = (&self.accepted, &self.accepted.spec.common);
-        let (engine, now) = (decide::engine(own.material), accepted.shared.now());
-        let foreseen =
-            decide::foresee(&engine, &common.as_id, &self.outbound.expect, common.service_port, common.protocol, now);
+        let engine = decide::engine(own.material);
+        let (expect, port) = (&self.outbound.expect, common.service_port);
+        let foreseen = decide::foresee(&engine, &common.as_id, expect, port, common.protocol, own.now);
         foreseen.map_err(Refusal::forbidden)?;
         self.peers.find(accepted, &self.outbound, own).await.map_err(|unreached| {
             draft.peer_address(unreached.address);

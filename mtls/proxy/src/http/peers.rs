@@ -37,11 +37,11 @@ pub(crate) struct PeerLink {
 }
 
 impl PeerLink {
-    fn lives(&self, own: Own<'_>, now: i64) -> bool {
+    fn lives(&self, own: Own<'_>) -> bool {
         !self.two.is_closed()
-            && now < self.drain_at
+            && own.now < self.drain_at
             && self.own == *own.identity.chain_hash()
-            && self.met.peer.recheck(own.identity, now).is_ok()
+            && self.met.peer.recheck(own.identity, own.now).is_ok()
     }
 }
 
@@ -107,10 +107,10 @@ impl Pool {
     }
 
     fn taken(&self, accepted: &Accepted, own: Own<'_>) -> Option<Arc<PeerLink>> {
-        let (now, most) = (accepted.shared.now(), accepted.spec.common.max_streams as usize / 2);
+        let most = accepted.spec.common.max_streams as usize / 2;
         let mut links = self.lock();
         // Those that are let go end with their last request.
-        links.retain(|link| link.lives(own, now));
+        links.retain(|link| link.lives(own));
         links.iter().find(|link| link.activity.active() < most.max(1)).cloned()
     }
 
@@ -132,12 +132,13 @@ async fn connect(accepted: &Accepted, outbound: &Outbound, own: Own<'_>) -> Resu
         return Err(wrong());
     }
     tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    let own = accepted.later(own);
     let met = accepted.met(own, peer, address);
     let correlation = correlation(tls.get_ref().1);
     let two = Two::open(tls, common.max_head, common.handshake_timeout).await.ok_or_else(wrong)?;
     Ok(PeerLink {
         two,
-        drain_at: drain_at(&met.limits, shared.now()),
+        drain_at: drain_at(&met.limits, own.now),
         met,
         correlation,
         activity: Activity::new(),

@@ -39,8 +39,7 @@ fn poll_pump(body: &mut Body, to: &mut SendStream<Bytes>, cx: &mut Context<'_>) 
         if to.capacity() == 0 {
             match to.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => continue,
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(fate(&error)),
-                Poll::Ready(None) => return Poll::Ready(Fate::Over),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(fate(to, cx)),
                 Poll::Pending => {}
             }
             // Only whoever waits has to be woken when it is cut.
@@ -50,7 +49,9 @@ fn poll_pump(body: &mut Body, to: &mut SendStream<Bytes>, cx: &mut Context<'_>) 
         }
         let frame = match body.poll_frame(cx) {
             Poll::Ready(frame) => frame,
-            Poll::Pending => return to.poll_reset(cx).map(|reset| reset.map_or(Fate::Over, |_| Fate::Reset)),
+            Poll::Pending => {
+                return to.poll_reset(cx).map(|reset| if reset.is_ok() { Fate::Reset } else { Fate::Over });
+            }
         };
         let sent = match frame {
             None => to.send_data(Bytes::new(), true).map(|()| true),
@@ -63,7 +64,7 @@ fn poll_pump(body: &mut Body, to: &mut SendStream<Bytes>, cx: &mut Context<'_>) 
         match sent {
             Ok(false) => {}
             Ok(true) => return Poll::Ready(Fate::Over),
-            Err(error) => return Poll::Ready(fate(&error)),
+            Err(_) => return Poll::Ready(fate(to, cx)),
         }
     }
 }
@@ -83,6 +84,10 @@ fn send(body: &Body, to: &mut SendStream<Bytes>, frame: http_body::Frame<Bytes>)
     }
 }
 
-fn fate(error: &h2::Error) -> Fate {
-    if error.is_reset() { Fate::Reset } else { Fate::Over }
+/// How a stream ended that takes no more.
+fn fate(to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Fate {
+    match to.poll_reset(cx) {
+        Poll::Ready(Ok(_)) => Fate::Reset,
+        Poll::Ready(Err(_)) | Poll::Pending => Fate::Over,
+    }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -86,6 +86,7 @@ impl<A: Answer> Streams<A> {
         let number = u64::from(respond.stream_id().as_u32());
         let responder: Responder = Arc::new(Mutex::new(respond));
         let (parts, body) = request.into_parts();
+        let head_alone = parts.method == Method::HEAD;
         let client = Client::Two(responder.clone());
         let answering = self.answer.answer(Arrived { parts, body: Source::Two(body), client, number });
         let answer = tokio::select! {
@@ -93,7 +94,7 @@ impl<A: Answer> Streams<A> {
             answer = answering => answer,
             reset = poll_fn(|cx| lock(&responder).poll_reset(cx)) => return self.ended(reset.is_ok()),
         };
-        let fate = send(&responder, answer).await;
+        let fate = send(&responder, answer, head_alone).await;
         self.ended(fate == Fate::Reset);
     }
 
@@ -105,7 +106,7 @@ impl<A: Answer> Streams<A> {
     }
 }
 
-async fn send(responder: &Responder, answer: Result<Response<Body>, Ended>) -> Fate {
+async fn send(responder: &Responder, answer: Result<Response<Body>, Ended>, head_alone: bool) -> Fate {
     let answer = match answer {
         Ok(answer) => answer,
         Err(ended) => {
@@ -114,7 +115,8 @@ async fn send(responder: &Responder, answer: Result<Response<Body>, Ended>) -> F
         }
     };
     let (parts, body) = answer.into_parts();
-    let end = body.is_end_stream();
+    // RFC 9110 section 9.3.2.
+    let end = head_alone || body.is_end_stream();
     let sent = lock(responder).send_response(Response::from_parts(parts, ()), end);
     match sent {
         Ok(stream) if !end => pump(body, stream).await,

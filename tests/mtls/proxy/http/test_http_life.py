@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long requests live: until their end, a deadline, or new material, whether anybody reads or not."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import h2.events
+import pytest
+
+from firedoor import mtls
+from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, eventually
+from tests.mtls.proxy.http.web import READ, WRITE, Seen, allow, ask, h2_peer, pair, read_request, talk
+
+MakeWorld = Callable[..., World]
+
+GET = b"GET /models/a HTTP/1.1\r\nHost: m\r\n\r\n"
+BEGINS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+LIVES_ON = {
+    "source_more": "expiry: {until-revoked: 1h}",
+    "destination_more": "expiry: {until-revoked: 1h}",
+}
+
+
+class Drip:
+    """An app whose answer goes on until it is told to end it."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+        self.gone = threading.Event()
+
+    def __call__(self, link: socket.socket) -> None:
+        with link.makefile("rb") as lines:
+            read_request(lines)
+            link.sendall(BEGINS)
+            try:
+                while not self.end.wait(0.05):
+                    link.sendall(b"1\r\n.\r\n")
+                link.sendall(b"4\r\nlast\r\n0\r\n\r\n")
+            except OSError:
+                self.gone.set()
+
+
+@pytest.fixture
+def drip() -> Iterator[Drip]:
+    app = Drip()
+    yield app
+    app.end.set()
+
+
+def ends(link: socket.socket) -> tuple[bytes, float]:
+    """Read to the end of an answer or of the connection; return what came and when it ended."""
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while not got.endswith(b"0\r\n\r\n"):
+            part = link.recv(1 << 16)
+            if not part:
+                break
+            got += part
+    return got, time.time()
+
+
+@pytest.mark.parametrize("whose", ["client", "server"])
+def test_a_request_ends_when_either_svid_does(make_world: MakeWorld, drip: Drip, whose: str) -> None:
+    world = make_world(serve=drip)
+    expires = int(time.time()) + 3
+    if whose == "client":
+        world.vllm = world.td.svid(VLLM, expires=expires)
+    else:
+        world.models = world.td.svid(MODELS, expires=expires)
+    outbound = pair(world, allow(READ))
+    with dial(outbound.address) as link:
+        link.sendall(GET)
+        got, at = ends(link)
+    assert b"first" in got
+    assert b"last" not in got
+    assert expires <= at < expires + 1.5
+    # The end whose clock strikes first cuts; the other sees the stream fail.
+    eventually(lambda: sum(core.stats().get("cut_svid_expired", 0) for core in (world.client, world.server)) >= 1)
+    assert drip.gone.wait(10)
+
+
+def test_a_request_outlives_its_svid_where_both_segments_say_so(make_world: MakeWorld, drip: Drip) -> None:
+    world = make_world(serve=drip)
+    expires = int(time.time()) + 2
+    world.vllm = world.td.svid(VLLM, expires=expires)
+    outbound = pair(world, allow(READ, **LIVES_ON))
+    with dial(outbound.address) as link:
+        link.sendall(GET)
+        eventually(lambda: time.time() > expires + 1)
+        # New requests need the new SVID; the old one goes on.
+        world.vllm = world.td.svid(VLLM)
+        world.publish(allow(READ, **LIVES_ON))
+        assert ask(outbound.address, "GET", "/secrets")[0] == 403
+        drip.end.set()
+        got, _ = ends(link)
+    assert got.endswith(b"4\r\nlast\r\n0\r\n\r\n")
+    assert got.count(b"1\r\n.\r\n") > 20
+
+
+def test_a_request_that_outlives_its_svid_ends_when_it_is_revoked(make_world: MakeWorld, drip: Drip) -> None:
+    world = make_world(serve=drip)
+    expires = int(time.time()) + 1
+    old = world.vllm = world.td.svid(VLLM, expires=expires)
+    outbound = pair(world, allow(READ, **LIVES_ON))
+    with dial(outbound.address) as link:
+        link.sendall(GET)
+        eventually(lambda: time.time() > expires + 1)
+        world.vllm = world.td.svid(VLLM)
+        revoked = mtls.Revocation(serial=f"{old.leaf.serial_number:x}")
+        world.publish(allow(READ, **LIVES_ON), revocations=[revoked])
+        got, _ = ends(link)
+    assert b"last" not in got
+    eventually(lambda: world.server.stats().get("cut_revoked_serial", 0) == 1)
+
+
+def flood(link: socket.socket) -> None:
+    """Send an answer without end."""
+    link.recv(1 << 16)
+    link.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    while True:
+        link.sendall(chunk)
+
+
+def settles(core: mtls.Core) -> None:
+    """Wait until no more bytes are carried: everything is full."""
+    seen = [0]
+
+    def still() -> bool:
+        carried = core.stats()["bytes_forward"] + core.stats()["bytes_back"]
+        seen.append(carried)
+        time.sleep(0.1)
+        return carried > 0 and len(seen) > 3 and seen[-1] == seen[-3]
+
+    eventually(still)
+
+
+def test_trap_a_reader_that_stalls_is_cut_too_over_http_2(make_world: MakeWorld) -> None:
+    world = make_world(serve=flood)
+    world.publish_server(allow(READ, "{http: {methods: [GET], paths: [/stream]}}"))
+    with h2_peer(world.inbound(protocol="http"), world.vllm, world) as peer:
+        stream = peer.ask("GET", "/stream")
+        settles(world.server)
+        world.publish_server(allow(READ))
+        eventually(lambda: world.server.connections() == "[]")
+        assert peer.read(lambda event: isinstance(event, h2.events.StreamReset) and event.stream_id == stream)
+        peer.flush()
+    assert world.server.stats()["cut_action_not_named"] == 1
+
+
+def test_trap_a_reader_that_stalls_is_cut_too_over_http_1(make_world: MakeWorld) -> None:
+    world = make_world(serve=flood)
+    outbound = pair(world, allow(READ))
+    with dial(outbound.address) as link:
+        link.sendall(GET)
+        settles(world.client)
+        world.publish(allow(WRITE))
+        eventually(lambda: world.client.connections() == world.server.connections() == "[]")
+        eventually(lambda: world.client.stats()["connections"] == 0)
+
+
+def test_trap_a_writer_that_stalls_is_cut_too(make_world: MakeWorld) -> None:
+    """A request's body that does not come is no reason to wait for it."""
+    world = make_world(serve=Seen())
+    outbound = pair(world, allow(WRITE))
+    with dial(outbound.address) as link:
+        link.sendall(b"POST /uploads/a HTTP/1.1\r\nHost: m\r\nContent-Length: 10\r\n\r\n12345")
+        eventually(lambda: "uploads" in str(world.records(world.server, 1)))
+        world.publish(allow(READ))
+        assert b" 200 " not in talk(link, b"")
+        eventually(lambda: world.client.connections() == world.server.connections() == "[]")
+
+
+def test_resets_are_counted_for_each_identity_over_all_its_connections(make_world: MakeWorld) -> None:
+    world = make_world(serve=Drip())
+    world.publish_server(allow(READ))
+    inbound = world.inbound(protocol="http", max_resets_per_second=1)
+    for _ in range(3):
+        with h2_peer(inbound, world.vllm, world) as peer:
+            for _ in range(4):
+                stream = peer.ask("GET", "/models/a")
+                if peer.status(stream) != "200":
+                    break
+                peer.connection.reset_stream(stream)
+                peer.flush()
+            eventually(lambda: world.server.connections() == "[]")
+    with contextlib.suppress(ConnectionError, ssl.SSLError), h2_peer(inbound, world.vllm, world) as peer:
+        assert peer.status(peer.ask("GET", "/models/a")) == "closed"
+    eventually(lambda: world.server.stats().get("denied_too_many_resets", 0) >= 1)
+    other = world.td.svid("/segment/inference/host/h9/svc/other")
+    with h2_peer(inbound, other, world) as peer:
+        assert peer.status(peer.ask("GET", "/models/a")) == "200"
