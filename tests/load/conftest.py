@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import UID, Program, World
-from tests.load.programs import App
+from tests.e2e.conftest import UID, Program, World, until
+from tests.load.programs import App, KeepAlive
 from tests.load.traffic import Traffic
 
 SEGMENT = """\
@@ -87,6 +88,21 @@ class Estate(World):
         """Make this the policy; the broker reads it at its next look, or when told."""
         (self.folder / "policy.yaml").write_text(text)
 
+    def edit(self, text: str) -> None:
+        """Make this the policy, and tell the broker."""
+        self.write(text)
+        self.programs[0].process.send_signal(signal.SIGHUP)
+
+    def change(self, text: str) -> None:
+        """Make this the policy, and wait until both sidecars run on it."""
+        before = {name: self.generation(name) for name in ("server", "client")}
+        self.edit(text)
+        until(lambda: all(self.generation(name) > old for name, old in before.items()), "another generation")
+
+    def generation(self, name: str) -> tuple[int, int]:
+        status = self.status(name)
+        return (status.generation.epoch, status.generation.number) if status else (0, 0)
+
     @property
     def http(self) -> Path:
         return self.folder / "http.sock"
@@ -157,16 +173,16 @@ class Estate(World):
 
 
 @pytest.fixture(scope="module")
-def traffic() -> Iterator[Traffic]:
+def loop() -> Iterator[Traffic]:
     with Traffic() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def app(traffic: Traffic) -> Iterator[App]:
-    found = traffic.call(App().start())
+def app(loop: Traffic) -> Iterator[App]:
+    found = loop.call(App().start())
     yield found
-    traffic.call(found.stop())
+    loop.call(found.stop())
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +193,19 @@ def estate(app: App) -> Iterator[Estate]:
     yield found
     found.close()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def traffic(loop: Traffic) -> Iterator[Traffic]:
+    """Loads of one test."""
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture
+def pool(estate: Estate, traffic: Traffic) -> Iterator[KeepAlive]:
+    """Connections to the HTTP listener."""
+    found = KeepAlive(estate.http)
+    yield found
+    traffic.stop()
+    traffic.call(found.close())

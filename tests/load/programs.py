@@ -89,9 +89,10 @@ class App:
             while True:
                 line, headers = await read_head(reader)
                 self.requests += 1
+                # `By=...;Hash=...;URI=...`, as Envoy writes it.
                 identity = dict(one.split("=", 1) for one in headers["x-forwarded-client-cert"].split(";"))
                 self.peers[identity["Hash"]] += 1
-                if line.split(" ")[1].startswith("/follow/"):
+                if line.split(" ")[1].endswith("/stream"):
                     await self._follow(writer)
                     break
                 body = headers["x-number"].encode()
@@ -173,15 +174,22 @@ class KeepAlive:
         self._free: deque[Link] = deque()
 
     async def request(self, number: int) -> None:
+        # Those that the other side has closed are known to be no good before anything is sent.
+        while self._free and self._free[0].reader.at_eof():
+            await close(self._free.popleft().writer)
         link = self._free.popleft() if len(self._free) >= self._least else await Link.open(self._path)
-        if await link.get("/models/x", number):
-            self._free.append(link)
-        else:
-            await close(link.writer)
+        again = False
+        try:
+            again = await link.get("/models/x", number)
+        finally:
+            if again:
+                self._free.append(link)
+            else:
+                await close(link.writer)
 
     async def close(self) -> None:
-        for link in self._free:
-            await close(link.writer)
+        while self._free:
+            await close(self._free.pop().writer)
 
 
 async def get_once(path: Path, number: int) -> None:
@@ -254,7 +262,7 @@ async def follow(path: Path) -> AsyncIterator[int]:
     """Yield how much of a response without end has arrived, chunk by chunk. Raise EOFError or OSError at its end."""
     link = await Link.open(path)
     try:
-        link.writer.write(b"GET /follow/x HTTP/1.1\r\nHost: models\r\nX-Number: 0\r\n\r\n")
+        link.writer.write(b"GET /follow/stream HTTP/1.1\r\nHost: models\r\nX-Number: 0\r\n\r\n")
         line, _ = await read_head(link.reader)
         if not line.startswith("HTTP/1.1 200 "):
             raise ValueError(line)

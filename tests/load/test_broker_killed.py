@@ -154,9 +154,11 @@ async def check_tokens(estate: Estate, admin: Admin, ledger: Ledger) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_a_broker_that_is_killed_loses_nothing_and_nobody_notices(estate: Estate, traffic: Traffic) -> None:
+async def test_a_broker_that_is_killed_loses_nothing_and_nobody_notices(
+    estate: Estate, traffic: Traffic, pool: KeepAlive
+) -> None:
     await asyncio.to_thread(estate.begin, *WORDS)
-    pool, ledger = KeepAlive(estate.http), Ledger()
+    ledger = Ledger()
     loads = [
         traffic.start("keep-alive", 100, pool.request),
         traffic.start("a connection a request", 20, lambda n: get_once(estate.http, n)),
@@ -173,7 +175,6 @@ async def test_a_broker_that_is_killed_loses_nothing_and_nobody_notices(estate: 
     await check(admin, ledger, known)
     await check_tokens(estate, admin, ledger)
     done = [load.stop() for load in loads]
-    traffic.call(pool.close())
     listed = {path for path in await admin.listed() if re.match(r"/segment/registry/w\d", path)}
     await admin.channel.close()
     renewals = sum(interrupted((estate.folder / f"{name}.log").read_text()) for name in ("server", "client"))

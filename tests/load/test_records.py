@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import until
-from tests.load.conftest import Estate
+from tests.load.conftest import Estate, policy
 from tests.load.programs import KeepAlive
 from tests.load.traffic import Traffic
 
@@ -93,8 +93,7 @@ def watched(estate: Estate) -> Iterator[Watched]:
 
 
 @pytest.mark.timeout(120)
-def test_a_reader_that_stalls(watched: Watched, traffic: Traffic) -> None:
-    pool = KeepAlive(watched.estate.http)
+def test_a_reader_that_stalls(watched: Watched, traffic: Traffic, pool: KeepAlive) -> None:
     reader = watched.readers[-1]
     load = traffic.start("keep-alive", RATE, pool.request)
     until(lambda: watched.count("records_written") > RATE, "a second's records")
@@ -111,15 +110,13 @@ def test_a_reader_that_stalls(watched: Watched, traffic: Traffic) -> None:
     assert watched.count("records_lost") == lost
     until(lambda: len(watched.found()) + lost == done.sent, f"the rest of {done.sent}, of which {lost} are lost")
     assert all(one["decision"] == "allowed" for one in watched.found())
-    traffic.call(pool.close())
 
 
 @pytest.mark.timeout(120)
-def test_a_reader_that_is_killed(watched: Watched, traffic: Traffic) -> None:
+def test_a_reader_that_is_killed(watched: Watched, traffic: Traffic, pool: KeepAlive) -> None:
     watched.settled()
     before = {name: watched.count(name) for name in ("decisions", "records_lost", "records_written")}
     read = len(watched.found())
-    pool = KeepAlive(watched.estate.http)
     load = traffic.start("keep-alive", RATE, pool.request)
     until(lambda: watched.count("records_written") > before["records_written"] + RATE, "a second's records")
     watched.readers[-1].kill()
@@ -136,4 +133,34 @@ def test_a_reader_that_is_killed(watched: Watched, traffic: Traffic) -> None:
     last = until(lambda: len(watched.found()) - read >= now["records_written"] - UNREAD, "the rest")
     assert last
     assert len(watched.found()) - read <= now["records_written"]
-    traffic.call(pool.close())
+
+
+@pytest.mark.timeout(120)
+def test_what_must_be_recorded_is_denied_while_it_cannot_be(
+    watched: Watched, traffic: Traffic, pool: KeepAlive
+) -> None:
+    estate = watched.estate
+    read = len(watched.found())
+    before = {name: watched.count(name) for name in ("decisions", "records_lost", "allowed")}
+    estate.change(policy(more="audit_loss: deny"))
+    seen = estate.app.requests
+    load = traffic.start("keep-alive", RATE, pool.request)
+    until(lambda: watched.count("allowed") > before["allowed"] + RATE, "a second's requests")
+    watched.readers[-1].process.send_signal(signal.SIGSTOP)
+    until(lambda: watched.count("denied_audit_loss") > 0, "a denial")
+    watched.readers[-1].process.send_signal(signal.SIGCONT)
+    passed = watched.count("allowed")
+    until(lambda: watched.count("allowed") > passed + RATE, "requests that pass again")
+    done = load.stop()
+    print(done)
+    watched.settled()
+    allowed = watched.count("allowed") - before["allowed"]
+    lost = watched.count("records_lost") - before["records_lost"]
+    decisions = watched.count("decisions") - before["decisions"]
+    assert {failure.why for failure in done.failures} == {"ValueError: HTTP/1.1 403 Forbidden"}
+    assert decisions == done.sent
+    # Not one request got through that left no record; of those that did not, the losses are counted.
+    until(lambda: len(watched.found()) - read + lost == decisions, "the rest")
+    fresh = watched.found()[read:]
+    assert sum(one["decision"] == "allowed" for one in fresh) == allowed == done.answered == estate.app.requests - seen
+    assert {one["reason"] for one in fresh if one["decision"] == "denied"} == {"audit_loss"}

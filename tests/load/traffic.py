@@ -101,6 +101,7 @@ class Traffic:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._running: list[Running] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -128,4 +129,10 @@ class Traffic:
 
     def start(self, name: str, rate: float, request: Callable[[int], Awaitable[object]]) -> Running:
         """Begin a load."""
-        return Running(self, Load(name, rate, request))
+        self._running.append(Running(self, Load(name, rate, request)))
+        return self._running[-1]
+
+    def stop(self) -> None:
+        """Stop every load."""
+        while self._running:
+            self._running.pop().stop()
