@@ -27,21 +27,21 @@ MOST_CONNECTIONS = 1_000_000
 
 _COMMON = ("name", "as", "listen", "protocol", "service_port")
 # The least and the most of each limit; the data path has the defaults.
-_LIMITS = {
+LIMITS = {
     "handshake_timeout_ms": (1, LONGEST_TIMEOUT_MS),
     "idle_timeout_ms": (1, LONGEST_TIMEOUT_MS),
     "max_connections": (1, MOST_CONNECTIONS),
     "max_connections_per_identity": (1, MOST_CONNECTIONS),
     "max_lifetime_ms": (1000, LONGEST_TIMEOUT_MS),
 }
-_HTTP_LIMITS = {
+HTTP_LIMITS = {
     "header_timeout_ms": (1, LONGEST_TIMEOUT_MS),
     "max_header_bytes": (1024, 64 * 1024),
     "max_resets_per_second": (1, 1_000_000),
     "max_streams": (1, 10_000),
 }
-_INBOUND = (*_COMMON, *_LIMITS, *_HTTP_LIMITS, "app")
-_OUTBOUND = (*_COMMON, *_LIMITS, *_HTTP_LIMITS, "expect", "addresses", "mode")
+_INBOUND = (*_COMMON, *LIMITS, *HTTP_LIMITS, "app")
+_OUTBOUND = (*_COMMON, *LIMITS, *HTTP_LIMITS, "expect", "addresses", "mode")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MODE = re.compile(r"0?[0-7]{3}")
 
@@ -174,11 +174,11 @@ def _common(section: Section, trust_domain: TrustDomain, listen: Any) -> dict[st
 
 def _limits(section: Section, protocol: str) -> tuple[tuple[str, int], ...]:
     found = []
-    for name, (least, most) in {**_LIMITS, **_HTTP_LIMITS}.items():
+    for name, (least, most) in {**LIMITS, **HTTP_LIMITS}.items():
         given = section.get(name)
         if given is None:
             continue
-        if name in _HTTP_LIMITS and protocol == "tcp":
+        if name in HTTP_LIMITS and protocol == "tcp":
             section.findings.add(given.at, section.path(name), "has a meaning for http and grpc only")
         found.append((name, section.parse(name, settings.integer(least, most), 0)))
     return tuple(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from firedoor import mtls
-from firedoor.sidecar import config
+from firedoor.sidecar import config, listeners
 from firedoor.sidecar.errors import ConfigError
 from firedoor.sidecar.validation import check_listeners
 from firedoor.wire import policy_pb2
@@ -278,3 +278,12 @@ def test_validate_names_missing_files(tmp_path: Path) -> None:
         f"{tmp_path}/none.json: bootstrap_bundle: the file cannot be read: No such file or directory",
         "join_token_file: is missing, and no agent SVID is stored: this node could not attest",
     ]
+
+
+def test_the_documented_listeners_are_taken_and_every_limit_is_documented(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/listeners.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    found = load(tmp_path, MIN + example)
+    assert (found.inbound[0].protocol, found.outbound[0].mode) == ("http", "0660")
+    documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert documented == {*listeners.LIMITS, *listeners.HTTP_LIMITS}

@@ -184,7 +184,7 @@ pub struct Identity {
     /// One configuration for each kind of listener, made at its first handshake.
     servers: Mutex<HashMap<Kind, Arc<ServerConfig>>>,
     /// One for each expectation that is connected with, made at its first handshake.
-    connects: Mutex<HashMap<Expected, (Arc<ClientConfig>, Arc<Verifier>)>>,
+    connects: Mutex<HashMap<Expected, Connects>>,
 }
 
 /// What server configurations of one identity differ in: client authentication, and the protocols that are offered.
@@ -192,6 +192,9 @@ type Kind = (ClientAuth, Vec<Vec<u8>>);
 
 /// What client configurations of one identity differ in: who is expected, and the protocols that are offered.
 type Expected = (Arc<[IdPattern]>, Vec<Vec<u8>>);
+
+/// What to connect with, and the verifier in it.
+type Connects = (Arc<ClientConfig>, Arc<Verifier>);
 
 impl Identity {
     fn build(svid: &SvidParts, whole: &Verifier) -> Result<Self, MaterialError> {
@@ -246,11 +249,7 @@ impl Identity {
 
     /// Return a configuration to connect with, and the verifier in it: its roots are those that this identity may use
     /// for the trust domains of `expect`.
-    pub(crate) fn client_config(
-        &self,
-        expect: &Arc<[IdPattern]>,
-        alpn: &[&[u8]],
-    ) -> Result<(Arc<ClientConfig>, Arc<Verifier>), rustls::Error> {
+    pub(crate) fn client_config(&self, expect: &Arc<[IdPattern]>, alpn: &[&[u8]]) -> Result<Connects, rustls::Error> {
         let expected: Expected = (expect.clone(), alpn.iter().map(|name| name.to_vec()).collect());
         let mut connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = connects.get(&expected) {
