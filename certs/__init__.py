@@ -49,7 +49,14 @@ from firedoor.certs.keys import (
     private_key_der,
     public_key_der,
 )
-from firedoor.certs.node_certificate import X509POP, NodeCertificate, node_roots, read_roots, verify_node_certificate
+from firedoor.certs.node_certificate import (
+    X509POP,
+    NodeCertificate,
+    check_node_chain,
+    node_roots,
+    read_roots,
+    verify_node_certificate,
+)
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.selectors import Selector
 from firedoor.certs.svid import (
@@ -117,6 +124,7 @@ __all__ = [
     "X509Svid",
     "check_audience",
     "check_dns_name",
+    "check_node_chain",
     "generate_key",
     "issue_ca",
     "issue_x509",

@@ -260,6 +260,16 @@ def verify_node_certificate(chain: Sequence[bytes], roots: Sequence[Certificate]
 
     Raise EvidenceError when it cannot be read, or NodeCertificateError.
     """
+    certificates = check_node_chain(chain)
+    leaf = certificates[0]
+    made = object.__new__(NodeCertificate)
+    for name, value in {"leaf": leaf, "key": leaf.key, "paths": _paths(certificates, roots, at)}.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def check_node_chain(chain: Sequence[bytes]) -> list[Certificate]:
+    """Check what needs neither time nor CAs, and return the certificates. Raise as `verify_node_certificate` does."""
     leaf, *others = certificates = _read(chain)
     if not _is_node_key(leaf.key):
         raise NodeCertificateError("unsupported_key", "that of the node's certificate")
@@ -269,10 +279,7 @@ def verify_node_certificate(chain: Sequence[bytes], roots: Sequence[Certificate]
     broken = first_broken(NODE, leaf)
     if broken is not None:
         raise NodeCertificateError(broken)
-    made = object.__new__(NodeCertificate)
-    for name, value in {"leaf": leaf, "key": leaf.key, "paths": _paths(certificates, roots, at)}.items():
-        object.__setattr__(made, name, value)
-    return made
+    return certificates
 
 
 def _read(chain: Sequence[bytes]) -> list[Certificate]:

@@ -10,7 +10,14 @@ from firedoor.mtls import Core, MtlsError
 from firedoor.sidecar.backoff import Backoff
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.enrolment import Enrolment, not_after
-from firedoor.sidecar.errors import AgentBanned, AgentLost, ServerUnavailable, TokenMissing
+from firedoor.sidecar.errors import (
+    AgentBanned,
+    AgentLost,
+    AttestationRefused,
+    OperatorError,
+    ServerUnavailable,
+    TokenMissing,
+)
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import renewal_time
 from firedoor.sidecar.issuer import Issuer
@@ -63,7 +70,7 @@ class Agent:
             self._events.put_nowait(event)
 
     async def run(self) -> None:
-        """Run for ever. Raise AgentBanned, AttestationRefused or TokenMissing: a person must act then."""
+        """Run for ever. Raise AgentBanned, AttestationRefused or OperatorError: a person must act then."""
         try:
             await self._begin()
             await until_first(
@@ -160,10 +167,12 @@ class Agent:
     async def _next_agent(self) -> StoredAgent | None:
         """Return a new agent SVID; None when the present one turns out to be good."""
         agent = self._agent
-        if agent.reattestable or not_after(agent) <= self._now():
+        if not_after(agent) <= self._now():
             return await self._enrolment.attest()
         try:
             if not self._lost:
+                if agent.reattestable:
+                    return await self._attest_early()
                 return await self._enrolment.renew(self.link.server, agent)
             # A call that was under way with the SVID before this one is refused, and says nothing about this one.
             self._lost = False
@@ -172,6 +181,14 @@ class Agent:
             log.error("attesting again", extra={"reason": str(error)})
             return await self._enrolment.attest()
         return None
+
+    async def _attest_early(self) -> StoredAgent:
+        """Attest while the present SVID still counts: whatever is wrong, there is time to put it right."""
+        try:
+            return await self._enrolment.attest()
+        except (AttestationRefused, OperatorError) as error:
+            left = not_after(self._agent) - self._now()
+            raise ServerUnavailable(f"{error}; the present agent SVID ends in {left:.0f} s") from error
 
     @property
     def _agent(self) -> StoredAgent:

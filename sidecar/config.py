@@ -23,6 +23,7 @@ from firedoor.segments import document as yaml_text
 from firedoor.segments.findings import Position
 from firedoor.sidecar import settings
 from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inbound, parse_outbound
+from firedoor.sidecar.node_certificate import X509Pop
 from firedoor.sidecar.settings import Findings, Section
 
 L = TypeVar("L", bound=Listener)
@@ -68,6 +69,9 @@ OPTIONS = (
     Option("broker", "HOST:PORT", "the broker or SPIRE server; several are tried in turn", several=True),
     Option("bootstrap_bundle", "FILE", "trust bundle for the first connection: SPIFFE JSON or PEM"),
     Option("join_token_file", "FILE", "a join token, used once"),
+    Option("x509pop.certificate", "FILE", "this node's certificate, PEM; intermediates may follow it"),
+    Option("x509pop.key", "FILE", "its key, PEM; the node attests with both as often as it has to"),
+    Option("x509pop.intermediates", "FILE", "further certificates up to the broker's CA, PEM"),
     Option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
     Option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
     Option("data_dir", "DIR", "state that survives a restart"),
@@ -112,6 +116,8 @@ class Config:
     broker: tuple[str, ...]
     bootstrap_bundle: Path | None
     join_token_file: Path | None
+    # None: the node has no certificate of its own.
+    x509pop: X509Pop | None
     auth_socket: Path
     admin_socket: Path
     data_dir: Path
@@ -226,6 +232,7 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         broker=top.each("broker", settings.host_port),
         bootstrap_bundle=top.parse("bootstrap_bundle", settings.path, None),
         join_token_file=top.parse("join_token_file", settings.path, None),
+        x509pop=_x509pop(top, findings),
         auth_socket=top.parse("auth_socket", settings.socket_path, places.sockets / "auth.sock"),
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         data_dir=data_dir,
@@ -241,6 +248,21 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
     _check_socket_paths(config, top, findings)
     _check_names(config, findings)
     return config
+
+
+def _x509pop(top: Section, findings: Findings) -> X509Pop | None:
+    given = top.get("x509pop")
+    if given is None:
+        return None
+    section = _section(top, "x509pop", ("certificate", "key", "intermediates"), findings)
+    if top.get("join_token_file") is not None:
+        findings.add(given.at, "x509pop", "a node attests by it or by join_token_file, not by both")
+    nowhere = Path()
+    return X509Pop(
+        certificate=section.require("certificate", settings.path, nowhere),
+        key=section.require("key", settings.path, nowhere),
+        intermediates=section.parse("intermediates", settings.path, None),
+    )
 
 
 def _records(top: Section, data_dir: Path, findings: Findings) -> Records:

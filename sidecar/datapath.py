@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens and closes the data path's listeners.
 
-None is bound until the sidecar is attested, has an SVID for each `as`, and a generation; after that each is open while
-the sidecar is entitled to its ID, and closed when it is not.
+None is bound until the sidecar is attested (or has identities of before a restart), has an SVID for each `as`, and a
+generation; after that each is open while the sidecar is entitled to its ID, and closed when it is not.
 """
 
 import logging
@@ -42,13 +42,15 @@ class DataPath:
 
     def _lacking(self, now: float) -> list[str]:
         found = []
-        if self._holder.agent is None:
+        live = self._holder.live(now)
+        # Restarted without its server, a sidecar that stores nothing of its agent serves the identities that it stored.
+        if self._holder.agent is None and not live:
             found.append("an agent SVID: the sidecar has not attested yet")
         if not self._holder.view.synced:
             found.append("the entries of this sidecar: its server has not answered yet")
         elif self._holder.view.generation is None:
             found.append("a policy: the server pushes none, and `segments` names none")
-        held = {str(one.svid.id) for one in self._holder.live(now)}
+        held = {str(one.svid.id) for one in live}
         found += [
             f"an SVID for {slot.listener.identity}, as {_name(slot.listener)} is configured"
             for slot in self._slots

@@ -5,7 +5,8 @@
     ├── OperatorError            whoever configured this sidecar must act
     │   ├── ConfigError          the configuration, with every finding
     │   ├── StateError           the data directory
-    │   └── TokenMissing         a first attestation without a join token
+    │   ├── TokenMissing         a first attestation without a join token
+    │   └── NodeCertificateUnusable   the files of x509pop
     ├── WorkloadError            a program on the auth socket
     │   ├── HeaderMissing
     │   ├── CallerRefused        the connection or the process behind it is gone or changed
@@ -63,6 +64,12 @@ class TokenMissing(OperatorError):
     """A first attestation needs a join token."""
 
     code = "token_missing"
+
+
+class NodeCertificateUnusable(OperatorError):
+    """The node's certificate or its key cannot attest. The sentence begins with the setting and the file."""
+
+    code = "node_certificate"
 
 
 class WorkloadError(SidecarError):

@@ -27,6 +27,7 @@ from firedoor.sidecar.errors import (
     ServerError,
     ServerUnavailable,
 )
+from firedoor.sidecar.evidence import Shown
 from firedoor.wire import (
     agent_grpc,
     agent_pb2,
@@ -138,21 +139,22 @@ class Server:
         await self._channel.close()
         self._door.stop()
 
-    async def attest(self, kind: str, payload: bytes, csr: bytes) -> tuple[SpiffeId, tuple[bytes, ...], bool]:
+    async def attest(self, kind: str, shown: Shown, csr: bytes) -> tuple[SpiffeId, tuple[bytes, ...], bool]:
         """Attest this node; return agent ID, chain and whether it may attest again. Raise ServerError."""
         request = agent_pb2.AttestAgentRequest(
             params=agent_pb2.AttestAgentRequest.Params(
-                data=types.AttestationData(type=kind, payload=payload),
+                data=types.AttestationData(type=kind, payload=shown.payload),
                 params=agent_pb2.AgentX509SVIDParams(csr=csr),
             )
         )
         try:
             async with self._told(), asyncio.timeout(RPC_SECONDS):
                 call = self._agent.AttestAgent()
-                await call.write(request)
-                response = await call.read()
-                if not isinstance(response, agent_pb2.AttestAgentResponse):
-                    raise await _failure(call)
+                response = await _ask(call, request)
+                if response.WhichOneof("step") == "challenge" and shown.answer is not None:
+                    # A signature by a large RSA key takes longer than anybody should wait for this thread.
+                    answer = await asyncio.to_thread(shown.answer, response.challenge)
+                    response = await _ask(call, agent_pb2.AttestAgentRequest(challenge_response=answer))
                 await call.done_writing()
         except _Refused as error:
             raise AttestationRefused(f"the server refused this node: {error}") from error
@@ -284,6 +286,15 @@ def _is_about_the_entry(error: grpc.aio.AioRpcError) -> bool:
 
 def _metadata(error: grpc.aio.AioRpcError) -> list[tuple[str, str | bytes]]:
     return [(key, value) for key, value in error.trailing_metadata() or ()]
+
+
+async def _ask(call: Any, request: agent_pb2.AttestAgentRequest) -> agent_pb2.AttestAgentResponse:
+    """Send a message of an attestation and return the answer."""
+    await call.write(request)
+    response = await call.read()
+    if not isinstance(response, agent_pb2.AttestAgentResponse):
+        raise await _failure(call)
+    return response
 
 
 async def _failure(call: Any) -> Exception:

@@ -2,7 +2,7 @@
 """What a sidecar keeps in its data directory (0700), each file replaced atomically.
 
     VERSION              of this layout; a newer one is refused
-    agent.json           the agent SVID's chain
+    agent.json           the agent SVID's chain, unless this node can attest again
     agent.key            its key, and during a renewal the next one too: the chain says which of them counts (0600)
     bundle.json          trust bundles by trust domain
     generation.pb        the last update that was acknowledged
@@ -139,9 +139,13 @@ class State:
 
     def delete_agent(self) -> None:
         """Forget the agent SVID and every workload's: what a ban asks for."""
+        self.forget_agent()
+        self.keep_workloads(())
+
+    def forget_agent(self) -> None:
+        """Forget the agent SVID."""
         for name in ("agent.json", "agent.key"):
             self._unlink(self.root / name)
-        self.keep_workloads(())
 
     # Bundles, generation.
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `firedoor sidecar validate` checks beyond the form: files, and listeners against the policy when it is known."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -9,7 +10,7 @@ from google.protobuf.message import DecodeError
 from firedoor import segments
 from firedoor.segments import PolicySet, Protocol
 from firedoor.sidecar import bundles, enrolment
-from firedoor.sidecar.errors import ConfigError, OperatorError
+from firedoor.sidecar.errors import ConfigError, NodeCertificateUnusable, OperatorError
 from firedoor.sidecar.policy_files import read_policy
 from firedoor.wire import control_pb2, policy_pb2
 
@@ -21,7 +22,7 @@ def validate(config: "Config") -> list[str]:
     """Return what would keep this sidecar from working, a line each; nothing is started or changed."""
     findings: list[str] = []
     _check_bootstrap(config, findings)
-    _check_token(config, findings)
+    _check_evidence(config, findings)
     policy = _policy(config, findings)
     if policy is not None:
         findings += check_listeners(config, policy)
@@ -53,14 +54,19 @@ def _check_bootstrap(config: "Config", findings: list[str]) -> None:
         findings += error.findings
 
 
-def _check_token(config: "Config", findings: list[str]) -> None:
-    if _exists(config.data_dir / "agent.json"):
+def _check_evidence(config: "Config", findings: list[str]) -> None:
+    evidence = enrolment.evidence_of(config)
+    if _exists(config.data_dir / "agent.json") and (evidence is None or not evidence.again):
         return
-    if config.join_token_file is None:
-        findings.append("join_token_file: is missing, and no agent SVID is stored: this node could not attest")
+    if evidence is None:
+        findings.append(
+            "join_token_file: is missing, x509pop too, and no agent SVID is stored: this node could not attest"
+        )
         return
     try:
-        enrolment.read_token(config.join_token_file)
+        evidence.show(time.time())
+    except NodeCertificateUnusable as error:
+        findings.append(str(error))
     except OperatorError as error:
         findings.append(f"join_token_file: {error}")
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -150,12 +150,13 @@ class World:
         self.address = found.group(1)
         return broker
 
-    def start_sidecar(self, *words: str, name: str = "s") -> Program:
-        """Start a sidecar."""
+    def start_sidecar(self, *words: str, name: str = "s", evidence: Sequence[str] = ()) -> Program:
+        """Start a sidecar, which attests by the join token unless something else is given."""
         return self._start(
             f"{name}.log",
             *("sidecar", "run", "--trust-domain", "example.org", "--broker", self.address, "--metrics", "off"),
-            *("--bootstrap-bundle", str(self.folder / "bundle.json"), "--join-token-file", str(self.folder / "token")),
+            *("--bootstrap-bundle", str(self.folder / "bundle.json")),
+            *(evidence or ("--join-token-file", str(self.folder / "token"))),
             *("--auth-socket", str(self.auth_socket(name)), "--admin-socket", str(self.folder / f"{name}-admin.sock")),
             *("--data-dir", str(self.folder / name), *words),
         )
@@ -184,6 +185,11 @@ class World:
         (self.folder / "bundle.json").write_bytes(text)
         (self.folder / "token").write_text(token.value + "\n")
         return f"/spire/agent/join_token/{token.value}"
+
+    def run(self, *words: str) -> str:
+        """Run a command of an administrator and return what it prints."""
+        command = [sys.executable, "-m", "firedoor.cli", *words, "--admin-socket", str(self.folder / "b.sock")]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
 
     def create_entry(self, parent: str, path: str, *selectors: str, **fields: object) -> str:
         """Create an entry and return its ID."""

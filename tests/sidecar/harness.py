@@ -20,8 +20,8 @@ def entry(name: str, **fields: object) -> types.Entry:
     return types.Entry(id=name, spiffe_id=spiffe_id, selectors=[UID], **fields)  # type: ignore[arg-type]
 
 
-def settings(tmp_path: Path, **flags: str) -> Config:
-    given = {
+def settings(tmp_path: Path, **flags: str | None) -> Config:
+    given: dict[str, str | None] = {
         "trust_domain": "example.org",
         "broker": (tmp_path / "address").read_text(),
         "bootstrap_bundle": str(tmp_path / "bundle.pem"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server that speaks SPIRE's APIs on a real TLS front, with a control stream or without."""
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import grpc.aio
 from cryptography import x509
 
+from firedoor.certs import CertsError, Challenge, read_evidence, verify_node_certificate
 from firedoor.mtls import Core, Front, Material, Svid
 from firedoor.wire import (
     agent_grpc,
@@ -42,6 +44,9 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         self.renewals = 0
         self.renews = True
         self.tokens = {b"t"}
+        # CAs of nodes' certificates, and the path of each agent that attested.
+        self.node_cas: tuple[Any, ...] = ()
+        self.attested: list[str] = []
         self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
         self.tainted: set[bytes] = set()
         self.core = Core(data_threads=1)
@@ -83,7 +88,7 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         """Sign for a path, whatever the request says."""
         key = x509.load_der_x509_csr(csr).public_key()
         self.trust.at = int(time.time())
-        ttl = self.agent_ttl if path == AGENT else self.ttl
+        ttl = self.agent_ttl if path.startswith("/spire/agent/") else self.ttl
         made = self.trust.svid(path, public_key=key, expires=self.trust.at + ttl)
         return types.X509SVID(
             cert_chain=made.chain, id=types.SPIFFEID(trust_domain=self.trust.td.name, path=path), expires_at=0
@@ -92,12 +97,33 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
     async def AttestAgent(self, requests: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any) -> Any:
         async for request in requests:
             token = request.params.data.payload
+            if request.params.data.type == "x509pop":
+                async for response in self._x509pop(request, requests, context):
+                    yield response
+                return
             if request.params.data.type != "join_token" or token not in self.tokens:
                 message = "failed to attest: join token does not exist or has already been used"
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
             self.tokens.discard(token)
+            self.attested.append(AGENT)
             svid = self.sign(AGENT, request.params.params.csr)
             yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid))
+
+    async def _x509pop(
+        self, first: agent_pb2.AttestAgentRequest, requests: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any
+    ) -> AsyncIterator[agent_pb2.AttestAgentResponse]:
+        try:
+            chain = read_evidence(first.params.data.payload)
+            node = verify_node_certificate(chain, self.node_cas, int(time.time()))
+            challenge = Challenge.to(node.key, secrets.token_bytes(32))
+            yield agent_pb2.AttestAgentResponse(challenge=challenge.message())
+            challenge.check((await anext(requests)).challenge_response, node.key)
+        except CertsError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        path = f"/spire/agent/x509pop/{node.fingerprint}"
+        self.attested.append(path)
+        svid = self.sign(path, first.params.params.csr)
+        yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid, reattestable=True))
 
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, context: Any) -> agent_pb2.RenewAgentResponse:
         await self._agents_only(context)
@@ -139,5 +165,5 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
     async def _agents_only(self, context: Any) -> None:
         assert self.front
         caller = self.front.caller(context.peer())
-        if caller.spiffe_id != f"{self.trust.td.id}{AGENT}":
+        if caller.spiffe_id not in {f"{self.trust.td.id}{path}" for path in self.attested}:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"who is {caller.spiffe_id}?")

@@ -276,7 +276,7 @@ def test_validate_names_missing_files(tmp_path: Path) -> None:
     found = config.validate(load(tmp_path, text))
     assert found == [
         f"{tmp_path}/none.json: bootstrap_bundle: the file cannot be read: No such file or directory",
-        "join_token_file: is missing, and no agent SVID is stored: this node could not attest",
+        "join_token_file: is missing, x509pop too, and no agent SVID is stored: this node could not attest",
     ]
 
 

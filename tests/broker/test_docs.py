@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/nodes.md says what is true: its examples load, its selectors are those of a certificate."""
+
+import re
+from pathlib import Path
+
+from firedoor.broker import config
+from firedoor.certs import TrustDomain, read_roots, verify_node_certificate
+from firedoor.segments import Document, accept
+from firedoor.sidecar import config as sidecar_config
+from tests.node_pki import NOW, NodePki
+
+TEXT = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
+BLOCKS = dict(re.findall(r"```yaml (\w+)\n(.*?)```", TEXT, re.DOTALL))
+TD = TrustDomain.parse("example.org")
+
+
+def test_the_examples_load(tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"{kind}.yaml" for kind in BLOCKS}
+    for kind, file in files.items():
+        file.write_text(BLOCKS[kind])
+    broker = config.load(files["broker"], {}, {})
+    assert broker.x509pop_ca_bundles == (Path("/etc/firedoor/nodes-ca.pem"),)
+    node = sidecar_config.load(files["sidecar"], {}, {}).x509pop
+    assert node
+    assert (node.certificate, node.key) == (Path("/etc/firedoor/node.pem"), Path("/etc/firedoor/node.key"))
+    policy, warnings = accept([Document("policy.yaml", BLOCKS["policy"])], TD)
+    assert (len(policy.segments), warnings) == (1, [])
+
+
+def test_the_selectors_are_those_of_a_certificate() -> None:
+    pki = NodePki()
+    chain = pki.node("gpu-1", uris=["x509pop://example.org/rack/a7"]).chain
+    kinds = {
+        one.value.rpartition(":")[0]
+        for one in verify_node_certificate(chain, read_roots(pki.root_pem), NOW).selectors(TD)
+    }
+    named = re.findall(r"^\| `x509pop:(\S+)` \|", TEXT, re.M)
+    assert {name.rpartition(":")[0].replace("KEY", "rack") for name in named} == kinds
+    assert "x509pop:san:rack:a7" in BLOCKS["policy"]
+    assert "x509pop:subject:cn:gpu-1" in TEXT
