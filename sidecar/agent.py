@@ -16,6 +16,7 @@ from firedoor.sidecar.errors import (
     AttestationRefused,
     OperatorError,
     ServerUnavailable,
+    StateError,
     TokenMissing,
 )
 from firedoor.sidecar.holder import Holder
@@ -159,7 +160,8 @@ class Agent:
                     due = self._due()
                 self._failing = False
                 backoff.reset()
-            except ServerUnavailable as error:
+            except (ServerUnavailable, StateError) as error:
+                # A full disk too: one that cannot be stored would be lost with this process, and the old one with it.
                 log.warning("the agent SVID is not renewed", extra={"reason": str(error)})
                 self._failing, self._lost = True, False
                 due = self._now() + backoff.failed(not_after(self._agent) - self._now())

@@ -135,7 +135,9 @@ class State:
             "reattestable": agent.reattestable,
         }
         self._replace("agent.json", json.dumps(data, indent=1).encode())
-        self._replace("agent.key", keys.to_pem([agent.key]))
+        # From here on it counts; where that fails (a full disk), the old key stays beside it until the next time.
+        with contextlib.suppress(StateError):
+            self._replace("agent.key", keys.to_pem([agent.key]))
 
     def delete_agent(self) -> None:
         """Forget the agent SVID and every workload's: what a ban asks for."""

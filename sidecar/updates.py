@@ -114,10 +114,11 @@ class Updates:
         nack = control_pb2.Nack(generation=update.generation, code=error.nack, error=str(error))
         self._link.send(control_pb2.FromSidecar(nack=nack))
 
-    def _keep(self, update: control_pb2.Update, view: View) -> None:
+    def _keep(self, update: control_pb2.Update | None, view: View) -> None:
         """Store what a restart begins with; when that fails, this process still runs on it."""
         try:
-            self._state.store_generation(update)
+            if update is not None:
+                self._state.store_generation(update)
             self._state.store_bundles(bundles.dump(view.bundles.values()))
         except StateError as error:
             log.error("the update is not stored", extra={"reason": str(error)})
@@ -180,7 +181,7 @@ class Updates:
         if view == old or not self.polling:
             return
         self._holder.set(view=view)
-        self._state.store_bundles(bundles.dump(view.bundles.values()))
+        self._keep(None, view)
         log.info("entries", extra={"entries": len(view.entries)})
         self._wake()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from tests.load.conftest import Estate
 from tests.load.programs import KeepAlive, get_once, say_once
 from tests.load.traffic import Load, Traffic
 
+# Starts that are killed at a random moment.
+STARTS = 8
 DISK = ("--keep-workload-keys", "disk")
 
 
@@ -92,6 +95,19 @@ def test_with_a_broker_it_serves_again_by_itself(running: Estate, traffic: Traff
     began = carried_again(running, traffic)
     check(loads(), killed, began)
     # The stored agent SVID counts: nobody has attested anew.
+    assert running.agents() == agents
+
+
+@pytest.mark.timeout(90)
+def test_killed_at_its_start_it_serves_at_the_next(running: Estate, traffic: Traffic) -> None:
+    agents, chosen = running.agents(), random.Random(5)
+    kill(running, "server")
+    for _ in range(STARTS):
+        started = running.start_server(*DISK)
+        time.sleep(chosen.uniform(0, 0.5))
+        started.kill()
+    running.start_server(*DISK).ready()
+    carried_again(running, traffic)
     assert running.agents() == agents
 
 

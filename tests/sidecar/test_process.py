@@ -10,10 +10,12 @@ import pytest
 
 from firedoor.certs import TrustDomain
 from firedoor.sidecar import process, updates
+from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.errors import AttestationRefused, ConfigError, StateError, TokenMissing
 from firedoor.sidecar.process import Process
+from firedoor.wire import control_pb2, policy_pb2, views
 from tests.sidecar.harness import Start, entry, ids, settings, write_files
-from tests.sidecar.spire_like import AGENT, SpireLike
+from tests.sidecar.spire_like import AGENT, SpireLike, wire_bundle
 from tests.simulator import SimulatedTrustDomain
 
 POLICY = """\
@@ -61,6 +63,35 @@ async def test_without_a_policy_it_is_not_ready(server: SpireLike, running: Star
     one = running(settings(tmp_path))
     await one.until(lambda p: ids(p) == {"x"}, "an SVID")
     assert one.process.report.missing() == ["a policy: the server pushes none, and `segments` names none"]
+
+
+async def test_stored_svids_of_the_future_are_not_served(
+    server: SpireLike, running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Started again with a clock that was set back by an hour, while the server is away."""
+    caplog.set_level("INFO")
+    kept = settings(tmp_path, keep_workload_keys="disk")
+    one = running(kept)
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    parts = [
+        control_pb2.Part(entries=control_pb2.Entries(entries=server.entries.values())),
+        control_pb2.Part(bundles=control_pb2.Bundles(bundles=[wire_bundle(server.trust)])),
+        control_pb2.Part(policy=control_pb2.Policy(table=policy_pb2.Table(version=1, trust_domain="example.org"))),
+    ]
+    generation = control_pb2.Generation(epoch=1, number=1)
+    one.process.state.store_generation(
+        control_pb2.Update(generation=generation, parts=parts, view_hash=views.view_hash(parts))
+    )
+    await one.stop()
+    await server.stop()
+    # Now, it is used: what keeps it from being used below is the time alone.
+    again = running(kept)
+    await again.until(lambda p: ids(p) == {"x"}, "the stored SVID")
+    await again.stop()
+    monkeypatch.setattr(process, "Clock", lambda **_: Clock(wall=lambda: time.time() - 3600))
+    back = running(kept)
+    await back.until(lambda _: "a stored SVID is not used" in caplog.text, "a line that says so")
+    assert ids(back.process) == set()
 
 
 async def test_federated_bundles(server: SpireLike, running: Start, tmp_path: Path) -> None:

@@ -96,6 +96,29 @@ def test_killed_between_new_chain_and_dropping_the_old_key(
     assert state.load_agent() == new
 
 
+def test_disk_that_fills_between_new_chain_and_dropping_the_old_key(
+    tmp_path: Path, trust: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State.open(tmp_path)
+    old, new, newer = agent(trust), agent(trust), agent(trust)
+    state.store_agent(old)
+    state.prepare_agent_key(old.key, new.key)
+    written = state._replace
+
+    def full(name: str, data: bytes) -> None:
+        if name == "agent.key":
+            raise StateError("no space left on device")
+        written(name, data)
+
+    monkeypatch.setattr(state, "_replace", full)
+    state.store_agent(new)
+    assert state.load_agent() == new
+    monkeypatch.undo()
+    # The next renewal is killed while the server signs.
+    state.prepare_agent_key(new.key, newer.key)
+    assert state.load_agent() == new
+
+
 def test_key_of_another_chain_is_refused(tmp_path: Path, trust: SimulatedTrustDomain) -> None:
     state = State.open(tmp_path)
     state.store_agent(agent(trust))
