@@ -116,8 +116,8 @@ class Generator:
             fitting = self._fitting()
             yield fitting if count % 5 < 2 else self._mutated(fitting)
 
-    def _fitting(self) -> Question:
-        spec = self.r.choice(self.flows)["spec"]
+    def _fitting(self, flow: dict[str, Any] | None = None) -> Question:
+        spec = (flow or self.r.choice(self.flows))["spec"]
         valid = spec.get("valid", {})
         question: Question = {
             "source": self._member(spec["from"]),

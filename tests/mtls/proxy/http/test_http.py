@@ -96,6 +96,19 @@ def test_http_2_is_decided_request_by_request(make_world: MakeWorld) -> None:
     assert len(world.records(world.server, 6)) == 6
 
 
+def test_an_answer_to_a_head_has_no_body(make_world: MakeWorld) -> None:
+    """A refusal too: over HTTP/2 nobody else takes it out, and a client takes it for a protocol error."""
+    world = make_world(serve=Seen(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"))
+    outbound = pair(world, allow(READ))
+    with h2_peer(world.inbound(name="second", protocol="http"), world.vllm, world) as peer:
+        for path, status in (("/secrets", "403"), ("/models/%2e%2e/a", "400"), ("/models/a", "200")):
+            stream = peer.ask("HEAD", path)
+            assert peer.status(stream) == status
+            assert peer.read(lambda event, stream=stream: getattr(event, "stream_id", 0) == stream)  # type: ignore[misc]
+    for path, expected in (("/secrets", 403), ("/models/a", 200)):
+        assert ask(outbound.address, "HEAD", path) == (expected, b"")
+
+
 def test_trap_identity_headers_are_ours_alone(make_world: MakeWorld) -> None:
     world = make_world(serve=(app := Seen()))
     outbound = pair(world, allow(READ))
