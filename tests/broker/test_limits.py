@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from pathlib import Path
 
 import grpc
 import pytest
 
-from firedoor.certs import KeyType, generate_key
-from firedoor.wire import agent_grpc, agent_pb2, bundle_grpc, bundle_pb2
-from tests.broker.harness import running, until
+from firedoor.certs import KeyType, generate_key, make_csr, parse_x509_svid
+from firedoor.wire import agent_grpc, agent_pb2, bundle_grpc, bundle_pb2, svid_grpc, svid_pb2
+from tests.broker.harness import running, spiffe_id, until
 from tests.broker.test_issuing import OK, USER
 from tests.broker.test_restart import process
+from tests.broker.test_tokens import ID, KEY, MINT, PATH
 
 # So slow that nothing comes back during a test.
 RATE = "0.01"
@@ -55,6 +57,42 @@ async def test_a_refused_attestation_leaves_its_token(folder: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="already exists"):
             await broker.token(token=tokens[1])
         assert await broker.token(token=tokens[0]) == tokens[0]
+
+
+async def test_an_agent_says_its_version_a_hundred_times_at_once(folder: Path) -> None:
+    async with running(folder) as broker:
+        agent = await broker.attest()
+        stub = agent_grpc.AgentStub(agent.channel)
+        request = agent_pb2.PostStatusRequest(agent_version="1")
+        answers = await asyncio.gather(*(stub.PostStatus(request) for _ in range(300)), return_exceptions=True)
+        refused = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+        # Ten come back a second.
+        assert 100 <= len(answers) - len(refused) < 300
+        assert {one.details() for one in refused} == {"rejecting request due to status posting rate limiting"}
+
+
+MINTS = {
+    "X.509": lambda stub: stub.MintX509SVID(svid_pb2.MintX509SVIDRequest(csr=make_csr(KEY, uris=[ID]))),
+    "JWT": lambda stub: stub.MintJWTSVID(svid_pb2.MintJWTSVIDRequest(id=spiffe_id(PATH), audience=["a"])),
+}
+
+
+@pytest.mark.parametrize("kind", MINTS)
+async def test_minting_from_elsewhere_counts_and_at_the_admin_socket_it_does_not(folder: Path, kind: str) -> None:
+    async with running(folder, MINT, rate_limits_signing=RATE, rate_limits_signing_burst="3") as broker:
+        agent = await broker.attest()
+        made = await broker.entry(PATH, agent.path, USER, admin=True)
+        key = generate_key(KeyType.EC_P256)
+        (result,) = await agent.sign(made.id, csr=make_csr(key))
+        admin = broker.client()
+        admin.use(parse_x509_svid(tuple(result.svid.cert_chain)), key)
+        stub, left = svid_grpc.SVIDStub(admin.channel), 2 if kind == "X.509" else 3
+        for _ in range(left):
+            await MINTS[kind](stub)
+        with pytest.raises(grpc.aio.AioRpcError, match=f"{kind} signing rate limiting"):
+            await MINTS[kind](stub)
+        for _ in range(5):
+            await MINTS[kind](broker.svids)
 
 
 async def test_hang_up_opens_the_audit_log_anew_and_keeps_a_policy_that_is_broken(folder: Path) -> None:
