@@ -21,8 +21,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.default_authority", "localhost"),
     # A sidecar that was restarted is found again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # How long a connection may take, in spite of its name: a sidecar may be busy.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     # An inherited proxy setting has no say about a local socket.
     ("grpc.enable_http_proxy", 0),
     # Who calls is known by the connection: no two clients share one.

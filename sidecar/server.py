@@ -53,8 +53,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # Whoever calls decides about another try: it knows what expires when.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # In spite of its name this is how long a connection may take (GRPC_ARG_MIN_RECONNECT_BACKOFF_MS): behind the socket
+    # lies a handshake with a server that may be far away.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # The socket's own path, percent-encoded, is what C-core sends otherwise; not every server takes it.
     ("grpc.default_authority", "localhost"),

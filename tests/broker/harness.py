@@ -92,8 +92,9 @@ spec:
 CHANNEL: Sequence[tuple[str, Any]] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 100),
+    # How long a connection may take: this machine may be busy.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
 )
 
 

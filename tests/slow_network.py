@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network between here and far away: every byte arrives late, in both directions.
+
+with SlowNetwork("127.0.0.1:8081", seconds=0.2) as network:
+    connect(network.address)
+"""
+
+import asyncio
+import contextlib
+import threading
+from typing import Self
+
+
+class SlowNetwork:
+    """A port before another; what goes through it takes `seconds` each way."""
+
+    def __init__(self, to: str, seconds: float) -> None:
+        self._host, _, port = to.rpartition(":")
+        self._port, self._seconds = int(port), seconds
+        self.address = ""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        starting = asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(10)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self._seconds)
+        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        with contextlib.closing(writer), contextlib.closing(far_writer):
+            ways = (self._way(reader, far_writer), self._way(far_reader, writer))
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        async def arrive() -> None:
+            while True:
+                at, data = await due.get()
+                await asyncio.sleep(at - loop.time())
+                if not data:
+                    writer.write_eof()
+                    return
+                writer.write(data)
+                await writer.drain()
+
+        arriving = asyncio.ensure_future(arrive())
+        try:
+            while data := await reader.read(65536):
+                due.put_nowait((loop.time() + self._seconds, data))
+            due.put_nowait((loop.time() + self._seconds, b""))
+            await arriving
+        finally:
+            arriving.cancel()
