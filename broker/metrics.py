@@ -31,6 +31,9 @@ class Metrics:
         self.entries = Gauge("firedoor_broker_entries", "Registration entries", registry=registry)
         self.agents = Gauge("firedoor_broker_agents", "Attested agents, banned ones too", registry=registry)
         self.streams = Gauge("firedoor_broker_control_streams", "Open control streams", registry=registry)
+        self.updates_refused = Counter(
+            "firedoor_broker_updates_refused", "Updates that a sidecar refused (Nack)", registry=registry
+        )
         self.generation = Gauge("firedoor_broker_generation", "Number of the present generation", registry=registry)
         self.authority_not_after = Gauge(
             "firedoor_broker_authority_not_after_seconds", "End of the active authority", registry=registry

@@ -64,6 +64,8 @@ class Pusher:
         self._due: dict[SpiffeId, None] = {}
         self._changed = asyncio.Event()
         self._viewer: tuple[Generation, Viewer] | None = None
+        # Said once that a sidecar is ahead of us.
+        self._behind = False
         state.watch(self._changed.set)
         state.watch_agents(self._certificates_changed)
 
@@ -160,9 +162,24 @@ class Pusher:
         one.streams.add(stream)
         one.agent_version = hello.agent_version[:255]
         one.running = _generation(hello.running) if hello.HasField("running") else None
+        if one.running is not None and one.running > self._state.generation:
+            self._behind_of(agent_id, one.running)
         self._absent.discard(agent_id)
         self._due[agent_id] = None
         self._changed.set()
+
+    def _behind_of(self, agent_id: SpiffeId, running: Generation) -> None:
+        """Say what happened when the mark was restored together with the database: sidecars refuse what we say."""
+        if not self._behind:
+            self._behind = True
+            _log.error(
+                "%s says that it runs generation %s, and this broker is at %s: its data is older than what it once "
+                "published, and sidecars refuse that. Stop it, delete the file `generation` in its data directory, and "
+                "start it again: a new epoch begins",
+                agent_id,
+                running,
+                self._state.generation,
+            )
 
     def _ack(self, agent_id: SpiffeId, ack: control_pb2.Ack) -> None:
         one = self._listening.get(agent_id)
@@ -175,6 +192,7 @@ class Pusher:
         one = self._listening.get(agent_id)
         if one is not None:
             one.refused = nack.code[:64]
+        self._metrics.updates_refused.inc()
         _log.warning("%s refused generation %s: %s", agent_id, _generation(nack.generation), nack.code[:64])
 
     def _closed(self, agent_id: SpiffeId, stream: int) -> None:

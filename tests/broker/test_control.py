@@ -152,6 +152,11 @@ async def test_acknowledgements_are_kept(broker: RunningBroker) -> None:
     assert pusher.listening[mine].svids == {"e": (7, "ab")}
     assert pusher.listening[mine].view_hash == update.view_hash
     assert pusher.listening[its].refused == "unknown_part"
+    assert b"firedoor_broker_updates_refused_total 1.0" in broker.broker.metrics.text()
+    # A later one that it takes clears that.
+    made = await broker.entry("/segment/registry/z", silent.path, USER)
+    second.ack(await second.having(made.id))
+    await until(lambda: not pusher.listening[its].refused)
     stream.stop()
     await until(lambda: mine not in pusher.listening)
 
