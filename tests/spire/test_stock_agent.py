@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 from spiffe.workloadapi.errors import FetchX509SvidError
 
+from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import TD, UID, Estate, agent_path, api
 from tests.spire.programs import SpireAgent, Workload, wait_for
 
@@ -54,4 +56,127 @@ def test_join_token(estate: Estate, agent: SpireAgent, workload: MakeWorkload) -
     assert made["id"] == WEB
     assert program.ask("validate", "-audience", "models", given=made["token"])["id"] == WEB
     (shown,) = estate.cli.json("agent", "list")["agents"]
-    assert shown["agent_version"] .startswith("1.15.3")
+    assert shown["agent_version"].startswith("1.15.3")
+
+
+def test_svids_are_renewed_and_so_is_the_agents_own(estate: Estate) -> None:
+    estate.start_broker("--x509-svid-ttl", "10s", "--agent-ttl", "12s")
+    agent = estate.agent()
+    agent.start()
+    estate.entry(agent_path(agent), "/web")
+    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    (first,) = estate.cli.json("agent", "list")["agents"]
+    seen: set[int] = set()
+
+    def renewed() -> bool:
+        seen.update(serials(agent))
+        return len(seen) >= 3
+
+    wait_for(renewed, "three SVIDs", 60)
+
+    def own_serial() -> bool:
+        (shown,) = estate.cli.json("agent", "list")["agents"]
+        return bool(shown["x509svid_serial_number"] != first["x509svid_serial_number"])
+
+    wait_for(own_serial, "another SVID of the agent", 60)
+    # It goes on as the renewed agent: what comes later still reaches it.
+    estate.entry(agent_path(agent), "/later")
+    wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/later"}, "the later entry's SVID")
+
+
+def test_changes_of_entries_reach_it(estate: Estate, agent: SpireAgent) -> None:
+    parent = f"spiffe://{TD}{agent_path(agent)}"
+    second = estate.entry(agent_path(agent), "/second", more=("-hint", "internal"))
+    wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/second"}, "the second entry's SVID")
+    estate.cli.ok(
+        *("entry", "update", "-entryID", second, "-parentID", parent, "-spiffeID", f"spiffe://{TD}/renamed"),
+        *("-selector", UID, "-dns", "renamed.example.org"),
+    )
+    wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/renamed"}, "the renamed entry's SVID")
+    # A twin for another user never comes.
+    estate.entry(agent_path(agent), "/other", "unix:uid:4000000000")
+    estate.cli.ok("entry", "delete", "-entryID", second)
+    wait_for(lambda: held(agent) == [WEB], "the end of the entry")
+
+
+def test_entries_by_node_alias_and_by_the_tokens_alias(estate: Estate) -> None:
+    """SPIRE's suite `entries`."""
+    estate.start_broker()
+    agent = estate.agent(token=estate.join_token("-spiffeID", f"spiffe://{TD}/cluster/one"))
+    agent.start()
+    estate.entry("/cluster/one", "/by-token")
+    wait_for(lambda: held(agent) == [f"spiffe://{TD}/by-token"], "an SVID by the token's alias")
+    # Entries below an entry that the agent is entitled to are the agent's as well (nested agents).
+    estate.entry("/by-token", "/below")
+    wait_for(lambda: f"spiffe://{TD}/below" in held(agent), "an SVID of an entry below an entry")
+
+
+def test_512_entries_reach_it(estate: Estate) -> None:
+    """SPIRE's suite `sync-authorized-entries`: more than one page of its sync."""
+    estate.start_broker()
+    agent = estate.agent()
+    agent.start()
+    for number in range(511):
+        estate.create_entry(agent_path(agent), f"/unused/{number}", "uid:4000000000")
+    estate.create_entry(agent_path(agent), "/last")
+    wait_for(lambda: held(agent) == [f"spiffe://{TD}/last"], "the last entry's SVID", 60)
+    assert estate.cli.json("entry", "count")["count"] == 512
+
+
+def test_a_banned_agent_shuts_down_and_cannot_come_back(estate: Estate, agent: SpireAgent) -> None:
+    """SPIRE's suite `evict-agent`, the first half."""
+    estate.cli.ok("agent", "ban", "-spiffeID", f"spiffe://{TD}{agent_path(agent)}")
+    agent.logged("Agent is banned: removing SVID and shutting down", 60)
+    agent.ended()
+    (shown,) = estate.cli.json("agent", "list")["agents"]
+    assert shown["banned"] is True
+    agent.begin()
+    agent.ended()
+    agent.logged("failed to attest: agent is banned")
+
+
+def test_an_evicted_agent_needs_another_token(estate: Estate, agent: SpireAgent) -> None:
+    """SPIRE's suites `evict-agent` and `node-re-attestation` for join tokens, which cannot attest again."""
+    estate.cli.ok("agent", "evict", "-spiffeID", f"spiffe://{TD}{agent_path(agent)}")
+    assert "agents" not in estate.cli.json("agent", "list") or estate.cli.json("agent", "list")["agents"] == []
+    agent.ended()
+    again = estate.agent("b")
+    again.start()
+    estate.entry(agent_path(again), "/web")
+    wait_for(lambda: held(again) == [WEB], "an SVID with another token")
+
+
+def test_survives_a_restart_of_the_broker(estate: Estate, agent: SpireAgent) -> None:
+    (broker, *_) = estate.programs
+    before = serials(agent)
+    broker.stop()
+    # While the broker is down it serves what it has.
+    assert serials(agent) == before
+    estate.start_broker()
+    estate.entry(agent_path(agent), "/later")
+    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the restart", 60)
+
+
+def test_a_restarted_agent_goes_on_with_its_svid(estate: Estate, agent: SpireAgent) -> None:
+    agent.stop()
+    agent.start()
+    wait_for(lambda: held(agent) == [WEB], "an SVID without another token")
+
+
+def test_federated_bundles_reach_workloads(estate: Estate, agent: SpireAgent, workload: MakeWorkload) -> None:
+    other = SimulatedTrustDomain("other.org", at=int(time.time()))
+    program = workload(agent.environment).follow("watch")
+    program.until(lambda line: set(line["bundles"]) == {TD})
+    estate.cli.ok(
+        "bundle", "set", "-id", "spiffe://other.org", "-format", "spiffe", given=other.bundle.to_json().decode()
+    )
+    estate.entry(agent_path(agent), "/federated", more=("-federatesWith", "spiffe://other.org"))
+    line = program.until(lambda line: set(line["bundles"]) == {TD, "other.org"})
+    assert line["bundles"]["other.org"] == [other.roots[0].authority_id]
+    other.rotate()
+    estate.cli.ok(
+        "bundle", "set", "-id", "spiffe://other.org", "-format", "spiffe", given=other.bundle.to_json().decode()
+    )
+    program.until(lambda line: len(line["bundles"].get("other.org", ())) == 2)
+    estate.cli.ok("bundle", "delete", "-id", "spiffe://other.org", "-mode", "dissociate")
+    program.until(lambda line: set(line["bundles"]) == {TD})
