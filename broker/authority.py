@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The broker's signing authorities over time: `AuthoritySlots` with a key manager, a journal and a clock.
 
-X.509 and JWT authorities live the same life in slots, journals and keys of their own; both stand in one bundle.
+X.509, JWT and WIT authorities live the same life in slots, journals and keys of their own; all stand in one bundle.
+`tick` does by the clock what the LocalAuthority API (rpc/local_authorities.py) does when somebody asks for it.
 
 A new authority is in the bundle from the moment it is prepared, and signs only once it is activated, when everybody has
 had a third of the old one's life to learn of it. Order within a step: the key is stored, then journal and bundle are
@@ -12,30 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 from firedoor.broker.db.rows import load_journal, put_bundle, put_journal
-from firedoor.broker.errors import AuthorityError
+from firedoor.broker.errors import AuthorityError, Conflict, InvalidRequest
 from firedoor.certs import (
     Authority,
     AuthoritySlots,
     Due,
     IssueError,
-    JwtIssuer,
     JwtKey,
     KeyManager,
     KeyManagerError,
     KeyType,
     PrivateKey,
+    Status,
     TrustBundle,
-    X509Issuer,
-    issue_ca,
-    public_key_der,
 )
 
 if TYPE_CHECKING:
@@ -46,12 +42,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("firedoor.broker.authority")
 # How often other trust domains should look for changes, in seconds; SPIRE's default.
 REFRESH_HINT: Final = 300
-# A root stays in the bundle for a day after its end, as in SPIRE, so that nobody's clock makes a difference.
-_PRUNE_AFTER: Final = 86400
-_PRUNE_EVERY: Final = 3600
-# SPIRE's form of a key ID: 190 bits that nobody meets twice.
-_KEY_ID_LETTERS: Final = string.ascii_letters + string.digits
-_KEY_ID_LENGTH: Final = 32
 
 
 class _Issuer(Protocol):
@@ -69,10 +59,12 @@ class _Issuer(Protocol):
 I = TypeVar("I", bound=_Issuer)  # noqa: E741
 
 
-class _Manager(Generic[I]):
+class Manager(Generic[I]):
     """Prepares and activates the authorities of one kind in time."""
 
     kind: ClassVar[Kind]
+    # What the kind is called in sentences.
+    label: ClassVar[str]
 
     def __init__(self, state: State, keys: KeyManager, key_type: KeyType, ttl: int, audit: Audit) -> None:
         self._state, self._keys, self._key_type, self._ttl, self._audit = state, keys, key_type, ttl, audit
@@ -90,6 +82,10 @@ class _Manager(Generic[I]):
 
     def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
         """Return the bundle with the authority in it."""
+        raise NotImplementedError
+
+    def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
+        """Return the bundle with the authority tainted."""
         raise NotImplementedError
 
     @property
@@ -135,23 +131,85 @@ class _Manager(Generic[I]):
                 else:
                     await self._activate()
 
-    async def _prepare(self) -> None:
-        """Make the next authority and publish it in the bundle."""
-        slot, at = self._slots.free_slot, self._state.clock.now_for_issuing()
-        authority = await asyncio.to_thread(self._make, slot, at)
-        slots = self._slots.prepare(authority)
+    # --- when somebody asks for it ------------------------------------------------------------------------------
+
+    async def prepare(self) -> Authority:
+        """Make the next authority now, in place of one that is prepared, old or tainted. Raise AuthorityError."""
+        async with self._lock:
+            self.active()
+            return await self._prepare()
+
+    async def activate(self, authority_id: str) -> Authority:
+        """Let the prepared authority sign now. Raise InvalidRequest or Conflict."""
+        async with self._lock:
+            other = self._other(authority_id)
+            if other.status is not Status.PREPARED:
+                raise Conflict(f"only Prepared authorities can be activated: {_status(other)}")
+            await self._activate()
+            return self.active()
+
+    async def taint(self, authority_id: str) -> Authority:
+        """Have everybody replace what the old authority signed. Raise InvalidRequest or Conflict."""
+        async with self._lock:
+            if authority_id and authority_id == self.active().authority_id:
+                raise InvalidRequest("unable to taint current local authority")
+            other = self._other(authority_id)
+            if other.status is Status.TAINTED:
+                raise Conflict(f"failed to taint {self.label} authority: it is already tainted")
+            if other.status is not Status.OLD:
+                raise InvalidRequest(f"only Old local authorities can be tainted: {_status(other)}")
+            slots = self._slots.taint(authority_id)
+            await self._change(slots, lambda bundle: self._tainted(bundle, authority_id))
+            self._audited("authority_tainted", other)
+            return other
+
+    async def revoke(self, authority_id: str) -> Authority | JwtKey:
+        """Take what was tainted out of the bundle: nothing that it signed is valid any more."""
+        raise NotImplementedError
+
+    def active(self) -> Authority:
+        """Return the authority that signs. Raise AuthorityError when there is none."""
+        if self._slots.current is None:
+            raise AuthorityError("server is initializing")
+        return self._slots.current
+
+    def _other(self, authority_id: str) -> Authority:
+        if not authority_id:
+            raise InvalidRequest("no authority ID provided")
+        other = self._slots.other
+        if other is None or other.authority_id != authority_id:
+            raise InvalidRequest("unexpected authority ID")
+        return other
+
+    async def _change(
+        self,
+        slots: AuthoritySlots,
+        change: Callable[[TrustBundle], TrustBundle],
+        also: Callable[[Connection], None] = lambda _: None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Commit slots and bundle together."""
+
+        def write(connection: Connection) -> None:
+            put_journal(connection, self.kind, slots.to_json())
+            also(connection)
 
         def apply() -> None:
             self._slots = slots
+            then()
 
-        await change_bundle(
-            self._state,
-            lambda bundle: self._published(bundle, authority),
-            lambda connection: put_journal(connection, self.kind, slots.to_json()),
-            apply,
-        )
-        _log.info("%s authority %s is prepared, and in the bundle", self.kind, authority.authority_id)
+        await change_bundle(self._state, change, write, apply)
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> Authority:
+        """Make the next authority and publish it in the bundle."""
+        slot, at = self._slots.free_slot, self._state.clock.now_for_issuing()
+        authority = await asyncio.to_thread(self._make, slot, at)
+        await self._change(self._slots.prepare(authority), lambda bundle: self._published(bundle, authority))
+        _log.info("%s authority %s is prepared, and in the bundle", self.label, authority.authority_id)
         self._audited("authority_prepared", authority)
+        return authority
 
     async def _activate(self) -> None:
         """Let the prepared authority sign."""
@@ -168,7 +226,7 @@ class _Manager(Generic[I]):
             self._slots, self._issuer = slots, issuer
 
         await self._state.database.write(lambda connection: put_journal(connection, self.kind, slots.to_json()), apply)
-        _log.info("%s authority %s signs now", self.kind, prepared.authority_id)
+        _log.info("%s authority %s signs now", self.label, prepared.authority_id)
         self._audited("authority_activated", prepared)
 
     def _audited(self, event: str, authority: Authority) -> None:
@@ -187,49 +245,8 @@ class _Manager(Generic[I]):
         return None
 
 
-class AuthorityManager(_Manager[X509Issuer]):
-    """X.509 authorities. It also takes out of the bundle what has long ended, of either kind."""
-
-    kind = "x509"
-    _prune_at = 0
-
-    async def tick(self) -> None:
-        """Do what is due now."""
-        await super().tick()
-        now = self._state.clock.now()
-        if now >= self._prune_at:
-            self._prune_at = now + _PRUNE_EVERY
-            await change_bundle(self._state, lambda bundle: bundle.pruned(now - _PRUNE_AFTER))
-
-    def _make(self, slot: SlotName, at: int) -> Authority:
-        key = self._keys.generate(f"x509-CA-{slot}", self._key_type)
-        made = issue_ca(self._state.trust_domain, key, at=at, random=secrets.token_bytes, ttl=self._ttl)
-        return Authority.x509(slot, made.der, issued_at=at)
-
-    def _join(self, authority: Authority, key: PrivateKey) -> X509Issuer:
-        return X509Issuer.load(self._state.trust_domain, authority.public, key, authority.upstream)
-
-    def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
-        return bundle.with_root(authority.public)
-
-
-class JwtAuthorityManager(_Manager[JwtIssuer]):
-    """JWT authorities: a key and its ID."""
-
-    kind = "jwt"
-
-    def _make(self, slot: SlotName, at: int) -> Authority:
-        public = public_key_der(self._keys.generate(f"JWT-Signer-{slot}", self._key_type).public_key())
-        key_id = "".join(secrets.choice(_KEY_ID_LETTERS) for _ in range(_KEY_ID_LENGTH))
-        return Authority.jwt(slot, key_id, public, issued_at=at, not_after=at + self._ttl)
-
-    def _join(self, authority: Authority, key: PrivateKey) -> JwtIssuer:
-        return JwtIssuer.load(
-            self._state.trust_domain, authority.authority_id, authority.public, key, not_after=authority.not_after
-        )
-
-    def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
-        return bundle.with_jwt_key(JwtKey(authority.authority_id, authority.public, authority.not_after))
+def _status(authority: Authority) -> str:
+    return f"unsupported local authority status: {authority.status.name}"
 
 
 def _nothing(_: Connection) -> None:

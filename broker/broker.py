@@ -15,11 +15,11 @@ import grpc
 from sqlalchemy import Connection
 
 from firedoor import mtls
-from firedoor.broker import server
+from firedoor.broker import server, services
 from firedoor.broker.agent import JOIN_TOKEN_PATH
 from firedoor.broker.attest import Attestor, JoinTokenAttestor
 from firedoor.broker.audit import Audit
-from firedoor.broker.authority import AuthorityManager, JwtAuthorityManager
+from firedoor.broker.authority_kinds import AuthorityManager, JwtAuthorityManager, WitAuthorityManager
 from firedoor.broker.clock import Clock
 from firedoor.broker.config import Config, read_passphrase
 from firedoor.broker.db import Database
@@ -27,9 +27,11 @@ from firedoor.broker.db.agent_rows import delete_expired_tokens
 from firedoor.broker.db.entry_rows import delete_entry, delete_expired_entries
 from firedoor.broker.db.migrate import migrate
 from firedoor.broker.db.rows import prune
+from firedoor.broker.endpoints import Fetcher
 from firedoor.broker.entry import is_node_alias
 from firedoor.broker.epoch import Mark, follow
 from firedoor.broker.errors import BrokerError, StorageError
+from firedoor.broker.federation import Federation
 from firedoor.broker.files import FileStore, lock, make_private_folder, prepare_socket
 from firedoor.broker.identity import ServerIdentity
 from firedoor.broker.issuing import Signer
@@ -38,19 +40,12 @@ from firedoor.broker.metrics import Metrics
 from firedoor.broker.policy import PolicyKeeper
 from firedoor.broker.push import Pusher
 from firedoor.broker.rpc.agents import AgentService
-from firedoor.broker.rpc.bundles import BundleService
-from firedoor.broker.rpc.entries import EntryService
 from firedoor.broker.rpc.gate import Gate
-from firedoor.broker.rpc.health import HealthService
-from firedoor.broker.rpc.policy_admin import PolicyAdminService
-from firedoor.broker.rpc.svids import SvidService, Ttls
 from firedoor.broker.state import State
-from firedoor.broker.tokens import TokenSigner
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
 from firedoor.broker.x509pop import X509PopAttestor
 from firedoor.certs import X509POP, CertsError, DiskKeyManager, KeyManager, MemoryKeyManager, SpiffeId
-from firedoor.wire import admin_pb2, agent_pb2, bundle_pb2, entry_pb2, health_pb2, svid_pb2
 
 _log = logging.getLogger("firedoor.broker")
 
@@ -114,6 +109,12 @@ class Broker:
         await self.authority.start()
         self.jwt_authority = JwtAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
         await self.jwt_authority.start()
+        self.wit_authority = WitAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
+        await self.wit_authority.start()
+        fetcher = Fetcher(self.state)
+        self._stack.callback(fetcher.close)
+        self.federation = Federation(self.state, fetcher, self.audit)
+        await self.federation.load()
         self.policy = PolicyKeeper(self.state, config.segments, self.audit, self.metrics)
         self._ending.append(self.policy.reissuer.stop)
         await self.policy.start()
@@ -159,30 +160,16 @@ class Broker:
         self._stack.callback(asyncio.get_running_loop().remove_reader, self.core.event_fd())
 
         signer = Signer(state, self.authority.issuer, self.metrics)
-        tokens = TokenSigner(state, self.jwt_authority.issuer, self.metrics)
         self.limits = limits = Limits(config.attestation, config.signing)
         agents = AgentService(state, signer, self._attestors(), limits, self.metrics, config.agent_ttl, self._cut)
-        common = {
-            agent_pb2.DESCRIPTOR.services_by_name["Agent"]: agents,
-            entry_pb2.DESCRIPTOR.services_by_name["Entry"]: EntryService(state, self.policy),
-            svid_pb2.DESCRIPTOR.services_by_name["SVID"]: SvidService(
-                state,
-                self.policy,
-                signer,
-                tokens,
-                limits,
-                self.metrics,
-                Ttls(config.x509_svid_ttl, config.jwt_svid_ttl),
-            ),
-            bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]: BundleService(state),
-            admin_pb2.DESCRIPTOR.services_by_name["PolicyAdmin"]: PolicyAdminService(state, self.policy),
-        }
-        health = {health_pb2.DESCRIPTOR.services_by_name["Health"]: HealthService(self.missing)}
+        common = services.on_both(self, agents, signer, limits)
         network = Gate(local=False, standing=state, audit=self.audit, metrics=self.metrics)
         admin = Gate(local=True, standing=state, audit=self.audit, metrics=self.metrics)
         network_server, network_address = await server.start_server(network, common)
         self._servers.append(network_server)
-        admin_server, admin_address = await server.start_server(admin, {**common, **health})
+        admin_server, admin_address = await server.start_server(
+            admin, services.on_admin_socket(self, common, self.missing)
+        )
         self._servers.append(admin_server)
         self.backends = (network_address, admin_address)
         await asyncio.to_thread(prepare_socket, config.admin_socket)
@@ -194,7 +181,8 @@ class Broker:
         network.attach(self.front.caller)
         self.listen = self.front.address
         await self._open_web()
-        for work in (self.pusher.run(), self._tick_loop(), self._policy_loop(), self._prune_loop()):
+        loops = (self.pusher.run, self.federation.run, self._tick_loop, self._policy_loop, self._prune_loop)
+        for work in (loop() for loop in loops):
             task = asyncio.create_task(work)
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
@@ -268,6 +256,7 @@ class Broker:
             await asyncio.sleep(_TICK)
             await _survive("authority", self.authority.tick())
             await _survive("JWT authority", self.jwt_authority.tick())
+            await _survive("WIT authority", self.wit_authority.tick())
             await _survive("entries", self._expire_entries())
             if self.vouchers is not None:
                 await _survive("x509pop", self.vouchers.poll())

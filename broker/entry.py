@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from firedoor.broker.errors import InvalidRequest, Unsupported
+from firedoor.broker.errors import InvalidRequest
 from firedoor.certs import IssueError, Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain, check_dns_name
 from firedoor.wire import types
 
@@ -99,8 +99,6 @@ def parse_entry(message: types.Entry, trust_domain: TrustDomain) -> Entry:
     """Check an entry from the wire. Raise InvalidRequest. Revision and creation time are the caller's to set."""
     if message.id and not _ID.fullmatch(message.id):
         raise InvalidRequest("invalid entry ID: it holds letters, digits, dash, dot and underscore, at most 255")
-    if message.downstream:
-        raise Unsupported("downstream entries are not served: this broker issues no intermediate authorities")
     selectors = parse_selectors(message.selectors)
     if message.store_svid and len({selector.type for selector in selectors}) > 1:
         raise InvalidRequest("invalid registration entry: selector types must be the same when store SVID is enabled")
@@ -114,6 +112,7 @@ def parse_entry(message: types.Entry, trust_domain: TrustDomain) -> Entry:
         federates_with=_federates(message.federates_with, trust_domain),
         dns_names=check_dns_names(message.dns_names),
         admin=message.admin,
+        downstream=message.downstream,
         store_svid=message.store_svid,
         hint=_hint(message.hint),
         expires_at=_expiry(message.expires_at),

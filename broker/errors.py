@@ -30,6 +30,7 @@
         ├── StorageError         a file cannot be written or read
         ├── AuthorityError       there is no authority that can sign
         ├── PolicyUnavailable    no segments are declared
+        ├── EndpointError        another trust domain's bundle endpoint does not answer as it should
         └── Starting             not ready yet
 
 `str()` is a sentence for the person who must act. No message carries a key, a token or a selector's value.
@@ -208,6 +209,12 @@ class PolicyUnavailable(BrokerFault):
     """No segments are declared, so nothing may be issued."""
 
     code = "no_policy"
+
+
+class EndpointError(BrokerFault):
+    """Another trust domain's bundle endpoint does not answer, or not as it should."""
+
+    code = "bundle_endpoint"
 
 
 class Starting(BrokerFault):

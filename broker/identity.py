@@ -7,11 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from firedoor import mtls
+from firedoor.broker.errors import Starting
 from firedoor.broker.issuing import Pen, authorize_server
 from firedoor.certs import KeyType, PrivateKey, X509Svid, generate_key, private_key_der
 
 if TYPE_CHECKING:
-    from firedoor.broker.authority import AuthorityManager
+    from firedoor.broker.authority_kinds import AuthorityManager
     from firedoor.broker.db.rows import Revoked
     from firedoor.broker.state import State
 
@@ -29,6 +30,13 @@ class ServerIdentity:
         self._key: PrivateKey | None = None
         self._published: object = None
         state.watch(self._changed)
+
+    @property
+    def svid(self) -> X509Svid:
+        """The broker's own SVID. Raise Starting before there is one."""
+        if self._svid is None:
+            raise Starting("server is initializing")
+        return self._svid
 
     def refresh(self) -> None:
         """Renew the SVID if it is time, and publish what changed. Raise BrokerError, CertsError or MtlsError."""

@@ -25,6 +25,8 @@ class Limits:
         self._attestation = Limiter(attestation, "attestation")
         self._signing = Limiter(signing, "X.509 signing")
         self._tokens = Limiter(signing, "JWT signing")
+        self._wits = Limiter(signing, "WIT signing")
+        self._publishing = Limiter(signing, "key publishing")
         self._status = Limiter(_STATUS, "status posting")
         self._attesting = Slots(_ATTESTING, _ATTESTING_EACH, "attestations")
 
@@ -43,6 +45,14 @@ class Limits:
     def tokens(self, caller: Caller) -> None:
         """Count the signature of a JWT-SVID. Raise RateLimited."""
         _take(self._tokens, caller, 1)
+
+    def wits(self, caller: Caller, count: int) -> None:
+        """Count the signatures of WIT-SVIDs. Raise RateLimited."""
+        _take(self._wits, caller, count)
+
+    def publishing(self, caller: Caller) -> None:
+        """Count a key that somebody below us publishes. Raise RateLimited."""
+        _take(self._publishing, caller, 1)
 
     def status(self, caller: Caller) -> None:
         """Count a status. Raise RateLimited."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from firedoor.broker.agent import Agent
 from firedoor.broker.entry import Entry
-from firedoor.certs import JwtSvid, Selector, SpiffeId, TrustBundle, X509Svid
+from firedoor.certs import JwtSvid, Selector, SpiffeId, TrustBundle, WitSvid, X509Svid
 from firedoor.wire import types
 
 
@@ -69,6 +69,10 @@ def bundle_message(bundle: TrustBundle) -> types.Bundle:
             types.JWTKey(public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted)
             for key in bundle.jwt_keys
         ],
+        wit_authorities=[
+            types.WITKey(public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted)
+            for key in bundle.wit_keys
+        ],
         refresh_hint=bundle.refresh_hint,
         sequence_number=bundle.sequence,
     )
@@ -82,5 +86,12 @@ def svid_message(svid: X509Svid, hint: str = "") -> types.X509SVID:
 def token_message(svid: JwtSvid, hint: str = "") -> types.JWTSVID:
     """Return a JWT-SVID, token and all."""
     return types.JWTSVID(
+        token=svid.token, id=id_message(svid.id), expires_at=svid.expires_at, issued_at=svid.issued_at, hint=hint
+    )
+
+
+def wit_message(svid: WitSvid, hint: str = "") -> types.WITSVID:
+    """Return a WIT-SVID."""
+    return types.WITSVID(
         token=svid.token, id=id_message(svid.id), expires_at=svid.expires_at, issued_at=svid.issued_at, hint=hint
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signing JWT-SVIDs, and the proof without which nothing is signed.
+"""Signing JWT-SVIDs and WIT-SVIDs, and the proof without which nothing is signed.
 
 What an X.509-SVID needs, a token needs too: `authorize_token` asks the very function that gives leave to sign a
 certificate. Signing follows at once, with nothing in between that could let go of the event loop, so there is nothing
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from firedoor.broker.errors import InvalidRequest
 from firedoor.broker.issuing import AuthorizedIssuance, authorize_mint, authorize_workload
-from firedoor.certs import IssueError, JwtIssuer, JwtSvid, SpiffeId, check_audience, mint_jwt
+from firedoor.certs import IssueError, JwtIssuer, JwtSvid, SpiffeId, WitSvid, check_audience, mint_jwt, mint_wit
 
 if TYPE_CHECKING:
     from firedoor.broker.metrics import Metrics
@@ -32,7 +32,7 @@ _TOKEN_ID_BYTES: Final = 16
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class AuthorizedToken:
-    """Leave to sign one JWT-SVID. Made by `authorize_token` and `authorize_minted_token` alone."""
+    """Leave to sign one token. Made by the `authorize_...` functions alone."""
 
     spiffe_id: SpiffeId
     ttl: int
@@ -49,6 +49,14 @@ def authorize_token(
     """Check what is checked for an X.509-SVID of that entry. Raise what `authorize_workload` raises."""
     proof = authorize_workload(state, policy, agent_id, entry_id, default_ttl)
     return _token(proof, state.entitled_entry(agent_id, entry_id).jwt_svid_ttl or default_ttl)
+
+
+def authorize_wit(
+    state: State, policy: PolicyKeeper, agent_id: SpiffeId, entry_id: str, default_ttl: int
+) -> AuthorizedToken:
+    """Check what is checked for an X.509-SVID of that entry, whose life a WIT-SVID has too (SPIRE's rule)."""
+    proof = authorize_workload(state, policy, agent_id, entry_id, default_ttl)
+    return _token(proof, proof.ttl)
 
 
 def authorize_minted_token(state: State, policy: PolicyKeeper, spiffe_id: SpiffeId, ttl: int) -> AuthorizedToken:
@@ -86,3 +94,32 @@ class TokenSigner:
             raise InvalidRequest(str(error)) from None
         self._metrics.issued.labels("token" if proof.entry_id else "minted_token").inc()
         return made
+
+
+class WitSigner:
+    """Signs WIT-SVIDs with the active WIT authority."""
+
+    def __init__(self, state: State, issuer: Callable[[], JwtIssuer], metrics: Metrics) -> None:
+        self._state, self._issuer, self._metrics = state, issuer, metrics
+
+    def sign(self, proof: AuthorizedToken, public_key: bytes, algorithm: str) -> WitSvid:
+        """Sign one token for a workload's key. The caller has it audited before it leaves.
+
+        Raise AuthorityError or InvalidRequest.
+        """
+        at, token_id = self._state.clock.now_for_issuing(), secrets.token_hex(_TOKEN_ID_BYTES)
+        try:
+            made = mint_wit(
+                proof.spiffe_id, public_key, algorithm, self._issuer(), at=at, token_id=token_id, ttl=proof.ttl
+            )
+        except IssueError as error:
+            raise InvalidRequest(_KEY_TEXTS.get(error.code, str(error))) from None
+        self._metrics.issued.labels("wit" if proof.entry_id else "minted_wit").inc()
+        return made
+
+
+# SPIRE's words.
+_KEY_TEXTS: Final = {
+    "unsupported_key": "malformed public key",
+    "algorithm_mismatch": "invalid signing algorithm or key type",
+}

@@ -25,6 +25,7 @@ from firedoor.certs.errors import (
     SelectorError,
     SpiffeIdError,
     SvidError,
+    WitSvidError,
 )
 from firedoor.certs.fingerprints import Fingerprint
 from firedoor.certs.ids import SpiffeId, TrustDomain
@@ -68,10 +69,19 @@ from firedoor.certs.svid import (
     parse_x509_svid,
 )
 from firedoor.certs.verify import Revocation, VerifiedSvid, verify_x509_svid
+from firedoor.certs.wit import (
+    DEFAULT_WIT_SVID_TTL,
+    ValidatedWit,
+    WitSvid,
+    check_confirmation,
+    mint_wit,
+    validate_wit_svid,
+)
 from firedoor.certs.x509pop import Challenge, read_evidence, write_evidence
 
 __all__ = [
     "DEFAULT_JWT_SVID_TTL",
+    "DEFAULT_WIT_SVID_TTL",
     "NOT_BEFORE_CUSHION",
     "X509POP",
     "Authority",
@@ -118,11 +128,15 @@ __all__ = [
     "TrustBundle",
     "TrustDomain",
     "ValidatedJwt",
+    "ValidatedWit",
     "VerifiedSvid",
+    "WitSvid",
+    "WitSvidError",
     "X509Issuer",
     "X509Root",
     "X509Svid",
     "check_audience",
+    "check_confirmation",
     "check_dns_name",
     "check_node_chain",
     "generate_key",
@@ -130,6 +144,7 @@ __all__ = [
     "issue_x509",
     "make_csr",
     "mint_jwt",
+    "mint_wit",
     "node_roots",
     "parse_csr",
     "parse_x509_svid",
@@ -139,6 +154,7 @@ __all__ = [
     "read_roots",
     "split_der",
     "validate_jwt_svid",
+    "validate_wit_svid",
     "verify_node_certificate",
     "verify_x509_svid",
     "write_evidence",

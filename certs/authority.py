@@ -92,7 +92,7 @@ def diagram() -> str:
 
 
 SlotName = Literal["A", "B"]
-Kind = Literal["x509", "jwt"]
+Kind = Literal["x509", "jwt", "wit"]
 
 
 class Due(enum.Enum):
@@ -110,12 +110,12 @@ class Authority:
     kind: Kind
     slot: SlotName
     status: Status
-    # X.509: the subject key identifier in lower-case hex. JWT: the key ID.
+    # X.509: the subject key identifier in lower-case hex. JWT and WIT: the key ID.
     authority_id: str
     # Unix seconds.
     issued_at: int
     not_after: int
-    # X.509: the certificate. JWT: the SubjectPublicKeyInfo. DER.
+    # X.509: the certificate. JWT and WIT: the SubjectPublicKeyInfo. DER.
     public: bytes
     # Certificates between it and the root that is in the bundle; none when it is a root itself.
     upstream: tuple[bytes, ...] = ()
@@ -130,9 +130,11 @@ class Authority:
         return cls("x509", slot, Status.PREPARED, facts.authority_id, issued_at, facts.not_after, certificate, upstream)
 
     @classmethod
-    def jwt(cls, slot: SlotName, key_id: str, public: bytes, *, issued_at: int, not_after: int) -> Authority:
-        """Describe a prepared authority for JWT-SVIDs: the ID that tokens name it by, and its SubjectPublicKeyInfo."""
-        return cls("jwt", slot, Status.PREPARED, key_id, issued_at, not_after, public)
+    def of_tokens(
+        cls, kind: Literal["jwt", "wit"], slot: SlotName, key_id: str, public: bytes, *, issued_at: int, not_after: int
+    ) -> Authority:
+        """Describe a prepared authority for tokens: the ID that they name it by, and its SubjectPublicKeyInfo."""
+        return cls(kind, slot, Status.PREPARED, key_id, issued_at, not_after, public)
 
     @property
     def key_id(self) -> str:
@@ -166,8 +168,11 @@ class Authority:
 
 
 def key_id(kind: Kind, slot: SlotName) -> str:
-    """Return the name of a slot's key, as SPIRE has it: `x509-CA-A`, `JWT-Signer-B`."""
-    return f"{'x509-CA' if kind == 'x509' else 'JWT-Signer'}-{slot}"
+    """Return the name of a slot's key, as SPIRE has it: `x509-CA-A`, `JWT-Signer-B`, `WIT-Signer-A`."""
+    return f"{_KEY_NAMES[kind]}-{slot}"
+
+
+_KEY_NAMES: Final[Mapping[Kind, str]] = MappingProxyType({"x509": "x509-CA", "jwt": "JWT-Signer", "wit": "WIT-Signer"})
 
 
 @final
@@ -245,7 +250,7 @@ class AuthoritySlots:
 
 
 _JOURNAL_VERSION: Final = 1
-_KINDS: Final[Mapping[str, Kind]] = MappingProxyType({"x509": "x509", "jwt": "jwt"})
+_KINDS: Final[Mapping[str, Kind]] = MappingProxyType({"x509": "x509", "jwt": "jwt", "wit": "wit"})
 _SLOTS: Final[Mapping[str, SlotName]] = MappingProxyType({"A": "A", "B": "B"})
 
 

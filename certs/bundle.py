@@ -67,7 +67,10 @@ class X509Root:
 @final
 @dataclass(frozen=True, slots=True)
 class JwtKey:
-    """A key that verifies JWT-SVIDs. `public_key` is a SubjectPublicKeyInfo; `expires_at` 0 when nobody said."""
+    """A key that verifies JWT-SVIDs, or WIT-SVIDs where it stands among those.
+
+    `public_key` is a SubjectPublicKeyInfo; `expires_at` 0 when nobody said.
+    """
 
     key_id: str
     public_key: bytes
@@ -87,14 +90,15 @@ class TrustBundle:
     sequence: int = 0
     # Seconds until a copy should be fetched again; 0 when nobody said.
     refresh_hint: int = 0
+    wit_keys: tuple[JwtKey, ...] = ()
 
     @classmethod
     def parse(cls, td: TrustDomain, text: bytes) -> TrustBundle:
         """Read a SPIFFE bundle (JWKS). Elements of unknown use or type are ignored. Raise BundleError."""
         document = jwks.parse(text)
         roots = tuple(X509Root(der) for der in _unique(map(_checked, document.x509)))
-        keys = tuple(JwtKey(key_id, spki, end) for key_id, spki, end in document.jwt)
-        return cls(td, roots, keys, document.sequence, document.refresh_hint)
+        jwt_keys, wit_keys = (tuple(JwtKey(*key) for key in keys) for keys in (document.jwt, document.wit))
+        return cls(td, roots, jwt_keys, document.sequence, document.refresh_hint, wit_keys)
 
     @classmethod
     def from_pem(cls, td: TrustDomain, text: bytes) -> TrustBundle:
@@ -128,17 +132,19 @@ class TrustBundle:
         """Write the SPIFFE bundle document. Tainted authorities are in it like the others."""
         return jwks.write(
             x509=[root.der for root in self.x509_roots],
-            jwt=self._jwt(),
+            jwt=_triples(self.jwt_keys),
+            wit=_triples(self.wit_keys),
             sequence=self.sequence,
             refresh_hint=self.refresh_hint,
         )
 
     def to_jwt_json(self) -> bytes:
         """Write the JWKS with the jwt-svid keys alone, as the Workload API wants it."""
-        return jwks.write(x509=(), jwt=self._jwt(), sequence=self.sequence, refresh_hint=self.refresh_hint)
+        return jwks.write(jwt=_triples(self.jwt_keys), sequence=self.sequence, refresh_hint=self.refresh_hint)
 
-    def _jwt(self) -> list[tuple[str, bytes, int]]:
-        return [(key.key_id, key.public_key, key.expires_at) for key in self.jwt_keys]
+    def to_wit_json(self) -> bytes:
+        """Write the JWKS with the wit-svid keys alone, as the Workload API wants it."""
+        return jwks.write(wit=_triples(self.wit_keys), sequence=self.sequence, refresh_hint=self.refresh_hint)
 
     def to_pem(self) -> str:
         """Write the CA certificates in PEM."""
@@ -158,11 +164,41 @@ class TrustBundle:
         """Add a key for JWT-SVIDs in place of one of its ID; nothing changes when it is there. Raise BundleError."""
         if key in self.jwt_keys:
             return self
-        if not key.key_id:
-            raise BundleError("malformed_jwt_key", "it has no ID")
-        jwks.check_jwt_key(key.public_key)
-        others = tuple(other for other in self.jwt_keys if other.key_id != key.key_id)
-        return self._next(jwt_keys=(*others, key))
+        return self._next(jwt_keys=_joined(self.jwt_keys, key, self.wit_keys))
+
+    def with_wit_key(self, key: JwtKey) -> TrustBundle:
+        """Add a key for WIT-SVIDs in place of one of its ID; nothing changes when it is there. Raise BundleError."""
+        if key in self.wit_keys:
+            return self
+        return self._next(wit_keys=_joined(self.wit_keys, key, self.jwt_keys))
+
+    def token_key(self, key_id: str) -> JwtKey:
+        """Return the key for JWT- or WIT-SVIDs of that ID. Raise BundleError when it is not there."""
+        for key in (*self.jwt_keys, *self.wit_keys):
+            if key.key_id == key_id:
+                return key
+        raise BundleError("unknown_authority")
+
+    def with_tainted_key(self, key_id: str) -> TrustBundle:
+        """Taint a key for JWT- or WIT-SVIDs; nothing changes when it is tainted. Raise BundleError."""
+        found = self.token_key(key_id)
+        if found.tainted:
+            return self
+        tainted = dataclasses.replace(found, tainted=True)
+        return self._next(
+            jwt_keys=tuple(tainted if key is found else key for key in self.jwt_keys),
+            wit_keys=tuple(tainted if key is found else key for key in self.wit_keys),
+        )
+
+    def without_key(self, key_id: str) -> TrustBundle:
+        """Remove a key for JWT- or WIT-SVIDs that was tainted before. Raise BundleError."""
+        found = self.token_key(key_id)
+        if not found.tainted:
+            raise BundleError("not_tainted")
+        return self._next(
+            jwt_keys=tuple(key for key in self.jwt_keys if key is not found),
+            wit_keys=tuple(key for key in self.wit_keys if key is not found),
+        )
 
     def with_tainted(self, authority_id: str) -> TrustBundle:
         """Taint the authority; nothing changes when it is tainted. Raise BundleError when it is not there."""
@@ -183,10 +219,13 @@ class TrustBundle:
     def pruned(self, expired_before: int) -> TrustBundle:
         """Drop roots and keys that expired before that time; the last root stays, to say that there was one."""
         roots = tuple(root for root in self.x509_roots if root.not_after >= expired_before)
-        keys = tuple(key for key in self.jwt_keys if not key.expires_at or key.expires_at >= expired_before)
-        if not roots or (roots == self.x509_roots and keys == self.jwt_keys):
+        jwt_keys, wit_keys = (
+            tuple(key for key in keys if not key.expires_at or key.expires_at >= expired_before)
+            for keys in (self.jwt_keys, self.wit_keys)
+        )
+        if not roots or (roots, jwt_keys, wit_keys) == (self.x509_roots, self.jwt_keys, self.wit_keys):
             return self
-        return self._next(x509_roots=roots, jwt_keys=keys)
+        return self._next(x509_roots=roots, jwt_keys=jwt_keys, wit_keys=wit_keys)
 
     def _roots_of(self, authority_id: str) -> tuple[X509Root, ...]:
         found = tuple(root for root in self.x509_roots if root.authority_id == authority_id)
@@ -196,6 +235,19 @@ class TrustBundle:
 
     def _next(self, **changes: object) -> TrustBundle:
         return dataclasses.replace(self, sequence=self.sequence + 1, **changes)  # type: ignore[arg-type]
+
+
+def _triples(keys: Iterable[JwtKey]) -> list[tuple[str, bytes, int]]:
+    return [(key.key_id, key.public_key, key.expires_at) for key in keys]
+
+
+def _joined(keys: tuple[JwtKey, ...], key: JwtKey, other_kind: tuple[JwtKey, ...]) -> tuple[JwtKey, ...]:
+    if not key.key_id:
+        raise BundleError("malformed_jwt_key", "it has no ID")
+    if any(other.key_id == key.key_id for other in other_kind):
+        raise BundleError("malformed_jwt_key", "a key for another kind of SVID has its ID")
+    jwks.check_jwt_key(key.public_key)
+    return (*(other for other in keys if other.key_id != key.key_id), key)
 
 
 def _checked(der: bytes) -> bytes:

@@ -15,6 +15,7 @@
     ├── PeerError
     │   ├── SvidError            an X.509-SVID or its chain, as a peer presents it
     │   ├── JwtSvidError         a JWT-SVID, as a peer presents it
+    │   ├── WitSvidError         a WIT-SVID, as a peer presents it
     │   └── NodeCertificateError a node's certificate, as a node presents it
     └── OurError
         ├── KeyManagerError      a key that is missing, damaged or locked
@@ -153,6 +154,7 @@ class IssueError(CallerError):
             "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of an allowed size and Ed25519",
             "subject_equals_issuer": "the subject would equal the issuer's, which OpenSSL takes for self-signed",
             "key_mismatch": "the authority's key does not belong to its certificate",
+            "algorithm_mismatch": "the signing algorithm does not go with the key",
             "audience_missing": "at least one audience is required",
             "audience_too_long": "a JWT-SVID names 64 audiences at most, none of them empty, with 4096 bytes in all",
         }
@@ -169,7 +171,7 @@ class BundleError(CallerError):
             "malformed_certificate": "a certificate in the trust bundle cannot be read",
             "not_a_ca": "a certificate in the trust bundle is none of a CA that may sign SVIDs",
             "not_a_node_ca": "a certificate is none of a CA for nodes whose key has an allowed kind and size",
-            "malformed_jwt_key": "a jwt-svid key in the trust bundle cannot be read",
+            "malformed_jwt_key": "a jwt-svid or wit-svid key in the trust bundle cannot be read",
             "unknown_authority": "the trust bundle holds no authority of that ID",
             "not_tainted": "an authority is tainted before it is revoked",
         }
@@ -283,6 +285,21 @@ class NodeCertificateError(PeerError):
             "not_yet_valid": "the node's certificate, or a CA above it, is not yet valid",
             "expired": "the node's certificate, or a CA above it, has expired",
             "bad_signature": "the challenge is not signed by the key of the node's certificate",
+        }
+    )
+
+
+class WitSvidError(PeerError):
+    """A WIT-SVID does not hold: WIT-SVID.md, and what it takes over from JWT-SVIDs, in the order of the checks."""
+
+    sentences = MappingProxyType(
+        {
+            **JwtSvidError.sentences,
+            "header_not_allowed": "the token's header asks for something to be understood (crit)",
+            "type_not_allowed": "the token's typ is not wit+jwt",
+            "audience_present": "the token has an aud, which a WIT-SVID must not",
+            "confirmation_missing": "the token has no cnf.jwk to prove possession of",
+            "confirmation_not_allowed": "the token's cnf.jwk is no public key that names its algorithm",
         }
     )
 

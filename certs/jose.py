@@ -137,23 +137,32 @@ def sign(key: PrivateKey, algorithm: str, data: bytes) -> bytes:
     return key.sign(data, _padding(chosen), chosen.hash)
 
 
+def fits(key: object, algorithm: str) -> bool:
+    """Say whether a public key is of the one kind that an algorithm is for."""
+    chosen = ALGORITHMS.get(algorithm)
+    if chosen is None:
+        return False
+    if chosen.kind == "ES":
+        return isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == chosen.curve
+    return isinstance(key, rsa.RSAPublicKey) and is_supported(key)
+
+
 def verify(public_key: bytes, algorithm: str, data: bytes, signature: bytes) -> None:
     """Check a signature by a SubjectPublicKeyInfo. Raise InvalidSignature.
 
     Raise ValueError or UnsupportedAlgorithm when the key is none for that algorithm, before it is used.
     """
     chosen, key = ALGORITHMS[algorithm], load_der_public_key(public_key)
-    if chosen.kind == "ES":
-        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != chosen.curve:
-            raise ValueError("another kind of key")
+    if not fits(key, algorithm):
+        raise ValueError("another kind of key")
+    if isinstance(key, ec.EllipticCurvePublicKey):
         size = (key.curve.key_size + 7) // 8
         if len(signature) != 2 * size:
             raise InvalidSignature
         r, s = int.from_bytes(signature[:size]), int.from_bytes(signature[size:])
         key.verify(encode_dss_signature(r, s), data, ec.ECDSA(chosen.hash))
         return
-    if not isinstance(key, rsa.RSAPublicKey) or not is_supported(key):
-        raise ValueError("another kind of key")
+    assert isinstance(key, rsa.RSAPublicKey)  # noqa: S101 - what fits says so
     key.verify(signature, data, _padding(chosen), chosen.hash)
 
 

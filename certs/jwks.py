@@ -47,6 +47,7 @@ class Document:
 
     x509: tuple[bytes, ...]
     jwt: tuple[tuple[str, bytes, int], ...]
+    wit: tuple[tuple[str, bytes, int], ...]
     sequence: int
     refresh_hint: int
 
@@ -62,7 +63,9 @@ def parse(text: bytes) -> Document:
     if len(keys) > MAX_KEYS:
         raise BundleError("bundle_too_large")
     x509_svids: list[bytes] = []
-    jwt_svids: dict[str, tuple[bytes, int]] = {}
+    # By use. A kid stands once in the whole bundle (WIT-SVID.md 6.1 asks for it).
+    tokens: dict[str, list[tuple[str, bytes, int]]] = {"jwt-svid": [], "wit-svid": []}
+    key_ids: set[str] = set()
     for position, jwk in enumerate(keys):
         if not isinstance(jwk, dict):
             raise BundleError("malformed_bundle", f"keys[{position}] is not an object")
@@ -71,24 +74,32 @@ def parse(text: bytes) -> Document:
             continue
         if jwk.get("use") == "x509-svid":
             x509_svids += _x509(jwk, position)
-        elif jwk.get("use") == "jwt-svid" and _verifies_jwts(jwk):
+        elif jwk.get("use") in ("jwt-svid", "wit-svid") and _verifies_jwts(jwk):
             key_id, spki = _jwt(jwk, position)
-            if key_id in jwt_svids:
+            if key_id in key_ids:
                 raise BundleError("malformed_jwt_key", f"keys[{position}] repeats a kid")
-            jwt_svids[key_id] = (spki, _end(jwk))
+            key_ids.add(key_id)
+            tokens[jwk["use"]].append((key_id, spki, _end(jwk)))
     return Document(
         x509=tuple(x509_svids),
-        jwt=tuple((key_id, spki, end) for key_id, (spki, end) in jwt_svids.items()),
+        jwt=tuple(tokens["jwt-svid"]),
+        wit=tuple(tokens["wit-svid"]),
         sequence=_number(document, "spiffe_sequence", _MAX_SEQUENCE),
         refresh_hint=_number(document, "spiffe_refresh_hint", _MAX_HINT),
     )
 
 
 def write(
-    *, x509: Sequence[bytes], jwt: Sequence[tuple[str, bytes, int]], sequence: int = 0, refresh_hint: int = 0
+    *,
+    x509: Sequence[bytes] = (),
+    jwt: Sequence[tuple[str, bytes, int]] = (),
+    wit: Sequence[tuple[str, bytes, int]] = (),
+    sequence: int = 0,
+    refresh_hint: int = 0,
 ) -> bytes:
     """Write a bundle document; the numbers only when they are not 0."""
-    keys = [_x509_jwk(der) for der in x509] + [_jwt_jwk(*key) for key in jwt]
+    keys = [_x509_jwk(der) for der in x509]
+    keys += [_token_jwk("jwt-svid", *key) for key in jwt] + [_token_jwk("wit-svid", *key) for key in wit]
     document: dict[str, object] = {"keys": keys}
     if sequence:
         document["spiffe_sequence"] = sequence
@@ -129,15 +140,23 @@ def _x509(jwk: dict[str, Any], position: int) -> list[bytes]:
 
 
 def _jwt(jwk: dict[str, Any], position: int) -> tuple[str, bytes]:
-    """JWT-SVID.md 6.1: the kid must be set."""
+    """JWT-SVID.md 6.1, and WIT-SVID.md likewise: the kid must be set."""
     key_id = jwk.get("kid")
     if not isinstance(key_id, str) or not key_id:
         raise BundleError("malformed_jwt_key", f"keys[{position}] has no kid")
     try:
-        key = _public_key(jwk)
-    except (binascii.Error, ValueError, TypeError, KeyError, UnsupportedAlgorithm):
+        key = read_key(jwk)
+    except BundleError:
         raise BundleError("malformed_jwt_key", f"keys[{position}]") from None
     return key_id, public_key_der(key)
+
+
+def read_key(jwk: dict[str, Any]) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
+    """Return the public key that a JWK of kind EC or RSA holds. Raise BundleError."""
+    try:
+        return _public_key(jwk)
+    except (binascii.Error, ValueError, TypeError, KeyError, UnsupportedAlgorithm):
+        raise BundleError("malformed_jwt_key") from None
 
 
 def _end(jwk: dict[str, Any]) -> int:
@@ -147,7 +166,7 @@ def _end(jwk: dict[str, Any]) -> int:
 
 
 def check_jwt_key(spki: bytes) -> None:
-    """Check that a SubjectPublicKeyInfo is of a kind that verifies JWT-SVIDs. Raise BundleError."""
+    """Check that a SubjectPublicKeyInfo is of a kind that verifies JWT-SVIDs and WIT-SVIDs. Raise BundleError."""
     try:
         key = load_der_public_key(spki)
     except (ValueError, UnsupportedAlgorithm):
@@ -176,15 +195,16 @@ def _public_key(jwk: dict[str, Any]) -> ec.EllipticCurvePublicKey | rsa.RSAPubli
 def _x509_jwk(der: bytes) -> dict[str, object]:
     # Sections 4.2.2 and 6.1 of X509-SVID.md: no kid, exactly one certificate, standard base64 (RFC 7517 section 4.7).
     key = x509.load_der_x509_certificate(der).public_key()
-    return {"use": "x509-svid", **_parameters(key), "x5c": [base64.b64encode(der).decode("ascii")]}
+    return {"use": "x509-svid", **parameters(key), "x5c": [base64.b64encode(der).decode("ascii")]}
 
 
-def _jwt_jwk(key_id: str, spki: bytes, end: int) -> dict[str, object]:
-    jwk = {"use": "jwt-svid", "kid": key_id, **_parameters(load_der_public_key(spki))}
+def _token_jwk(use: str, key_id: str, spki: bytes, end: int) -> dict[str, object]:
+    jwk = {"use": use, "kid": key_id, **parameters(load_der_public_key(spki))}
     return {**jwk, "exp": end} if end else jwk
 
 
-def _parameters(key: object) -> dict[str, object]:
+def parameters(key: object) -> dict[str, object]:
+    """Return a public key as a JWK says it (RFC 7518 section 6). Raise BundleError for one that has no JWK form."""
     match key:
         case ec.EllipticCurvePublicKey() if key.curve.name in _CURVE_NAMES:
             numbers, size, name = key.public_numbers(), (key.curve.key_size + 7) // 8, _CURVE_NAMES[key.curve.name]

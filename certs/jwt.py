@@ -151,7 +151,7 @@ def mint_jwt(
     expires_at = min(at + ttl, issuer.not_after)
     header = {"alg": issuer.algorithm, "kid": issuer.authority_id, "typ": "JWT"}
     claims = {"sub": str(spiffe_id), "aud": list(names), "exp": expires_at, "iat": at, "jti": token_id}
-    signed = f"{_encode(header)}.{_encode(claims)}"
+    signed = f"{encode_part(header)}.{encode_part(claims)}"
     # What escapes of control characters make of it is known only now.
     if len(signed) > MAX_TOKEN_BYTES - jose.MAX_SIGNATURE_CHARS:
         raise IssueError("audience_too_long")
@@ -159,7 +159,8 @@ def mint_jwt(
     return JwtSvid(spiffe_id, names, at, expires_at, issuer.authority_id, token_id, token)
 
 
-def _encode(value: Mapping[str, object]) -> str:
+def encode_part(value: Mapping[str, object]) -> str:
+    """Write header or claims."""
     return jose.encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
 
 
@@ -175,25 +176,26 @@ def validate_jwt_svid(
 
     Of a revocation, `serial` names a `jti` and `authority_id` a `kid`; a pattern counts by `iat`.
     """
-    signed, header, body, signature = _split(token)
+    signed, header, body, signature = split_token(token)
     algorithm, key_id = _read_header(header)
-    claims = _object(body, "malformed_claims")
-    subject = _subject(claims)
+    claims = read_part(body, "malformed_claims")
+    subject = read_subject(claims)
     names = _audience(claims)
     made = object.__new__(ValidatedJwt)
     values = {
         "id": subject,
         "key_id": key_id,
-        "expires_at": _time(claims, "exp", required=True),
-        "issued_at": _time(claims, "iat"),
+        "expires_at": read_time(claims, "exp", required=True),
+        "issued_at": read_time(claims, "iat"),
         "claims": MappingProxyType(claims),
     }
     for name, value in values.items():
         object.__setattr__(made, name, value)
-    not_before = _time(claims, "nbf")
+    not_before = read_time(claims, "nbf")
     if not isinstance(claims.get("jti", ""), str):
         raise JwtSvidError("malformed_claim", "jti")
-    _check_signature(signed, signature, algorithm, _key(bundles.get(subject.trust_domain), key_id, at))
+    bundle = bundles.get(subject.trust_domain)
+    check_signature(signed, signature, algorithm, find_key(bundle.jwt_keys if bundle else (), key_id, at))
     if at < not_before:
         raise JwtSvidError("not_yet_valid")
     if at >= made.expires_at:
@@ -204,8 +206,8 @@ def validate_jwt_svid(
     return made
 
 
-def _split(token: str) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return what is signed, and the three parts decoded."""
+def split_token(token: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return what is signed, and the three parts decoded. Raise JwtSvidError."""
     if len(token) > MAX_TOKEN_BYTES:
         raise JwtSvidError("token_too_long")
     parts = token.split(".", 3)
@@ -220,7 +222,7 @@ def _split(token: str) -> tuple[bytes, bytes, bytes, bytes]:
 
 def _read_header(part: bytes) -> tuple[str, str]:
     """Return alg and kid. JWT-SVID.md 2.1 to 2.3; `crit`, `jwk`, `x5u` and all others have no place."""
-    header = _object(part, "malformed_header")
+    header = read_part(part, "malformed_header")
     if not header.keys() <= _HEADER_NAMES:
         raise JwtSvidError("header_not_allowed")
     algorithm, key_id = header.get("alg"), header.get("kid")
@@ -233,14 +235,16 @@ def _read_header(part: bytes) -> tuple[str, str]:
     return algorithm, key_id
 
 
-def _object(part: bytes, code: str) -> dict[str, Any]:
+def read_part(part: bytes, code: str) -> dict[str, Any]:
+    """Read header or claims. Raise JwtSvidError with that code."""
     try:
         return jose.read_object(part)
     except ValueError:
         raise JwtSvidError(code) from None
 
 
-def _subject(claims: Mapping[str, Any]) -> SpiffeId:
+def read_subject(claims: Mapping[str, Any]) -> SpiffeId:
+    """Return the workload that a token is about. Raise JwtSvidError."""
     if "sub" not in claims:
         raise JwtSvidError("subject_missing")
     if not isinstance(claims["sub"], str):
@@ -265,8 +269,8 @@ def _audience(claims: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _time(claims: Mapping[str, Any], name: str, *, required: bool = False) -> float:
-    """RFC 7519 section 2: a NumericDate may have a fraction."""
+def read_time(claims: Mapping[str, Any], name: str, *, required: bool = False) -> float:
+    """Return a time, 0 when it is absent (RFC 7519 section 2: it may have a fraction). Raise JwtSvidError."""
     if name not in claims:
         if required:
             raise JwtSvidError("expiry_missing")
@@ -277,10 +281,11 @@ def _time(claims: Mapping[str, Any], name: str, *, required: bool = False) -> fl
     return found
 
 
-def _key(bundle: TrustBundle | None, key_id: str, at: float) -> JwtKey:
-    if bundle is None or not bundle.jwt_keys:
+def find_key(keys: Sequence[JwtKey], key_id: str, at: float) -> JwtKey:
+    """Return the key of a bundle that a token names. Raise JwtSvidError."""
+    if not keys:
         raise JwtSvidError("unknown_trust_domain")
-    for key in bundle.jwt_keys:
+    for key in keys:
         if key.key_id == key_id:
             if key.expires_at and at >= key.expires_at:
                 raise JwtSvidError("key_expired")
@@ -288,7 +293,8 @@ def _key(bundle: TrustBundle | None, key_id: str, at: float) -> JwtKey:
     raise JwtSvidError("key_unknown")
 
 
-def _check_signature(signed: bytes, signature: bytes, algorithm: str, key: JwtKey) -> None:
+def check_signature(signed: bytes, signature: bytes, algorithm: str, key: JwtKey) -> None:
+    """Check a token's signature by the one key that it names. Raise JwtSvidError."""
     try:
         jose.verify(key.public_key, algorithm, signed, signature)
     except (ValueError, UnsupportedAlgorithm):

@@ -2,7 +2,8 @@
 """Every gRPC contract that we speak, as stubs in a descriptor pool of our own.
 
 `*_pb2` are messages, `*_grpc` services: the SPIFFE Workload API (`workload`), SPIRE's server APIs (`agent`, `entry`,
-`svid`, `bundle`, with `types`), gRPC's health check (`health`), and ours (`control`, `policy`, `auth`, `admin`).
+`svid`, `bundle`, `trustdomain`, `localauthority`, `logger`, `debug`, with `types`), gRPC's health check and reflection
+(`health`, `reflection`), and ours (`control`, `policy`, `auth`, `admin`).
 Nothing here meets the descriptors of another SPIFFE library in the same process.
 
 >>> from firedoor.wire import types
@@ -22,14 +23,25 @@ from firedoor.wire._generated import firedoor_policy_v1_policy_pb2 as policy_pb2
 from firedoor.wire._generated import google_rpc_status_pb2 as rpc_status_pb2
 from firedoor.wire._generated import grpc_health_v1_health_pb2 as health_pb2
 from firedoor.wire._generated import grpc_health_v1_health_pb2_grpc as health_grpc
+from firedoor.wire._generated import grpc_reflection_v1_reflection_pb2 as reflection_pb2
+from firedoor.wire._generated import grpc_reflection_v1_reflection_pb2_grpc as reflection_grpc
+from firedoor.wire._generated import grpc_reflection_v1alpha_reflection_pb2 as reflection_alpha_pb2
 from firedoor.wire._generated import spire_api_server_agent_v1_agent_pb2 as agent_pb2
 from firedoor.wire._generated import spire_api_server_agent_v1_agent_pb2_grpc as agent_grpc
 from firedoor.wire._generated import spire_api_server_bundle_v1_bundle_pb2 as bundle_pb2
 from firedoor.wire._generated import spire_api_server_bundle_v1_bundle_pb2_grpc as bundle_grpc
+from firedoor.wire._generated import spire_api_server_debug_v1_debug_pb2 as debug_pb2
+from firedoor.wire._generated import spire_api_server_debug_v1_debug_pb2_grpc as debug_grpc
 from firedoor.wire._generated import spire_api_server_entry_v1_entry_pb2 as entry_pb2
 from firedoor.wire._generated import spire_api_server_entry_v1_entry_pb2_grpc as entry_grpc
+from firedoor.wire._generated import spire_api_server_localauthority_v1_localauthority_pb2 as localauthority_pb2
+from firedoor.wire._generated import spire_api_server_localauthority_v1_localauthority_pb2_grpc as localauthority_grpc
+from firedoor.wire._generated import spire_api_server_logger_v1_logger_pb2 as logger_pb2
+from firedoor.wire._generated import spire_api_server_logger_v1_logger_pb2_grpc as logger_grpc
 from firedoor.wire._generated import spire_api_server_svid_v1_svid_pb2 as svid_pb2
 from firedoor.wire._generated import spire_api_server_svid_v1_svid_pb2_grpc as svid_grpc
+from firedoor.wire._generated import spire_api_server_trustdomain_v1_trustdomain_pb2 as trustdomain_pb2
+from firedoor.wire._generated import spire_api_server_trustdomain_v1_trustdomain_pb2_grpc as trustdomain_grpc
 from firedoor.wire._generated import workload_pb2
 from firedoor.wire._generated import workload_pb2_grpc as workload_grpc
 from firedoor.wire._pool import POOL
@@ -46,15 +58,26 @@ __all__ = [
     "bundle_pb2",
     "control_grpc",
     "control_pb2",
+    "debug_grpc",
+    "debug_pb2",
     "details",
     "entry_grpc",
     "entry_pb2",
     "health_grpc",
     "health_pb2",
+    "localauthority_grpc",
+    "localauthority_pb2",
+    "logger_grpc",
+    "logger_pb2",
     "policy_pb2",
+    "reflection_alpha_pb2",
+    "reflection_grpc",
+    "reflection_pb2",
     "rpc_status_pb2",
     "svid_grpc",
     "svid_pb2",
+    "trustdomain_grpc",
+    "trustdomain_pb2",
     "types",
     "views",
     "well_known",

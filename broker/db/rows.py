@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from firedoor.broker.db.schema import authorities, bundles, generation, issued, policy_documents, revocations
 from firedoor.broker.errors import Conflict, NotFound
-from firedoor.certs import TrustBundle, TrustDomain, X509Root
+from firedoor.certs import JwtKey, TrustBundle, TrustDomain, X509Root
 from firedoor.segments import Document
 
 
@@ -64,14 +65,23 @@ def load_bundles(connection: Connection) -> dict[TrustDomain, TrustBundle]:
 
 def _tainted(bundle: TrustBundle, tainted: set[str]) -> TrustBundle:
     roots = tuple(X509Root(root.der, root.authority_id in tainted) for root in bundle.x509_roots)
-    return replace(bundle, x509_roots=roots)
+    jwt_keys, wit_keys = (
+        tuple(replace(key, tainted=_key_name(key) in tainted) for key in keys)
+        for keys in (bundle.jwt_keys, bundle.wit_keys)
+    )
+    return replace(bundle, x509_roots=roots, jwt_keys=jwt_keys, wit_keys=wit_keys)
+
+
+def _key_name(key: JwtKey) -> str:
+    return "key:" + quote(key.key_id, safe="")
 
 
 def put_bundle(connection: Connection, bundle: TrustBundle) -> None:
     """Write a bundle in place of the one before."""
     name = bundle.trust_domain.name
-    tainted = " ".join(root.authority_id for root in bundle.x509_roots if root.tainted)
-    values = {"jwks": bundle.to_json(), "tainted": tainted}
+    tainted = [root.authority_id for root in bundle.x509_roots if root.tainted]
+    tainted += [_key_name(key) for key in (*bundle.jwt_keys, *bundle.wit_keys) if key.tainted]
+    values = {"jwks": bundle.to_json(), "tainted": " ".join(tainted)}
     if connection.execute(update(bundles).where(bundles.c.trust_domain == name).values(values)).rowcount == 0:
         connection.execute(insert(bundles).values(trust_domain=name, **values))
 

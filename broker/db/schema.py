@@ -90,7 +90,8 @@ bundles = Table(
     Column("trust_domain", String(255), primary_key=True),
     # SPIFFE bundle format (JWKS), with its sequence number and refresh hint inside.
     Column("jwks", LargeBinary, nullable=False),
-    # IDs of the tainted authorities, separated by blanks: the bundle format has no field for them.
+    # IDs of the tainted authorities, separated by blanks: the bundle format has no field for them. An X.509 authority's
+    # is hex; a token key's, which somebody else may have chosen, is quoted and stands after "key:".
     Column("tainted", Text, nullable=False),
 )
 
@@ -99,6 +100,16 @@ entry_federates = Table(
     METADATA,
     _of_entry(),
     Column("trust_domain", String(255), ForeignKey("bundles.trust_domain"), primary_key=True, index=True),
+)
+
+# Where the bundles of other trust domains are fetched. A trust domain is never guessed from the URL.
+federation_relationships = Table(
+    "federation_relationships",
+    METADATA,
+    Column("trust_domain", String(255), primary_key=True),
+    Column("url", String(2048), nullable=False),
+    # Profile https_spiffe: whom the endpoint must prove to be. Empty: https_web.
+    Column("endpoint_id", String(2048), nullable=False),
 )
 
 agents = Table(

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from sqlalchemy import Connection
 
-from firedoor.broker.db.rows import delete_bundle, put_bundle
-from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotFound, Unsupported
+from firedoor.broker.db.entry_rows import delete_entry, update_entry
+from firedoor.broker.db.rows import Revoked, delete_bundle, put_bundle, revoke_issued
+from firedoor.broker.entry import Entry
+from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotFound
 from firedoor.broker.messages import bundle_message
 from firedoor.broker.rpc.listing import page
-from firedoor.broker.rpc.masks import show
+from firedoor.broker.rpc.masks import overlay, show
+from firedoor.broker.rpc.own_bundle import append
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.certs import CertsError, JwtKey, TrustBundle, TrustDomain, X509Root
 from firedoor.wire import bundle_pb2, types
@@ -85,16 +88,37 @@ class BundleService:
         ]
         return bundle_pb2.BatchSetFederatedBundleResponse(results=results)
 
+    async def BatchUpdateFederatedBundle(
+        self, request: bundle_pb2.BatchUpdateFederatedBundleRequest, call: Call
+    ) -> bundle_pb2.BatchUpdateFederatedBundleResponse:
+        """Change what the input mask names (everything without one) of bundles that are there."""
+        result = bundle_pb2.BatchUpdateFederatedBundleResponse.Result
+        input_mask = request.input_mask if request.HasField("input_mask") else None
+        mask = request.output_mask if request.HasField("output_mask") else None
+
+        def whole(message: types.Bundle) -> types.Bundle:
+            present = self._state.bundles.get(self._foreign(message.trust_domain, "updating"))
+            if present is None:
+                raise NotFound("bundle not found")
+            return overlay(bundle_message(present), message, input_mask)
+
+        results = [
+            result(status=status, bundle=show(bundle_message(bundle), mask) if bundle else None)
+            for status, bundle in await self._put_all(request.bundle, call, lambda _: None, whole)
+        ]
+        return bundle_pb2.BatchUpdateFederatedBundleResponse(results=results)
+
     async def BatchDeleteFederatedBundle(
         self, request: bundle_pb2.BatchDeleteFederatedBundleRequest, call: Call
     ) -> bundle_pb2.BatchDeleteFederatedBundleResponse:
-        """Delete bundles that no entry federates with."""
-        if request.mode != bundle_pb2.BatchDeleteFederatedBundleRequest.RESTRICT:
-            raise Unsupported("only mode RESTRICT is served: take the trust domain out of the entries first")
+        """Delete bundles. Entries that federate with one forbid it, are deleted too, or forget it, as the mode says."""
+        if request.mode not in bundle_pb2.BatchDeleteFederatedBundleRequest.Mode.values():
+            raise InvalidRequest(f"failed to parse deletion mode: unhandled delete mode {request.mode}")
+        call.audit["mode"] = bundle_pb2.BatchDeleteFederatedBundleRequest.Mode.Name(request.mode)
         results, records = [], []
         for name in _batch(request.trust_domains):
             try:
-                await self._delete(self._foreign(name, "deleting"))
+                await self._delete(self._foreign(name, "removing"), request.mode)
                 status = OK.in_batch()
             except BrokerError as error:
                 status = status_of(error).in_batch()
@@ -103,22 +127,50 @@ class BundleService:
         call.audit["each"] = records
         return bundle_pb2.BatchDeleteFederatedBundleResponse(results=results)
 
-    async def _delete(self, trust_domain: TrustDomain) -> None:
-        users = sum(trust_domain in entry.federates_with for entry in self._state.entries)
-        if users:
-            raise Conflict(f"failed to delete federated bundle: cannot delete bundle; federated with {users} entries")
-        await self._state.change(
-            lambda connection: delete_bundle(connection, trust_domain),
-            lambda _: self._state.drop_bundle(trust_domain),
-        )
+    async def _delete(self, trust_domain: TrustDomain, mode: int) -> None:
+        state, now = self._state, self._state.clock.now()
+        users = [entry for entry in state.entries if trust_domain in entry.federates_with]
+        if users and mode == bundle_pb2.BatchDeleteFederatedBundleRequest.RESTRICT:
+            raise Conflict(
+                "failed to delete federated bundle: "
+                f"cannot delete bundle; federated with {len(users)} registration entries"
+            )
+        gone = mode == bundle_pb2.BatchDeleteFederatedBundleRequest.DELETE
+        alone = [_without(entry, trust_domain) for entry in users]
+
+        def run(connection: Connection) -> list[Revoked]:
+            revoked: list[Revoked] = []
+            for entry in alone:
+                if gone:
+                    delete_entry(connection, entry.id)
+                    revoked += revoke_issued(connection, "entry_id", entry.id, "entry_deleted", now)
+                else:
+                    update_entry(connection, entry)
+            delete_bundle(connection, trust_domain)
+            return revoked
+
+        def apply(revoked: Sequence[Revoked]) -> None:
+            for entry in alone:
+                if gone:
+                    state.entries.remove(entry.id)
+                else:
+                    state.entries.put(entry)
+            state.revoked(revoked)
+            state.drop_bundle(trust_domain)
+
+        await state.change(run, apply)
 
     async def _put_all(
-        self, messages: Any, call: Call, check: Callable[[TrustDomain], None]
+        self,
+        messages: Any,
+        call: Call,
+        check: Callable[[TrustDomain], None],
+        whole: Callable[[types.Bundle], types.Bundle] = lambda message: message,
     ) -> list[tuple[types.Status, TrustBundle | None]]:
         results: list[tuple[types.Status, TrustBundle | None]] = []
         for message in _batch(messages):
             try:
-                bundle = self._parse(message)
+                bundle = self._parse(whole(message))
                 check(bundle.trust_domain)
                 await self._put(bundle)
                 results.append((OK.in_batch(), bundle))
@@ -141,25 +193,16 @@ class BundleService:
             raise AlreadyExists("bundle already exists")
 
     def _parse(self, message: types.Bundle) -> TrustBundle:
-        trust_domain = self._foreign(message.trust_domain, "setting")
-        if not 0 <= message.refresh_hint <= _MAX_HINT:
-            raise InvalidRequest("the refresh hint is not a number of seconds up to a year")
-        roots = TrustBundle.of(trust_domain, [authority.asn1 for authority in message.x509_authorities])
-        tainted = {authority.asn1 for authority in message.x509_authorities if authority.tainted}
-        given = replace(
-            roots,
-            jwt_keys=tuple(
-                JwtKey(key.key_id, key.public_key, max(0, key.expires_at)) for key in message.jwt_authorities
-            ),
-            sequence=message.sequence_number,
-            refresh_hint=message.refresh_hint,
-        )
-        try:
-            # What comes back from the database after a restart is what is in force from the beginning.
-            read = TrustBundle.parse(trust_domain, given.to_json())
-        except (CertsError, ValueError, UnsupportedAlgorithm):
-            raise InvalidRequest("a key or certificate of the bundle cannot be read") from None
-        return replace(read, x509_roots=tuple(X509Root(root.der, root.der in tainted) for root in read.x509_roots))
+        self._foreign(message.trust_domain, "setting")
+        return parse_bundle(message)
+
+    # --- our own ------------------------------------------------------------------------------------------------
+
+    async def AppendBundle(self, request: bundle_pb2.AppendBundleRequest, call: Call) -> types.Bundle:
+        """Add authorities to our own bundle; what is in it stays as it is."""
+        mask = request.output_mask if request.HasField("output_mask") else None
+        call.audit["authorities"] = await append(self._state, request)
+        return show(bundle_message(self._own()), mask)
 
     def _foreign(self, name: str, what: str) -> TrustDomain:
         try:
@@ -167,6 +210,8 @@ class BundleService:
         except CertsError as error:
             raise InvalidRequest(f"trust domain argument is not valid: {error}") from None
         if trust_domain == self._state.trust_domain:
+            if what == "removing":
+                raise InvalidRequest("removing the bundle for the server trust domain is not allowed")
             raise InvalidRequest(f"{what} a federated bundle for the server's own trust domain is not allowed")
         return trust_domain
 
@@ -177,7 +222,34 @@ class BundleService:
         return bundle
 
 
+def _without(entry: Entry, trust_domain: TrustDomain) -> Entry:
+    others = tuple(other for other in entry.federates_with if other != trust_domain)
+    return replace(entry, federates_with=others, revision_number=entry.revision_number + 1)
+
+
 def _batch(items: Any) -> Any:
     if len(items) > MAX_BATCH:
         raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
     return items
+
+
+def parse_bundle(message: types.Bundle) -> TrustBundle:
+    """Read a bundle from the wire. Raise InvalidRequest or CertsError."""
+    trust_domain = TrustDomain.parse(message.trust_domain.removeprefix("spiffe://"))
+    if not 0 <= message.refresh_hint <= _MAX_HINT:
+        raise InvalidRequest("the refresh hint is not a number of seconds up to a year")
+    roots = TrustBundle.of(trust_domain, [authority.asn1 for authority in message.x509_authorities])
+    tainted = {authority.asn1 for authority in message.x509_authorities if authority.tainted}
+    given = replace(
+        roots,
+        jwt_keys=tuple(JwtKey(key.key_id, key.public_key, max(0, key.expires_at)) for key in message.jwt_authorities),
+        wit_keys=tuple(JwtKey(key.key_id, key.public_key, max(0, key.expires_at)) for key in message.wit_authorities),
+        sequence=message.sequence_number,
+        refresh_hint=message.refresh_hint,
+    )
+    try:
+        # What comes back from the database after a restart is what is in force from the beginning.
+        read = TrustBundle.parse(trust_domain, given.to_json())
+    except (CertsError, ValueError, UnsupportedAlgorithm):
+        raise InvalidRequest("a key or certificate of the bundle cannot be read") from None
+    return replace(read, x509_roots=tuple(X509Root(root.der, root.der in tainted) for root in read.x509_roots))

@@ -29,6 +29,10 @@ class HealthService:
             raise NotFound("unknown service")
         return _Response(status=self._status())
 
+    async def List(self, _request: health_pb2.HealthListRequest, _: Call) -> health_pb2.HealthListResponse:
+        """Say of every service whether it serves."""
+        return health_pb2.HealthListResponse(statuses={"": _Response(status=self._status())})
+
     async def Watch(self, request: health_pb2.HealthCheckRequest, _: Call) -> AsyncIterator[_Response]:
         """Say whether the broker serves, at once and whenever that changes."""
         told = None

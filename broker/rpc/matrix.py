@@ -36,7 +36,12 @@ _BUNDLE_API: Final = "/spire.api.server.bundle.v1.Bundle/"
 _ENTRY_API: Final = "/spire.api.server.entry.v1.Entry/"
 _SVID_API: Final = "/spire.api.server.svid.v1.SVID/"
 _POLICY_API: Final = "/firedoor.admin.v1.PolicyAdmin/"
+_TRUST_DOMAIN_API: Final = "/spire.api.server.trustdomain.v1.TrustDomain/"
+_AUTHORITY_API: Final = "/spire.api.server.localauthority.v1.LocalAuthority/"
+_LOGGER_API: Final = "/spire.api.server.logger.v1.Logger/"
+_DEBUG_API: Final = "/spire.api.server.debug.v1.Debug/"
 _HEALTH_API: Final = "/grpc.health.v1.Health/"
+_REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
 
 MATRIX: Final[Mapping[str, frozenset[Who]]] = MappingProxyType(
     {
@@ -75,10 +80,39 @@ MATRIX: Final[Mapping[str, frozenset[Who]]] = MappingProxyType(
         _SVID_API + "MintX509SVID": _MANAGE,
         _SVID_API + "MintJWTSVID": _MANAGE,
         _SVID_API + "MintWITSVID": _MANAGE,
+        _TRUST_DOMAIN_API + "ListFederationRelationships": _MANAGE,
+        _TRUST_DOMAIN_API + "GetFederationRelationship": _MANAGE,
+        _TRUST_DOMAIN_API + "BatchCreateFederationRelationship": _MANAGE,
+        _TRUST_DOMAIN_API + "BatchUpdateFederationRelationship": _MANAGE,
+        _TRUST_DOMAIN_API + "BatchDeleteFederationRelationship": _MANAGE,
+        _TRUST_DOMAIN_API + "RefreshBundle": _MANAGE,
+        _AUTHORITY_API + "GetX509AuthorityState": _MANAGE,
+        _AUTHORITY_API + "PrepareX509Authority": _MANAGE,
+        _AUTHORITY_API + "ActivateX509Authority": _MANAGE,
+        _AUTHORITY_API + "TaintX509Authority": _MANAGE,
+        _AUTHORITY_API + "RevokeX509Authority": _MANAGE,
+        _AUTHORITY_API + "TaintX509UpstreamAuthority": _MANAGE,
+        _AUTHORITY_API + "RevokeX509UpstreamAuthority": _MANAGE,
+        _AUTHORITY_API + "GetJWTAuthorityState": _MANAGE,
+        _AUTHORITY_API + "PrepareJWTAuthority": _MANAGE,
+        _AUTHORITY_API + "ActivateJWTAuthority": _MANAGE,
+        _AUTHORITY_API + "TaintJWTAuthority": _MANAGE,
+        _AUTHORITY_API + "RevokeJWTAuthority": _MANAGE,
+        _AUTHORITY_API + "GetWITAuthorityState": _MANAGE,
+        _AUTHORITY_API + "PrepareWITAuthority": _MANAGE,
+        _AUTHORITY_API + "ActivateWITAuthority": _MANAGE,
+        _AUTHORITY_API + "TaintWITAuthority": _MANAGE,
+        _AUTHORITY_API + "RevokeWITAuthority": _MANAGE,
+        _LOGGER_API + "GetLogger": _LOCAL,
+        _LOGGER_API + "SetLogLevel": _LOCAL,
+        _LOGGER_API + "ResetLogLevel": _LOCAL,
+        _DEBUG_API + "GetInfo": _LOCAL,
         _POLICY_API + "GetPolicy": _MANAGE,
         _POLICY_API + "ApplyPolicy": _MANAGE,
         _HEALTH_API + "Check": _LOCAL,
         _HEALTH_API + "List": _LOCAL,
         _HEALTH_API + "Watch": _LOCAL,
+        "/grpc.reflection.v1." + _REFLECTION: _LOCAL,
+        "/grpc.reflection.v1alpha." + _REFLECTION: _LOCAL,
     }
 )

@@ -35,6 +35,7 @@ _STATUS: Final[Mapping[type[e.BrokerError], StatusCode]] = MappingProxyType(
         e.StorageError: StatusCode.UNAVAILABLE,
         e.AuthorityError: StatusCode.UNAVAILABLE,
         e.PolicyUnavailable: StatusCode.FAILED_PRECONDITION,
+        e.EndpointError: StatusCode.UNAVAILABLE,
         e.Starting: StatusCode.UNAVAILABLE,
     }
 )
@@ -62,7 +63,8 @@ class RpcStatus:
     def in_batch(self) -> types.Status:
         """Return it as one result of a batch carries it."""
         number: int = self.code.value[0]
-        return types.Status(code=number, message=self.message)
+        # SPIRE says "OK" where nothing is wrong, and its tools print it.
+        return types.Status(code=number, message=self.message or self.code.name)
 
 
 OK: Final = RpcStatus(StatusCode.OK, "")

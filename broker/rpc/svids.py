@@ -6,9 +6,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from firedoor.broker.entry import MAX_TTL, check_dns_names, parse_spiffe_id
+from firedoor.broker.entry import check_dns_names
 from firedoor.broker.errors import BrokerError, InvalidRequest
 from firedoor.broker.issuing import (
     AuthorizedIssuance,
@@ -20,6 +20,7 @@ from firedoor.broker.issuing import (
 )
 from firedoor.broker.messages import svid_message, token_message
 from firedoor.broker.rpc.status import OK, status_of
+from firedoor.broker.rpc.wit_svids import MAX_BATCH, WitSvids, read_minted_id, read_ttl
 from firedoor.broker.tokens import authorize_minted_token, authorize_token, read_audience
 from firedoor.certs import JwtSvid, SpiffeId, SpiffeIdError, X509Svid
 from firedoor.wire import svid_pb2
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
     from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
-    from firedoor.broker.tokens import TokenSigner
+    from firedoor.broker.tokens import TokenSigner, WitSigner
 
-# SPIRE's agents send 500 at most.
-MAX_BATCH: Final = 1000
 _Result = svid_pb2.BatchNewX509SVIDResponse.Result
 
 
@@ -55,12 +54,15 @@ class SvidService:
         policy: PolicyKeeper,
         signer: Signer,
         tokens: TokenSigner,
+        wits: WitSigner,
         limits: Limits,
         metrics: Metrics,
         ttls: Ttls,
     ) -> None:
         self._state, self._policy, self._signer, self._tokens = state, policy, signer, tokens
         self._limits, self._metrics, self._ttls = limits, metrics, ttls
+        made = WitSvids(state, policy, wits, limits, metrics, ttls.x509)
+        self.BatchNewWITSVID, self.MintWITSVID = made.batch, made.mint
 
     async def BatchNewX509SVID(
         self, request: svid_pb2.BatchNewX509SVIDRequest, call: Call
@@ -144,12 +146,9 @@ class SvidService:
     async def MintJWTSVID(self, request: svid_pb2.MintJWTSVIDRequest, call: Call) -> svid_pb2.MintJWTSVIDResponse:
         """Sign a JWT-SVID without a workload, where the ID's segment lets that be done."""
         call.audit.update(event="mint_jwt")
-        try:
-            spiffe_id = parse_spiffe_id(request.id)
-        except SpiffeIdError as error:
-            raise InvalidRequest(f"invalid SPIFFE ID: {error}") from None
+        spiffe_id = read_minted_id(request.id)
         call.audit.update(spiffe_id=str(spiffe_id))
-        audience, ttl = read_audience(request.audience), _ttl(request.ttl, self._ttls.jwt)
+        audience, ttl = read_audience(request.audience), read_ttl(request.ttl, self._ttls.jwt)
         self._limits.tokens(call.caller)
         with self._refusals(call):
             proof = authorize_minted_token(self._state, self._policy, spiffe_id, ttl)
@@ -160,7 +159,7 @@ class SvidService:
     async def MintX509SVID(self, request: svid_pb2.MintX509SVIDRequest, call: Call) -> svid_pb2.MintX509SVIDResponse:
         """Sign an X.509-SVID without a workload, for the ID that the CSR names."""
         call.audit.update(event="mint")
-        csr, ttl = read_named_csr(request.csr), _ttl(request.ttl, self._ttls.x509)
+        csr, ttl = read_named_csr(request.csr), read_ttl(request.ttl, self._ttls.x509)
         spiffe_id, dns_names = _asked_id(csr.uris), check_dns_names(csr.dns_names)
         call.audit.update(spiffe_id=str(spiffe_id))
         self._limits.signing(call.caller, 1)
@@ -195,12 +194,6 @@ def _note(call: Call, made: JwtSvid) -> None:
         authority_id=made.key_id,
         not_after=made.expires_at,
     )
-
-
-def _ttl(asked: int, default: int) -> int:
-    if not 0 <= asked <= MAX_TTL:
-        raise InvalidRequest(f"invalid TTL: it is between 0 and {MAX_TTL} seconds")
-    return asked or default
 
 
 def _asked_id(uris: tuple[str, ...]) -> SpiffeId:

@@ -341,3 +341,12 @@ async def running(folder: Path, policy: str | None = POLICY, **more: str) -> Asy
 
 def code_of(error: grpc.aio.AioRpcError) -> str:
     return str(error.code().name)
+
+
+async def status(channel: grpc.aio.Channel, path: str) -> str:
+    """Call a method with an empty request and return how that ends."""
+    try:
+        await channel.unary_unary(path)(b"")
+    except grpc.aio.AioRpcError as error:
+        return code_of(error)
+    return "OK"

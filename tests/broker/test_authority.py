@@ -46,7 +46,7 @@ async def test_the_next_is_prepared_at_half_life_and_signs_when_a_sixth_is_left(
         authority, state = broker.broker.authority, broker.broker.state
         first = authority.slots.current
         assert first is not None
-        assert (first.lifetime, state.bundles[TD].sequence) == (DAY, 2)
+        assert (first.lifetime, state.bundles[TD].sequence) == (DAY, 3)
         jump(broker, monkeypatch, DAY / 2 - 60)
         await authority.tick()
         assert authority.slots.other is None
@@ -57,7 +57,7 @@ async def test_the_next_is_prepared_at_half_life_and_signs_when_a_sixth_is_left(
         assert second is not None
         assert second.status is Status.PREPARED
         # In the bundle from now on; the first one still signs.
-        assert (state.bundles[TD].sequence, len(state.bundles[TD].x509_roots)) == (3, 2)
+        assert (state.bundles[TD].sequence, len(state.bundles[TD].x509_roots)) == (4, 2)
         assert state.generation > generation
         assert authority.issuer().authority_id == first.authority_id
         jump(broker, monkeypatch, DAY / 3)
@@ -133,7 +133,7 @@ async def test_a_passphrase_encrypts_the_keys_and_is_asked_for_again(folder: Pat
     async with running(folder, key_passphrase_file=str(secret)) as broker:
         first = broker.broker.authority.issuer().authority_id
     found = sorted((folder / "data" / "keys").iterdir())
-    assert [key.name for key in found] == ["JWT-Signer-A.pem", "x509-CA-A.pem"]
+    assert [key.name for key in found] == ["JWT-Signer-A.pem", "WIT-Signer-A.pem", "x509-CA-A.pem"]
     assert all(b"ENCRYPTED" in key.read_bytes() for key in found)
     assert all(key.stat().st_mode & 0o777 == 0o600 for key in found)
     for wrong in ({"key_passphrase_file": str(other)}, {}):

@@ -32,7 +32,7 @@ async def test_our_own_bundle_is_for_anybody(broker: RunningBroker) -> None:
     found = await stub.GetBundle(bundle_pb2.GetBundleRequest())
     assert found.trust_domain == "example.org"
     assert [a.asn1 for a in found.x509_authorities] == broker.roots()
-    assert (found.sequence_number, found.refresh_hint) == (2, 300)
+    assert (found.sequence_number, found.refresh_hint) == (3, 300)
     mask = types.BundleMask(sequence_number=True)
     masked = await stub.GetBundle(bundle_pb2.GetBundleRequest(output_mask=mask))
     assert [field.name for field, _ in masked.ListFields()] == ["trust_domain", "sequence_number"]
@@ -51,7 +51,7 @@ async def test_what_was_set_is_read_back(broker: RunningBroker) -> None:
     created = await broker.bundles.BatchCreateFederatedBundle(
         bundle_pb2.BatchCreateFederatedBundleRequest(bundle=[given, bundle(broker, "third.org")])
     )
-    assert [(r.status.code, r.status.message) for r in created.results] == [(6, "bundle already exists"), (0, "")]
+    assert [(r.status.code, r.status.message) for r in created.results] == [(6, "bundle already exists"), (0, "OK")]
 
 
 BAD = {

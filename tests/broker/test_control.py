@@ -253,7 +253,7 @@ async def test_a_new_authority_is_pushed_when_it_is_prepared(broker: RunningBrok
     await broker.broker.authority._prepare()
     second = await stream.next()
     assert len(part(second, "bundles").bundles[0].x509_authorities) == 2
-    assert part(second, "bundles").bundles[0].sequence_number == 3
+    assert part(second, "bundles").bundles[0].sequence_number == 4
 
 
 async def test_a_slow_policy_does_not_hold_calls_up(broker: RunningBroker) -> None:

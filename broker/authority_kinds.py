@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three kinds of signing authorities: certificates, JWT-SVIDs, WIT-SVIDs."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import string
+from typing import ClassVar, Final, Literal
+
+from sqlalchemy import Connection
+
+from firedoor.broker.authority import Manager, change_bundle
+from firedoor.broker.db.rows import Revoked, put_revocations
+from firedoor.broker.errors import Conflict, InvalidRequest
+from firedoor.certs import (
+    Authority,
+    JwtIssuer,
+    JwtKey,
+    PrivateKey,
+    Status,
+    TrustBundle,
+    X509Issuer,
+    issue_ca,
+    public_key_der,
+)
+from firedoor.certs.authority import SlotName, key_id
+
+# A root stays in the bundle for a day after its end, as in SPIRE, so that nobody's clock makes a difference.
+_PRUNE_AFTER: Final = 86400
+_PRUNE_EVERY: Final = 3600
+# SPIRE's form of a key ID: 190 bits that nobody meets twice.
+_KEY_ID_LETTERS: Final = string.ascii_letters + string.digits
+_KEY_ID_LENGTH: Final = 32
+
+
+class AuthorityManager(Manager[X509Issuer]):
+    """X.509 authorities. It also takes out of the bundle what has long ended, of either kind."""
+
+    kind = "x509"
+    label = "X.509"
+    _prune_at = 0
+
+    async def tick(self) -> None:
+        """Do what is due now."""
+        await super().tick()
+        now = self._state.clock.now()
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNE_EVERY
+            await change_bundle(self._state, lambda bundle: bundle.pruned(now - _PRUNE_AFTER))
+
+    def _make(self, slot: SlotName, at: int) -> Authority:
+        key = self._keys.generate(key_id(self.kind, slot), self._key_type)
+        made = issue_ca(self._state.trust_domain, key, at=at, random=secrets.token_bytes, ttl=self._ttl)
+        return Authority.x509(slot, made.der, issued_at=at)
+
+    def _join(self, authority: Authority, key: PrivateKey) -> X509Issuer:
+        return X509Issuer.load(self._state.trust_domain, authority.public, key, authority.upstream)
+
+    def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
+        return bundle.with_root(authority.public)
+
+    def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
+        return bundle.with_tainted(authority_id)
+
+    async def revoke(self, authority_id: str) -> Authority:
+        """Take the tainted authority's root out of the bundle, and revoke it for what runs already.
+
+        Raise InvalidRequest or Conflict.
+        """
+        async with self._lock:
+            other = self._revocable(authority_id)
+            if other.status is not Status.TAINTED:
+                raise Conflict("failed to revoke X.509 authority: it is not possible to revoke an untainted root CA")
+            one = Revoked("authority", authority_id, 0, "authority_revoked", other.not_after)
+            await self._change(
+                self._slots.revoke(authority_id),
+                lambda bundle: bundle.without(authority_id),
+                lambda connection: _put_revocation(connection, one),
+                lambda: self._state.revoked([one]),
+            )
+            await asyncio.to_thread(self._keys.delete, other.key_id)
+            self._audited("authority_revoked", other)
+            return other
+
+    def _revocable(self, authority_id: str) -> Authority:
+        if not authority_id:
+            raise InvalidRequest("invalid authority ID: no authority ID provided")
+        if authority_id == self.active().authority_id:
+            raise InvalidRequest("invalid authority ID: unable to use current authority")
+        other = self._slots.other
+        if other is None or other.authority_id != authority_id or other.status in (Status.PREPARED, Status.REVOKED):
+            raise InvalidRequest("invalid authority ID: only Old local authority can be revoked")
+        return other
+
+
+class JwtAuthorityManager(Manager[JwtIssuer]):
+    """JWT authorities: a key and its ID."""
+
+    kind: ClassVar[Literal["jwt", "wit"]] = "jwt"
+    label = "JWT"
+
+    def _make(self, slot: SlotName, at: int) -> Authority:
+        public = public_key_der(self._keys.generate(key_id(self.kind, slot), self._key_type).public_key())
+        made = "".join(secrets.choice(_KEY_ID_LETTERS) for _ in range(_KEY_ID_LENGTH))
+        return Authority.of_tokens(self.kind, slot, made, public, issued_at=at, not_after=at + self._ttl)
+
+    def _join(self, authority: Authority, key: PrivateKey) -> JwtIssuer:
+        return JwtIssuer.load(
+            self._state.trust_domain, authority.authority_id, authority.public, key, not_after=authority.not_after
+        )
+
+    def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
+        return bundle.with_jwt_key(JwtKey(authority.authority_id, authority.public, authority.not_after))
+
+    def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
+        return bundle.with_tainted_key(authority_id)
+
+    def _keys_of(self, bundle: TrustBundle) -> tuple[JwtKey, ...]:
+        return bundle.jwt_keys
+
+    async def revoke(self, authority_id: str) -> JwtKey:
+        """Take a tainted key out of the bundle; also one of somebody below us. Raise InvalidRequest or Conflict."""
+        async with self._lock:
+            key = self._revocable(authority_id)
+            if not key.tainted:
+                raise Conflict(
+                    f"failed to revoke {self.label} authority: it is not possible to revoke an untainted key"
+                )
+            other = self._slots.other if self._slots.other and self._slots.other.authority_id == authority_id else None
+            slots = self._slots.revoke(authority_id) if other else self._slots
+            await self._change(slots, lambda bundle: bundle.without_key(authority_id))
+            if other is not None:
+                await asyncio.to_thread(self._keys.delete, other.key_id)
+            self._audit.event("authority_revoked", kind=self.kind, authority_id=authority_id)
+            return key
+
+    def _revocable(self, authority_id: str) -> JwtKey:
+        if not authority_id:
+            raise InvalidRequest("invalid authority ID: no authority ID provided")
+        other = self._slots.other
+        if other is not None and other.authority_id == authority_id and other.status is Status.PREPARED:
+            raise InvalidRequest("invalid authority ID: unable to use a prepared key")
+        if authority_id == self.active().authority_id:
+            raise InvalidRequest("invalid authority ID: unable to use current authority")
+        for key in self._keys_of(self._state.bundles[self._state.trust_domain]):
+            if key.key_id == authority_id:
+                return key
+        raise InvalidRequest(f"invalid authority ID: no {self.label} authority found with provided authority ID")
+
+
+class WitAuthorityManager(JwtAuthorityManager):
+    """WIT authorities: like those for JWTs, in keys and slots of their own. Neither signs the other's tokens."""
+
+    kind = "wit"
+    label = "WIT"
+
+    def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
+        return bundle.with_wit_key(JwtKey(authority.authority_id, authority.public, authority.not_after))
+
+    def _keys_of(self, bundle: TrustBundle) -> tuple[JwtKey, ...]:
+        return bundle.wit_keys
+
+
+def _put_revocation(connection: Connection, one: Revoked) -> None:
+    put_revocations(connection, [one])

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which services a broker's two servers answer: SPIRE's and ours on both, what is for its own host on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from firedoor.broker.rpc.bundles import BundleService
+from firedoor.broker.rpc.debug import DebugService
+from firedoor.broker.rpc.entries import EntryService
+from firedoor.broker.rpc.health import HealthService
+from firedoor.broker.rpc.local_authorities import LocalAuthorityService
+from firedoor.broker.rpc.loggers import LoggerService
+from firedoor.broker.rpc.policy_admin import PolicyAdminService
+from firedoor.broker.rpc.reflection import reflections
+from firedoor.broker.rpc.svids import SvidService, Ttls
+from firedoor.broker.rpc.trust_domains import TrustDomainService
+from firedoor.broker.tokens import TokenSigner, WitSigner
+from firedoor.wire import (
+    admin_pb2,
+    agent_pb2,
+    bundle_pb2,
+    debug_pb2,
+    entry_pb2,
+    health_pb2,
+    localauthority_pb2,
+    logger_pb2,
+    svid_pb2,
+    trustdomain_pb2,
+)
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import ServiceDescriptor
+
+    from firedoor.broker.broker import Broker
+    from firedoor.broker.issuing import Signer
+    from firedoor.broker.limits import Limits
+    from firedoor.broker.rpc.agents import AgentService
+
+
+def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits) -> dict[ServiceDescriptor, object]:
+    """Return what the network and the admin socket serve; who may call what is in rpc/matrix.py."""
+    state, policy, metrics, config = broker.state, broker.policy, broker.metrics, broker.config
+    tokens = TokenSigner(state, broker.jwt_authority.issuer, metrics)
+    wits = WitSigner(state, broker.wit_authority.issuer, metrics)
+    ttls = Ttls(config.x509_svid_ttl, config.jwt_svid_ttl)
+    authorities = LocalAuthorityService(broker.authority, broker.jwt_authority, broker.wit_authority)
+    return {
+        _service(agent_pb2, "Agent"): agents,
+        _service(entry_pb2, "Entry"): EntryService(state, policy),
+        _service(svid_pb2, "SVID"): SvidService(state, policy, signer, tokens, wits, limits, metrics, ttls),
+        _service(bundle_pb2, "Bundle"): BundleService(state),
+        _service(localauthority_pb2, "LocalAuthority"): authorities,
+        _service(trustdomain_pb2, "TrustDomain"): TrustDomainService(state, broker.federation),
+        _service(admin_pb2, "PolicyAdmin"): PolicyAdminService(state, policy),
+    }
+
+
+def on_admin_socket(
+    broker: Broker, common: Mapping[ServiceDescriptor, object], missing: Callable[[], list[str]]
+) -> dict[ServiceDescriptor, object]:
+    """Return what the admin socket serves: all the network does, and what only its own host may ask."""
+    found = {
+        **common,
+        _service(logger_pb2, "Logger"): LoggerService(),
+        _service(debug_pb2, "Debug"): DebugService(broker.state, broker.identity),
+        _service(health_pb2, "Health"): HealthService(missing),
+    }
+    return {**found, **reflections(found)}
+
+
+def _service(module: Any, name: str) -> ServiceDescriptor:
+    found: ServiceDescriptor = module.DESCRIPTOR.services_by_name[name]
+    return found
