@@ -63,8 +63,9 @@ class Manager(Generic[I]):
     """Prepares and activates the authorities of one kind in time."""
 
     kind: ClassVar[Kind]
-    # What the kind is called in sentences.
+    # What the kind, and one authority of it, is called in sentences; SPIRE's words.
     label: ClassVar[str]
+    what: ClassVar[str]
 
     def __init__(self, state: State, keys: KeyManager, key_type: KeyType, ttl: int, audit: Audit) -> None:
         self._state, self._keys, self._key_type, self._ttl, self._audit = state, keys, key_type, ttl, audit
@@ -155,7 +156,7 @@ class Manager(Generic[I]):
                 raise InvalidRequest("unable to taint current local authority")
             other = self._other(authority_id)
             if other.status is Status.TAINTED:
-                raise Conflict(f"failed to taint {self.label} authority: it is already tainted")
+                raise Conflict(f"failed to taint {self.label} authority: {self.what} is already tainted")
             if other.status is not Status.OLD:
                 raise InvalidRequest(f"only Old local authorities can be tainted: {_status(other)}")
             slots = self._slots.taint(authority_id)

@@ -39,6 +39,7 @@ class AuthorityManager(Manager[X509Issuer]):
 
     kind = "x509"
     label = "X.509"
+    what = "root CA"
     _prune_at = 0
 
     async def tick(self) -> None:
@@ -99,6 +100,7 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
 
     kind: ClassVar[Literal["jwt", "wit"]] = "jwt"
     label = "JWT"
+    what = "key"
 
     def _make(self, slot: SlotName, at: int) -> Authority:
         public = public_key_der(self._keys.generate(key_id(self.kind, slot), self._key_type).public_key())

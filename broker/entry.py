@@ -78,6 +78,16 @@ def is_reserved(spiffe_id: SpiffeId) -> bool:
     return spiffe_id.path == "/spire" or spiffe_id.path.startswith("/spire/")
 
 
+def check_workload_id(spiffe_id: SpiffeId, trust_domain: TrustDomain) -> SpiffeId:
+    """Return the ID of a workload of ours. Raise InvalidRequest with SPIRE's sentences."""
+    if spiffe_id.trust_domain != trust_domain:
+        raise InvalidRequest(f'"{spiffe_id}" is not a member of trust domain "{trust_domain}"')
+    if not spiffe_id.path or is_reserved(spiffe_id):
+        why = "path is in the reserved namespace" if spiffe_id.path else "path is empty"
+        raise InvalidRequest(f'"{spiffe_id}" is not a workload in trust domain "{trust_domain}"; {why}')
+    return spiffe_id
+
+
 def is_agent(spiffe_id: SpiffeId) -> bool:
     """Say whether the ID is in the space of agent IDs."""
     return spiffe_id.path.startswith("/spire/agent/")
@@ -176,10 +186,10 @@ def _member(message: types.SPIFFEID, trust_domain: TrustDomain, what: str) -> Sp
 
 
 def _workload_id(message: types.SPIFFEID, trust_domain: TrustDomain) -> SpiffeId:
-    spiffe_id = _member(message, trust_domain, "spiffe")
-    if is_reserved(spiffe_id):
-        raise InvalidRequest("invalid spiffe ID: everything below /spire is reserved")
-    return spiffe_id
+    try:
+        return check_workload_id(parse_spiffe_id(message), trust_domain)
+    except (SpiffeIdError, InvalidRequest) as error:
+        raise InvalidRequest(f"invalid spiffe ID: {error}") from None
 
 
 def _ttl(seconds: int, what: str) -> int:

@@ -86,7 +86,7 @@ def _check_bundles(connection: Connection, entry: Entry) -> None:
     for trust_domain in entry.federates_with:
         where = bundles.c.trust_domain == trust_domain.name
         if connection.scalar(select(bundles.c.trust_domain).where(where)) is None:
-            raise InvalidRequest(f'unable to find federated bundle "{trust_domain.name}"')
+            raise InvalidRequest(f'unable to find federated bundle "{trust_domain.id}"')
 
 
 def _insert_parts(connection: Connection, entry: Entry) -> None:

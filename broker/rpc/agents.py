@@ -277,8 +277,12 @@ class AgentService:
             spiffe_id = parse_spiffe_id(message)
         except SpiffeIdError as error:
             raise InvalidRequest(f"invalid agent ID: {error}") from None
-        if spiffe_id.trust_domain != self._state.trust_domain or not spiffe_id.path or is_reserved(spiffe_id):
-            raise InvalidRequest("invalid agent ID: it must be of this trust domain and not below /spire")
+        if spiffe_id.trust_domain != self._state.trust_domain:
+            raise InvalidRequest(
+                f'invalid agent ID: "{spiffe_id}" is not a member of trust domain "{self._state.trust_domain}"'
+            )
+        if not spiffe_id.path or is_reserved(spiffe_id):
+            raise InvalidRequest("invalid agent ID: it must have a path, and not below /spire")
         parent_id = join_token_id(self._state.trust_domain, token)
         return Entry(
             id=str(uuid.uuid4()),
@@ -293,8 +297,14 @@ class AgentService:
             agent_id = parse_spiffe_id(message)
         except CertsError as error:
             raise InvalidRequest(f"invalid agent ID: {error}") from None
-        if agent_id.trust_domain != self._state.trust_domain or not is_agent(agent_id):
-            raise InvalidRequest(f'invalid agent ID: "{agent_id}" is not an agent of this trust domain')
+        own = self._state.trust_domain
+        if agent_id.trust_domain != own:
+            raise InvalidRequest(f'invalid agent ID: "{agent_id}" is not a member of trust domain "{own}"')
+        if not is_agent(agent_id):
+            raise InvalidRequest(
+                f'invalid agent ID: "{agent_id}" is not an agent in trust domain "{own}"; '
+                "path is not in the agent namespace"
+            )
         return agent_id
 
     def _filtered(

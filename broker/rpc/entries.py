@@ -300,8 +300,9 @@ def _tests(
         tests.append(lambda entry: matches(how_federated, {td.name for td in entry.federates_with}, names))
     if given.HasField("by_hint"):
         tests.append(lambda entry: entry.hint == given.by_hint.value)
-    if given.HasField("by_downstream"):
-        tests.append(lambda entry: entry.downstream == given.by_downstream.value)
+    if given.by_downstream.value:
+        # SPIRE's tools send `false` whenever nobody asked for downstream entries; it stands for no filter there.
+        tests.append(lambda entry: entry.downstream)
     return tests
 
 
@@ -335,6 +336,10 @@ class _Outcome:
 
 def _refusal(error: Exception) -> _Outcome:
     status = status_of(error)
-    message = f"failed to convert entry: {status.message}" if isinstance(error, InvalidRequest) else status.message
+    message = status.message
+    if message.startswith("unable to find federated bundle"):
+        message = f"failed to create entry: {message}"
+    elif isinstance(error, InvalidRequest):
+        message = f"failed to convert entry: {message}"
     noted = error.redacted if isinstance(error, NotAdmitted) else ""
     return _Outcome(replace(status, message=message).in_batch(), noted=noted)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from firedoor.broker.entry import check_dns_names
+from firedoor.broker.entry import check_dns_names, check_workload_id
 from firedoor.broker.errors import BrokerError, InvalidRequest
 from firedoor.broker.issuing import (
     AuthorizedIssuance,
@@ -22,7 +22,7 @@ from firedoor.broker.messages import svid_message, token_message
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.broker.rpc.wit_svids import MAX_BATCH, WitSvids, read_minted_id, read_ttl
 from firedoor.broker.tokens import authorize_minted_token, authorize_token, read_audience
-from firedoor.certs import JwtSvid, SpiffeId, SpiffeIdError, X509Svid
+from firedoor.certs import JwtSvid, SpiffeId, SpiffeIdError, TrustDomain, X509Svid
 from firedoor.wire import svid_pb2
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class SvidService:
     ) -> None:
         self._state, self._policy, self._signer, self._tokens = state, policy, signer, tokens
         self._limits, self._metrics, self._ttls = limits, metrics, ttls
-        made = WitSvids(state, policy, wits, limits, metrics, ttls.x509)
-        self.BatchNewWITSVID, self.MintWITSVID = made.batch, made.mint
+        self._wits = WitSvids(state, policy, wits, limits, metrics, ttls.x509)
 
     async def BatchNewX509SVID(
         self, request: svid_pb2.BatchNewX509SVIDRequest, call: Call
@@ -146,7 +145,7 @@ class SvidService:
     async def MintJWTSVID(self, request: svid_pb2.MintJWTSVIDRequest, call: Call) -> svid_pb2.MintJWTSVIDResponse:
         """Sign a JWT-SVID without a workload, where the ID's segment lets that be done."""
         call.audit.update(event="mint_jwt")
-        spiffe_id = read_minted_id(request.id)
+        spiffe_id = read_minted_id(request.id, self._state.trust_domain)
         call.audit.update(spiffe_id=str(spiffe_id))
         audience, ttl = read_audience(request.audience), read_ttl(request.ttl, self._ttls.jwt)
         self._limits.tokens(call.caller)
@@ -160,7 +159,7 @@ class SvidService:
         """Sign an X.509-SVID without a workload, for the ID that the CSR names."""
         call.audit.update(event="mint")
         csr, ttl = read_named_csr(request.csr), read_ttl(request.ttl, self._ttls.x509)
-        spiffe_id, dns_names = _asked_id(csr.uris), check_dns_names(csr.dns_names)
+        spiffe_id, dns_names = _asked_id(csr.uris, self._state.trust_domain), check_dns_names(csr.dns_names)
         call.audit.update(spiffe_id=str(spiffe_id))
         self._limits.signing(call.caller, 1)
 
@@ -173,6 +172,18 @@ class SvidService:
                 raise made
         call.audit.update(serial=made.serial, not_after=made.not_after, authority_id=made.authority_id)
         return svid_pb2.MintX509SVIDResponse(svid=svid_message(made))
+
+    # --- WIT-SVIDs ----------------------------------------------------------------------------------------------
+
+    async def BatchNewWITSVID(
+        self, request: svid_pb2.BatchNewWITSVIDRequest, call: Call
+    ) -> svid_pb2.BatchNewWITSVIDResponse:
+        """Sign WIT-SVIDs for entries that the agent is entitled to."""
+        return await self._wits.batch(request, call)
+
+    async def MintWITSVID(self, request: svid_pb2.MintWITSVIDRequest, call: Call) -> svid_pb2.MintWITSVIDResponse:
+        """Sign a WIT-SVID without a workload, where the ID's segment lets that be done."""
+        return await self._wits.mint(request, call)
 
     @contextlib.contextmanager
     def _refusals(self, call: Call) -> Iterator[None]:
@@ -196,12 +207,12 @@ def _note(call: Call, made: JwtSvid) -> None:
     )
 
 
-def _asked_id(uris: tuple[str, ...]) -> SpiffeId:
+def _asked_id(uris: tuple[str, ...], trust_domain: TrustDomain) -> SpiffeId:
     if not uris:
         raise InvalidRequest("CSR URI SAN is required")
     if len(uris) > 1:
         raise InvalidRequest("only one URI SAN is expected")
     try:
-        return SpiffeId.parse(uris[0])
-    except SpiffeIdError as error:
+        return check_workload_id(SpiffeId.parse(uris[0]), trust_domain)
+    except (SpiffeIdError, InvalidRequest) as error:
         raise InvalidRequest(f"CSR URI SAN is invalid: {error}") from None

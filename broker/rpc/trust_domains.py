@@ -176,16 +176,19 @@ class TrustDomainService:
 def _overlay(
     present: Relationship, given: types.FederationRelationship, mask: types.FederationRelationshipMask | None
 ) -> types.FederationRelationship:
-    """Return the whole relationship that is wanted. The mask's name of a profile stands for the choice among them."""
-    if mask is None or mask.bundle_endpoint_profile:
-        made = overlay(present.message(), given, mask)
-        made.ClearField("https_web")
-        made.ClearField("https_spiffe")
-        profile = given.WhichOneof("bundle_endpoint_profile")
-        if profile is not None:
-            getattr(made, profile).CopyFrom(getattr(given, profile))
-        return made
-    return overlay(present.message(), given, mask)
+    """Return the whole relationship that is wanted."""
+    if mask is None:
+        return given
+    made = overlay(present.message(), given, mask)
+    # The mask's one name stands for either profile, which are fields of their own.
+    chosen = given if mask.bundle_endpoint_profile else present.message()
+    made.ClearField("https_web")
+    made.ClearField("https_spiffe")
+    profile = chosen.WhichOneof("bundle_endpoint_profile")
+    if profile is not None:
+        getattr(made, profile).CopyFrom(getattr(chosen, profile))
+        getattr(made, profile).SetInParent()
+    return made
 
 
 def _read_trust_domain(name: str) -> TrustDomain:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from firedoor.broker.entry import MAX_TTL, parse_spiffe_id
+from firedoor.broker.entry import MAX_TTL, check_workload_id, parse_spiffe_id
 from firedoor.broker.errors import BrokerError, InvalidRequest
 from firedoor.broker.messages import wit_message
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.broker.tokens import authorize_minted_token, authorize_wit
-from firedoor.certs import SpiffeId, SpiffeIdError, WitSvid
+from firedoor.certs import SpiffeId, SpiffeIdError, TrustDomain, WitSvid
 from firedoor.wire import svid_pb2, types
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class WitSvids:
     async def mint(self, request: svid_pb2.MintWITSVIDRequest, call: Call) -> svid_pb2.MintWITSVIDResponse:
         """Sign a WIT-SVID without a workload, where the ID's segment lets that be done."""
         call.audit.update(event="mint_wit")
-        spiffe_id, ttl = read_minted_id(request.id), read_ttl(request.ttl, self._ttl)
+        spiffe_id, ttl = read_minted_id(request.id, self._state.trust_domain), read_ttl(request.ttl, self._ttl)
         call.audit.update(spiffe_id=str(spiffe_id))
         self._limits.wits(call.caller, 1)
         try:
@@ -85,11 +85,11 @@ class WitSvids:
         return svid_pb2.MintWITSVIDResponse(svid=wit_message(made))
 
 
-def read_minted_id(message: types.SPIFFEID) -> SpiffeId:
+def read_minted_id(message: types.SPIFFEID, trust_domain: TrustDomain) -> SpiffeId:
     """Read the ID that an administrator asks for. Raise InvalidRequest."""
     try:
-        return parse_spiffe_id(message)
-    except SpiffeIdError as error:
+        return check_workload_id(parse_spiffe_id(message), trust_domain)
+    except (SpiffeIdError, InvalidRequest) as error:
         raise InvalidRequest(f"invalid SPIFFE ID: {error}") from None
 
 

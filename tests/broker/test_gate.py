@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: who a caller is, what it learns from a refusal, and what the audit log keeps. test_matrix.py walks the table."""
+"""The gate: who a caller is, what it learns from a refusal, what is kept of it. test_matrix.py walks the table."""
 
 from __future__ import annotations
 

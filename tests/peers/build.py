@@ -107,9 +107,7 @@ def _build_one(module: Path, package: str, target: Path) -> None:
 def _watched(lines: Iterator[str], name: str) -> Iterator[str]:
     """Pass on what Go says, and tell now and then how far it is."""
     began = told = time.monotonic()
-    packages = 0
-    for line in lines:
-        packages += 1
+    for packages, line in enumerate(lines, 1):
         yield line.rstrip()
         if time.monotonic() - told > _REPORT_SECONDS:
             told = time.monotonic()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -28,6 +29,8 @@ import pytest
 from tests.peers.build import Missing, binary
 
 DEADLINE = 30.0
+# What SPIRE has, but shows only when it is asked to.
+FLAGS = {"SPIRE_SERVER_FFLAGS": "wit-svid"}
 
 
 def needed(module: str, name: str) -> str:
@@ -63,8 +66,9 @@ class Daemon:
 
     def launch(self, *command: str) -> None:
         """Start it; what it logged before stays."""
+        env = {**os.environ, **FLAGS}
         with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env)
 
     @property
     def text(self) -> str:
@@ -106,9 +110,8 @@ class Daemon:
 
 def run(command: Sequence[str], *, given: str = "", env: Mapping[str, str] | None = None) -> Answer:
     """Run a command to its end."""
-    done = subprocess.run(
-        command, input=given, capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}, check=False
-    )
+    env = {**os.environ, **FLAGS, **(env or {})}
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, env=env, check=False)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
@@ -122,6 +125,10 @@ class Answer:
         assert self.code == 0, self
         return json.loads(self.out)
 
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
     def __str__(self) -> str:
         return f"exit code {self.code}\n{self.out}{self.err}"
 
@@ -134,10 +141,16 @@ class Cli:
     def __init__(self, admin_socket: Path) -> None:
         self._program, self.socket = needed("spire", "spire-server"), admin_socket
 
-    def __call__(self, *words: str, given: str = "", flags: Mapping[str, str] | None = None) -> Answer:
+    def __call__(self, *words: str, given: str = "") -> Answer:
         """Run a subcommand: `cli("entry", "show")`."""
-        more = [word for pair in (flags or {}).items() for word in pair]
-        return run([self._program, *words, *more, "-socketPath", str(self.socket)], given=given)
+        return run([self._program, *words, "-socketPath", str(self.socket)], given=given)
+
+    def subcommands(self, *words: str) -> list[str]:
+        """Return every subcommand below one, down to those that do something."""
+        listed = re.findall(r"^    ([a-z0-9]+)( .*)?$", run([self._program, *words, "-h"]).text, re.M)
+        if not listed:
+            return [" ".join(words)]
+        return [found for name, _ in listed for found in self.subcommands(*words, name)]
 
     def ok(self, *words: str, given: str = "") -> str:
         """Run a subcommand that must succeed and return what it printed."""
@@ -183,6 +196,7 @@ server {{
   trust_domain = "{self.trust_domain}"
   data_dir = "{self.folder}"
   log_level = "DEBUG"
+  experimental {{ feature_flags = ["wit-svid"] }}
   {self.more}
 }}
 plugins {{
@@ -291,7 +305,8 @@ class Workload:
         for process in self._running:
             process.kill()
             process.wait()
-            assert process.stdin and process.stdout
+            assert process.stdin
+            assert process.stdout
             process.stdin.close()
             process.stdout.close()
 
