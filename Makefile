@@ -29,7 +29,8 @@ fuzz: install ## Fuzz each target for SECONDS (60 by default) and keep what is f
 bench: install ## Measure decisions, issuing and one connection through two sidecars
 	@$(BIN)/python -m bench
 
-peers: install ## Run the tests that drive programs that are not ours
+peers: install ## Build the programs of others (minutes, the first time), and run the tests that drive them
+	@$(BIN)/python -m tests.peers.build
 	@$(BIN)/pytest -q -m peer
 
 fmt: install ## Format Python and Rust
