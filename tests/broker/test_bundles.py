@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from firedoor.certs import KeyType, generate_key, public_key_der
 from firedoor.wire import bundle_grpc, bundle_pb2, entry_pb2, types
 from tests.broker.harness import RunningBroker
+from tests.simulator import SimulatedTrustDomain
 
 USER = ["unix:user:registry"]
 RESTRICT = bundle_pb2.BatchDeleteFederatedBundleRequest.RESTRICT
@@ -95,3 +96,134 @@ async def test_a_bundle_that_entries_need_stays(broker: RunningBroker) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as gone:
         await broker.bundles.GetFederatedBundle(bundle_pb2.GetFederatedBundleRequest(trust_domain="other.org"))
     assert (gone.value.code().name, gone.value.details()) == ("NOT_FOUND", "bundle not found")
+
+
+async def test_entries_forget_a_bundle_or_go_with_it(broker: RunningBroker) -> None:
+    modes = bundle_pb2.BatchDeleteFederatedBundleRequest
+
+    async def delete(mode: int) -> types.Status:
+        request = modes(trust_domains=["other.org"], mode=mode)  # type: ignore[arg-type]
+        return (await broker.bundles.BatchDeleteFederatedBundle(request)).results[0].status
+
+    await put(broker, bundle(broker), bundle(broker, "third.org"))
+    made = await broker.entry("/segment/registry/x", "/spire/agent/a", USER, federates_with=["other.org", "third.org"])
+    twin = await broker.entry("/segment/registry/y", "/spire/agent/a", USER, federates_with=["third.org"])
+    assert (await delete(modes.DISSOCIATE)).code == 0
+    shown = await broker.entries.GetEntry(entry_pb2.GetEntryRequest(id=made.id))
+    # The revision says so to agents; SPIRE leaves it as it was.
+    assert (list(shown.federates_with), shown.revision_number) == (["third.org"], 1)
+    await put(broker, bundle(broker))
+    request = entry_pb2.BatchUpdateEntryRequest(
+        entries=[types.Entry(id=made.id, federates_with=["other.org"])], input_mask=types.EntryMask(federates_with=True)
+    )
+    await broker.entries.BatchUpdateEntry(request)
+    assert (await delete(modes.DELETE)).code == 0
+    listed = (await broker.entries.ListEntries(entry_pb2.ListEntriesRequest())).entries
+    assert [entry.id for entry in listed] == [twin.id]
+
+
+async def test_svids_of_entries_that_go_with_a_bundle_are_revoked(broker: RunningBroker) -> None:
+    await put(broker, bundle(broker))
+    agent = await broker.attest()
+    made = await broker.entry("/segment/registry/x", agent.path, USER, federates_with=["other.org"])
+    await agent.sign(made.id)
+    request = bundle_pb2.BatchDeleteFederatedBundleRequest(
+        trust_domains=["other.org"], mode=bundle_pb2.BatchDeleteFederatedBundleRequest.DELETE
+    )
+    await broker.bundles.BatchDeleteFederatedBundle(request)
+    assert [one.reason for one in broker.broker.state.revocations.values()] == ["entry_deleted"]
+
+
+async def test_an_unknown_mode_deletes_nothing(broker: RunningBroker) -> None:
+    await put(broker, bundle(broker))
+    request = bundle_pb2.BatchDeleteFederatedBundleRequest(trust_domains=["other.org"], mode=7)  # type: ignore[arg-type]
+    with pytest.raises(grpc.aio.AioRpcError, match="unhandled delete mode"):
+        await broker.bundles.BatchDeleteFederatedBundle(request)
+    assert (await broker.bundles.CountBundles(bundle_pb2.CountBundlesRequest())).count == 2
+
+
+async def test_updating_what_the_mask_names(broker: RunningBroker) -> None:
+    await put(broker, bundle(broker))
+
+    async def update(given: types.Bundle, **mask: bool) -> bundle_pb2.BatchUpdateFederatedBundleResponse.Result:
+        fields = {"input_mask": types.BundleMask(**mask)} if mask else {}
+        request = bundle_pb2.BatchUpdateFederatedBundleRequest(bundle=[given], **fields)  # type: ignore[arg-type]
+        return (await broker.bundles.BatchUpdateFederatedBundle(request)).results[0]
+
+    result = await update(types.Bundle(trust_domain="other.org", refresh_hint=90), refresh_hint=True)
+    assert (result.status.code, result.bundle.refresh_hint, result.bundle.sequence_number) == (0, 90, 3)
+    assert len(result.bundle.x509_authorities) == 1
+    result = await update(types.Bundle(trust_domain="other.org", sequence_number=9))
+    assert (len(result.bundle.x509_authorities), result.bundle.sequence_number) == (0, 9)
+    absent = await update(types.Bundle(trust_domain="nobody.org"))
+    assert (absent.status.code, absent.status.message) == (5, "bundle not found")
+    own = await update(types.Bundle(trust_domain="example.org"))
+    assert own.status.message == "updating a federated bundle for the server's own trust domain is not allowed"
+
+
+def public() -> bytes:
+    return public_key_der(generate_key(KeyType.EC_P256).public_key())
+
+
+async def append(broker: RunningBroker, **fields: Any) -> types.Bundle:
+    return await broker.bundles.AppendBundle(bundle_pb2.AppendBundleRequest(**fields))
+
+
+async def test_appending_to_our_own_bundle(broker: RunningBroker) -> None:
+    other = SimulatedTrustDomain("example.org", at=broker.broker.clock.now())
+    before = await broker.bundle()
+    root = types.X509Certificate(asn1=other.roots[0].der)
+    jwt, wit = types.JWTKey(key_id="j", public_key=public()), types.WITKey(key_id="w", public_key=public())
+    after = await append(broker, x509_authorities=[root], jwt_authorities=[jwt], wit_authorities=[wit])
+    assert [a.asn1 for a in after.x509_authorities] == [before.x509_authorities[0].asn1, other.roots[0].der]
+    assert (after.jwt_authorities[-1].key_id, after.wit_authorities[-1].key_id) == ("j", "w")
+    assert after.sequence_number > before.sequence_number
+    again = await append(broker, x509_authorities=[root], jwt_authorities=[jwt])
+    assert again == after
+
+
+async def test_appending_replaces_nothing(broker: RunningBroker) -> None:
+    """Whoever could put a key of theirs under the ID of ours would sign as us."""
+    before = await broker.bundle()
+    for fields in (
+        {"jwt_authorities": [types.JWTKey(key_id=before.jwt_authorities[0].key_id, public_key=public())]},
+        {"wit_authorities": [types.WITKey(key_id=before.wit_authorities[0].key_id, public_key=public())]},
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="another key of that ID") as refused:
+            await append(broker, **fields)
+        assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    # The same key, for another kind of token.
+    key = before.jwt_authorities[0]
+    with pytest.raises(grpc.aio.AioRpcError, match="another kind of SVID"):
+        await append(broker, wit_authorities=[types.WITKey(key_id=key.key_id, public_key=key.public_key)])
+    assert await broker.bundle() == before
+
+
+NOT_APPENDED: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({}, "no authorities to append"),
+    "no certificate": (
+        {"x509_authorities": [types.X509Certificate(asn1=b"junk")]},
+        "failed to convert X.509 authority",
+    ),
+    "no key ID": ({"jwt_authorities": [types.JWTKey(public_key=b"x")]}, "missing key ID"),
+    "no key": ({"jwt_authorities": [types.JWTKey(key_id="k", public_key=b"junk")]}, "key"),
+    "no WIT key": ({"wit_authorities": [types.WITKey(key_id="k", public_key=b"junk")]}, "key"),
+    "an end before time": ({"jwt_authorities": [types.JWTKey(key_id="k", expires_at=-1)]}, "no Unix time"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_APPENDED)
+async def test_what_cannot_be_appended(broker: RunningBroker, name: str) -> None:
+    fields, words = NOT_APPENDED[name]
+    before = await broker.bundle()
+    with pytest.raises(grpc.aio.AioRpcError, match=words) as refused:
+        await append(broker, **fields)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert await broker.bundle() == before
+
+
+async def test_a_workloads_certificate_is_no_authority(broker: RunningBroker) -> None:
+    agent = await broker.attest()
+    assert agent.svid is not None
+    with pytest.raises(grpc.aio.AioRpcError, match="failed to convert X"):
+        await append(broker, x509_authorities=[types.X509Certificate(asn1=agent.svid.chain[0])])

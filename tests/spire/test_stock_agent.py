@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from collections.abc import Callable
 
 import pytest
+from cryptography import x509
 from spiffe.workloadapi.errors import FetchX509SvidError
 
 from tests.simulator import SimulatedTrustDomain
@@ -65,7 +68,7 @@ def test_svids_are_renewed_and_so_is_the_agents_own(estate: Estate) -> None:
     agent.start()
     estate.entry(agent_path(agent), "/web")
     wait_for(lambda: held(agent) == [WEB], "an SVID")
-    (first,) = estate.cli.json("agent", "list")["agents"]
+    first = own_serial(estate)
     seen: set[int] = set()
 
     def renewed() -> bool:
@@ -74,11 +77,7 @@ def test_svids_are_renewed_and_so_is_the_agents_own(estate: Estate) -> None:
 
     wait_for(renewed, "three SVIDs", 60)
 
-    def own_serial() -> bool:
-        (shown,) = estate.cli.json("agent", "list")["agents"]
-        return bool(shown["x509svid_serial_number"] != first["x509svid_serial_number"])
-
-    wait_for(own_serial, "another SVID of the agent", 60)
+    wait_for(lambda: own_serial(estate) != first, "another SVID of the agent", 60)
     # It goes on as the renewed agent: what comes later still reaches it.
     estate.entry(agent_path(agent), "/later")
     wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/later"}, "the later entry's SVID")
@@ -180,3 +179,81 @@ def test_federated_bundles_reach_workloads(estate: Estate, agent: SpireAgent, wo
     program.until(lambda line: len(line["bundles"].get("other.org", ())) == 2)
     estate.cli.ok("bundle", "delete", "-id", "spiffe://other.org", "-mode", "dissociate")
     program.until(lambda line: set(line["bundles"]) == {TD})
+
+
+def own_serial(estate: Estate) -> str:
+    """Return the serial number of the one agent's own certificate."""
+    (shown,) = estate.cli.json("agent", "list")["agents"]
+    return str(shown["x509svid_serial_number"])
+
+
+def rotate(estate: Estate, kind: str, agent: SpireAgent, followed: Callable[[str, str], object]) -> str:
+    """Force a rotation by the stock command line, step by step; `followed` says whether the workloads have the new."""
+
+    def do(*words: str) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = estate.cli.json("localauthority", kind, *words)
+        return found
+
+    first = do("show")["active"]["authority_id"]
+    second = do("prepare")["prepared_authority"]["authority_id"]
+    wait_for(lambda: second in trusted(agent, kind), "the prepared authority in the workload's bundle")
+    do("activate", "-authorityID", second)
+    do("taint", "-authorityID", first)
+    wait_for(lambda: followed(first, second), "SVIDs of the new authority", 90)
+    do("revoke", "-authorityID", first)
+    wait_for(lambda: first not in trusted(agent, kind), "the end of the revoked authority")
+    return second
+
+
+def trusted(agent: SpireAgent, kind: str) -> set[str]:
+    """Return the IDs of the authorities in the bundle that a workload gets."""
+    with api(agent) as client:
+        if kind == "jwt":
+            (keys,) = client.fetch_jwt_bundles().bundles
+            return set(keys.jwt_authorities)
+        (bundle,) = client.fetch_x509_bundles().bundles
+        return {
+            one.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+            for one in bundle.x509_authorities
+        }
+
+
+def signers(agent: SpireAgent) -> set[str]:
+    """Return the IDs of the authorities that signed the SVIDs that a workload gets."""
+    with api(agent) as client:
+        found = [svid.leaf.extensions for svid in client.fetch_x509_svids()]
+    keys = [one.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier for one in found]
+    return {key.hex() for key in keys if key}
+
+
+def test_a_forced_rotation_fails_no_handshake(estate: Estate, agent: SpireAgent, workload: MakeWorkload) -> None:
+    """SPIRE's suite `force-rotation-self-signed`, with go-spiffe workloads shaking hands all the while."""
+    program = workload(agent.environment)
+    looping = program.follow("loop")
+    assert looping.next() == {"looping": True}
+    serial = own_serial(estate)
+    # An agent whose own certificate is revoked is locked out, as with SPIRE: it must have another one before.
+    second = rotate(estate, "x509", agent, lambda _, new: signers(agent) == {new} and own_serial(estate) != serial)
+    assert signers(agent) == {second}
+    # The agent itself has a certificate of the new authority: what is written later still reaches it.
+    estate.entry(agent_path(agent), "/later")
+    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the revocation", 90)
+    ended = looping.end()
+    assert (ended["failed"], ended["failures"]) == (0, [])
+    assert ended["made"] > 100
+
+
+def test_a_forced_rotation_of_jwt_keys(estate: Estate, agent: SpireAgent, workload: MakeWorkload) -> None:
+    """SPIRE's suite `force-rotation-jwt-authority`: cached tokens of a tainted key are not handed out any more."""
+    program = workload(agent.environment)
+
+    def signer() -> str:
+        token: str = program.ask("token", "-audience", "models")["token"]
+        header = token.partition(".")[0]
+        return str(json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"])
+
+    before = program.ask("token", "-audience", "models")["token"]
+    rotate(estate, "jwt", agent, lambda _, new: signer() == new)
+    after = program.ask("token", "-audience", "models")["token"]
+    assert program.ask("validate", "-audience", "models", given=after)["id"] == WEB
+    assert "error" in program.ask("validate", "-audience", "models", given=before)
