@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::READ_BUFFER;
 use super::body::{Body, Source};
-use super::client::{Two, Unsent};
+use super::client::{Two, Unsent, never};
 use super::interim::Between;
 use crate::inbound::{APP_UNREACHABLE, connect};
 use crate::spec::{Common, Inbound};
@@ -90,7 +90,7 @@ impl Apps {
             return Ok(sender.clone());
         }
         let app = timeout(common.handshake_timeout, connect(inbound)).await.unwrap_or(Err(APP_UNREACHABLE))?;
-        let opened = Two::open(app, common.max_head, common.handshake_timeout).await.ok_or(APP_UNREACHABLE)?;
+        let opened = Two::open(app, common.max_head, common.handshake_timeout, never).await.ok_or(APP_UNREACHABLE)?;
         *held = Some(opened.clone());
         Ok(opened)
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::time::timeout;
 
-use super::client::Two;
+use super::client::{Two, unanswered};
 use super::serve::{Activity, drain_at};
 use crate::connection::{Accepted, Met, Own, TLS_BUFFER};
 use crate::dial::dial;
@@ -135,13 +135,15 @@ async fn connect(accepted: &Accepted, outbound: &Outbound, own: Own<'_>) -> Resu
     let own = accepted.later(own);
     let met = accepted.met(own, peer, address);
     let correlation = correlation(tls.get_ref().1);
-    let two = Two::open(tls, common.max_head, common.handshake_timeout).await.ok_or_else(wrong)?;
+    let (activity, patience) = (Activity::new(), common.handshake_timeout);
+    let ends = |pings| unanswered(pings, activity.clone(), patience);
+    let two = Two::open(tls, common.max_head, patience, ends).await.ok_or_else(wrong)?;
     Ok(PeerLink {
         two,
         drain_at: drain_at(&met.limits, own.now),
         met,
         correlation,
-        activity: Activity::new(),
+        activity,
         own: *own.identity.chain_hash(),
     })
 }

@@ -30,10 +30,17 @@ pub(super) fn reason(ended: &Ended) -> Reason {
 
 /// Write a body to its end. What is cut while its reader stalls is reset all the same.
 pub(super) async fn pump(mut body: Body, mut to: SendStream<Bytes>) -> Fate {
-    poll_fn(|cx| poll_pump(&mut body, &mut to, cx)).await
+    let mut begun = false;
+    poll_fn(|cx| poll_pump(&mut body, &mut to, &mut begun, cx)).await
 }
 
-fn poll_pump(body: &mut Body, to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Fate> {
+/// Write on. `begun` turns true when a part of the body has been taken.
+pub(super) fn poll_pump(
+    body: &mut Body,
+    to: &mut SendStream<Bytes>,
+    begun: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<Fate> {
     loop {
         to.reserve_capacity(1);
         if to.capacity() == 0 {
@@ -53,6 +60,7 @@ fn poll_pump(body: &mut Body, to: &mut SendStream<Bytes>, cx: &mut Context<'_>) 
                 return to.poll_reset(cx).map(|reset| if reset.is_ok() { Fate::Reset } else { Fate::Over });
             }
         };
+        *begun = true;
         let sent = match frame {
             None => to.send_data(Bytes::new(), true).map(|()| true),
             Some(Err(ended)) => {

@@ -196,3 +196,63 @@ def test_resets_are_counted_for_each_identity_over_all_its_connections(make_worl
     other = world.td.svid("/segment/inference/host/h9/svc/other")
     with h2_peer(inbound, other, world) as peer:
         assert peer.status(peer.ask("GET", "/models/a")) == "200"
+
+
+class Wire:
+    """A network between two hosts that can go dead: bytes are taken and go nowhere."""
+
+    def __init__(self, to: str) -> None:
+        self._to, self._socket = to, socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.dead: set[int] = set()
+        self.connections = 0
+        self._threads = [threading.Thread(target=self._run)]
+        self._threads[0].start()
+
+    def _run(self) -> None:
+        while True:
+            near, _ = self._socket.accept()
+            if not self.address:
+                near.close()
+                return
+            self.connections += 1
+            self._threads.append(threading.Thread(target=self._join, args=(near, self.connections)))
+            self._threads[-1].start()
+
+    def _join(self, near: socket.socket, number: int) -> None:
+        with near, dial(self._to, 60) as far:
+            back = threading.Thread(target=self._copy, args=(far, near, number))
+            back.start()
+            self._copy(near, far, number)
+            back.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if number not in self.dead:
+                    target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """Wait until all connections have ended."""
+        at, self.address = self.address, ""
+        dial(at).close()
+        for thread in self._threads:
+            thread.join(20)
+        self._socket.close()
+
+
+def test_a_peer_that_has_vanished_is_noticed_and_another_connection_is_made(make_world: MakeWorld) -> None:
+    world = make_world(serve=Seen())
+    world.publish(allow(READ))
+    wire = Wire(world.inbound(protocol="http").address)
+    outbound = world.outbound(wire.address, protocol="http", handshake_timeout_ms=500)
+    assert ask(outbound.address, "GET", "/models/a")[0] == 200
+    wire.dead.add(1)
+    # Nothing more comes back over it: the request that it carries fails, the next one goes another way.
+    assert ask(outbound.address, "GET", "/models/a")[0] == 502
+    assert ask(outbound.address, "GET", "/models/a")[0] == 200
+    assert wire.connections == 2
+    world.close()
+    wire.stop()
