@@ -57,7 +57,7 @@ class PartMissing(CliError):
 # Which extra brings a module.
 _EXTRAS = {
     "yaml": "sidecar",
-    "prometheus_client": "sidecar",
+    "prometheus_client": "broker",
     "sqlalchemy": "broker",
     "alembic": "broker",
 }

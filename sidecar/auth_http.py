@@ -37,7 +37,6 @@ MAX_LINE_BYTES = 8190
 IDLE_SECONDS = 30.0
 STOP_SECONDS = 1.0
 HOST = "localhost"
-ABSTRACT = "unix-abstract:"
 
 STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -48,7 +47,7 @@ STATUS = {
 
 
 class AuthHttp:
-    """The server; `start` binds it to a private address behind the front."""
+    """The server; `start` has it serve a socket behind the front."""
 
     def __init__(self, api: AuthApi) -> None:
         self._api = api
@@ -71,11 +70,9 @@ class AuthHttp:
             shutdown_timeout=STOP_SECONDS,
         )
 
-    async def start(self, address: str) -> None:
-        """Listen at a `private_address()`. Raise OSError."""
+    async def start(self, bound: socket.socket) -> None:
+        """Serve a bound socket."""
         await self._runner.setup()
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        bound.bind("\0" + address.removeprefix(ABSTRACT))
         await web.SockSite(self._runner, bound).start()
 
     async def stop(self) -> None:

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 FILE_MODE = 0o640
 RECORDS_AT_ONCE = 1024
+# After a batch, what comes next gathers for so long: under load one wake-up then takes hundreds of records, where one
+# for each costs a third of what carrying the request does. The first after a quiet time is taken at once. At 100,000
+# records a second 1,000 gather, a fiftieth of the core's ring.
+GATHER_SECONDS = 0.01
 # An output that failed is tried again this often.
 RETRY_SECONDS = 1.0
 # What is not taken for so long is worth a line in the log.
@@ -185,6 +189,8 @@ class Sink:
         self._failing = False
         # Taken from the source and not written yet.
         self._batch = b""
+        # Whether the last batch took all that waited.
+        self._gather = False
         self.written = 0
 
     @property
@@ -218,8 +224,11 @@ class Sink:
     def _take(self) -> bool:
         """Take a batch; say whether there is more to do."""
         if self._deadline is None:
+            if self._gather:
+                self._wait(-1, 0, GATHER_SECONDS)
             self._wait(self._source.record_fd(), select.POLLIN, None)
         self._batch = self._source.drain_records(RECORDS_AT_ONCE)
+        self._gather = self.held < RECORDS_AT_ONCE
         return bool(self._batch) or self._deadline is None
 
     def _write(self) -> None:

@@ -13,9 +13,9 @@ import grpc.aio
 from firedoor.mtls import Core, Front, private_address
 from firedoor.sidecar.admin import Gate, Health, Reporter, SidecarAdmin
 from firedoor.sidecar.auth import AuthApi, AuthService
-from firedoor.sidecar.auth_http import AuthHttp
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import StateError
+from firedoor.sidecar.on_demand import OnDemand
 from firedoor.sidecar.workload import WorkloadApi
 from firedoor.wire import admin_grpc, auth_grpc, health_grpc, workload_grpc
 
@@ -39,7 +39,7 @@ class Sockets:
         self._core, self._config = core, config
         self._servers: list[grpc.aio.Server] = []
         self._fronts: list[Front] = []
-        self._http: AuthHttp | None = None
+        self._http: OnDemand | None = None
         # The private addresses, in the order in which the sockets were opened.
         self.backends: list[str] = []
         self.http_backend = private_address()
@@ -49,8 +49,8 @@ class Sockets:
         server = self._server()
         workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)
         auth_grpc.add_AuthServicer_to_server(AuthService(auth), server)
-        self._http = AuthHttp(auth)
-        await self._http.start(self.http_backend)
+        self._http = OnDemand(auth)
+        self._http.listen(self.http_backend)
         api.callers.serve_on(await self._open(server, self._config.auth_socket, AUTH_MODE, self.http_backend))
 
     async def open_admin(self, reporter: Reporter, ready: Callable[[], bool]) -> None:

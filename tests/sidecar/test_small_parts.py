@@ -7,6 +7,7 @@ import json
 import logging
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from firedoor.sidecar import metrics
 from firedoor.sidecar.backoff import FIRST_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Backoff
@@ -138,6 +139,14 @@ async def test_metrics_server() -> None:
         assert "firedoor_denied_total 3.0" in text
         assert "firedoor_connections 2.0" in text
         assert 'firedoor_svid_expiry_seconds{spiffe_id="spiffe://a/b"} 7.0' in text
+        # The official reader takes it.
+        found = {one.name: one for one in text_string_to_metric_families(text)}
+        assert {name: one.type for name, one in found.items()} == {
+            "firedoor_denied": "counter",
+            "firedoor_connections": "gauge",
+            "firedoor_svid_expiry_seconds": "gauge",
+        }
+        assert found["firedoor_svid_expiry_seconds"].samples[0].labels == {"spiffe_id": "spiffe://a/b"}
         assert (await get(server.address, b"GET /x HTTP/1.1\r\n\r\n"))[0] == "404 Not Found"
         assert (await get(server.address, b"POST /live HTTP/1.1\r\n\r\n"))[0] == "405 Method Not Allowed"
         assert (await get(server.address, b"GET " + b"x" * 9000 + b"\r\n\r\n"))[0] == ""

@@ -35,21 +35,22 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
     shared.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
     let mut draft = Draft::new(shared.clone(), &spec, material.clone());
-    let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, ALPN, &mut draft).await {
+    // What comes and goes before the relay is boxed: a connection that waits for bytes holds none of it.
+    let (own, mut tls, peer) = match Box::pin(meet(&accepted, material.as_deref(), fd, ALPN, &mut draft)).await {
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
     draft.peer(peer.id(), tls.get_ref().1);
-    match admit(&mut accepted, inbound, own, &tls, peer, &mut draft).await {
+    match Box::pin(admit(&mut accepted, inbound, own, &tls, peer, &mut draft)).await {
         Err(denied) => {
             // A peer that is refused sees a reset, which no program takes for an answer.
             stream::reset(tls.tcp());
             denied.record(draft);
         }
-        Ok((app, live)) => {
+        Ok((mut app, live)) => {
             draft.decide(&live.verdict());
             let watched = Watched { idle_timeout: spec.common.idle_timeout, process: None };
-            relay(app, tls, &live, watched).await;
+            relay(&mut app, &mut tls, &live, &watched).await;
         }
     }
 }

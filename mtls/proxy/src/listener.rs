@@ -315,11 +315,14 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 fn serve(accepted: Accepted, fd: OwnedFd) {
     let spec = accepted.spec.clone();
     accepted.shared.clone().spawn(async move {
+        // Boxed, so that a task is as large as its own kind of connection needs and not as the largest of four.
         match (&spec.side, spec.common.protocol) {
-            (Side::Inbound(side), Protocol::Tcp) => inbound::serve(accepted, side, fd).await,
-            (Side::Outbound(side), Protocol::Tcp) => outbound::serve(accepted, side, fd).await,
-            (Side::Inbound(_), Protocol::Http | Protocol::Grpc) => http::inbound::serve(accepted, fd).await,
-            (Side::Outbound(_), Protocol::Http | Protocol::Grpc) => http::outbound::serve(accepted, fd).await,
+            (Side::Inbound(side), Protocol::Tcp) => Box::pin(inbound::serve(accepted, side, fd)).await,
+            (Side::Outbound(side), Protocol::Tcp) => Box::pin(outbound::serve(accepted, side, fd)).await,
+            (Side::Inbound(_), Protocol::Http | Protocol::Grpc) => Box::pin(http::inbound::serve(accepted, fd)).await,
+            (Side::Outbound(_), Protocol::Http | Protocol::Grpc) => {
+                Box::pin(http::outbound::serve(accepted, fd)).await;
+            }
         }
     });
 }

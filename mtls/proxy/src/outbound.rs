@@ -27,16 +27,17 @@ pub(crate) async fn serve(mut accepted: Accepted, outbound: &Outbound, fd: Owned
     shared.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
     let mut draft = Draft::new(shared.clone(), &spec, material.clone());
-    let Ok(local) = adopt(&spec, fd) else { return draft.deny(Refusal::Gone.code()) };
-    match admit(&mut accepted, outbound, material.as_deref(), &local, &mut draft).await {
+    let Ok(mut local) = adopt(&spec, fd) else { return draft.deny(Refusal::Gone.code()) };
+    // What comes before the relay is boxed: a connection that waits for bytes holds none of it.
+    match Box::pin(admit(&mut accepted, outbound, material.as_deref(), &local, &mut draft)).await {
         Err(denied) => {
             local.reset();
             denied.record(draft);
         }
-        Ok((peer, live)) => {
+        Ok((mut peer, live)) => {
             draft.decide(&live.verdict());
             let watched = Watched { idle_timeout: spec.common.idle_timeout, process: live.process() };
-            relay(local, peer, &live, watched).await;
+            relay(&mut local, &mut peer, &live, &watched).await;
         }
     }
 }

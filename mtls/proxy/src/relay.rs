@@ -52,12 +52,12 @@ pub(crate) struct Watched {
 /// Copy between a local program and a peer until the connection ends; whatever is not a clean end becomes a reset of
 /// both sides. Return why it was cut, if we did.
 pub(crate) async fn relay(
-    mut local: LocalStream,
-    mut peer: impl PeerStream,
+    local: &mut LocalStream,
+    peer: &mut impl PeerStream,
     live: &Entered,
-    watched: Watched,
+    watched: &Watched,
 ) -> Option<&'static str> {
-    let ended = copy(&mut local, &mut peer, live, &watched).await;
+    let ended = copy(local, peer, live, watched).await;
     if ended != Ended::Closed {
         local.reset();
         stream::reset(peer.tcp());
