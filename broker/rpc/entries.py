@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
+from firedoor.broker.admissible import Admissible
 from firedoor.broker.audit import redact_id
 from firedoor.broker.db.entry_rows import delete_entry, insert_entry, update_entry
 from firedoor.broker.db.rows import Revoked, revoke_issued
@@ -42,6 +43,7 @@ class EntryService:
 
     def __init__(self, state: State, policy: PolicyKeeper) -> None:
         self._state, self._policy = state, policy
+        self._admissible = Admissible(state, policy)
 
     # --- administrators -----------------------------------------------------------------------------------------
 
@@ -258,9 +260,8 @@ class EntryService:
                     entries=[show(entry_message(e), mask) for e in part], more=more
                 )
 
-    def _authorized(self, call: Call) -> list[Entry]:
-        entries = self._state.entitlement(call.the_agent().id).workloads.values()
-        return sorted(entries, key=lambda entry: entry.id)
+    def _authorized(self, call: Call) -> tuple[Entry, ...]:
+        return self._admissible.entries(call.the_agent().id)
 
 
 def _sync_mask(first: entry_pb2.SyncAuthorizedEntriesRequest) -> types.EntryMask | None:

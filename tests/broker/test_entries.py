@@ -11,7 +11,8 @@ import pytest
 
 from firedoor.wire import bundle_pb2, entry_grpc, entry_pb2, types
 from firedoor.wire.well_known import BoolValue, StringValue
-from tests.broker.harness import RunningBroker, entry, running, selectors, spiffe_id
+from tests.broker.harness import POLICY, AgentClient, RunningBroker, entry, running, selectors, spiffe_id
+from tests.broker.test_issuing import change
 
 USER = ["unix:user:registry"]
 PARENT = "/spire/agent/join_token/a"
@@ -325,3 +326,33 @@ async def test_sync_begins_as_spire_has_it(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call.read()
     assert (refused.value.code().name, refused.value.details()) == ("INVALID_ARGUMENT", words)
+
+
+async def test_an_agent_is_not_told_what_is_never_signed_for_it(
+    broker: RunningBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stock agent gives a workload nothing while one entry of its has no SVID; its twin gets both."""
+    rack = await broker.attest(agent_id="/node/rack")
+    other = await broker.attest()
+    policy = POLICY.replace('{entry: ["unix:user:registry"]}', '{entry: [], node: ["spire_agent:alias:ALIAS"]}')
+    await change(broker, policy.replace("ALIAS", "spiffe://example.org/node/rack"))
+    told = []
+    for agent in (rack, other):
+        strict = await broker.entry(f"/segment/registry/{len(told)}", agent.path, USER)
+        loose = await broker.entry(f"/segment/inference/{len(told)}", agent.path, ["unix:user:inference"])
+        told.append(({one.id for one in await agent.entries()}, {strict.id, loose.id}, loose.id))
+    assert told[0][0] == told[0][1]
+    assert told[1][0] == {told[1][2]}
+    assert f"{other.id} is not told of 1 entries" in caplog.text
+    # The sync that stock agents use says the same, and follows the policy.
+    assert {one.id for one in await synced(other)} == {told[1][2]}
+    await change(broker, POLICY)
+    assert {one.id for one in await synced(other)} == told[1][1]
+
+
+async def synced(agent: AgentClient) -> list[types.Entry]:
+    call = entry_grpc.EntryStub(agent.channel).SyncAuthorizedEntries()
+    await call.write(entry_pb2.SyncAuthorizedEntriesRequest())
+    answer = await call.read()
+    call.cancel()
+    return list(answer.entries)

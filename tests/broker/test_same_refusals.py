@@ -157,12 +157,23 @@ MINTED = {
 }
 
 
+# SPIRE's words for where the ID came from.
+PREFIXES = ("CSR URI SAN is invalid: ", "invalid SPIFFE ID: ")
+
+
+def unprefixed(found: Answer) -> Answer:
+    sentence = found[1]
+    for prefix in PREFIXES:
+        sentence = sentence.removeprefix(prefix)
+    return found[0], sentence, found[2]
+
+
 @pytest.mark.parametrize("case", MINTED)
 async def test_neither_is_minted(folder: Path, case: str) -> None:
     trust_domain, path, code = MINTED[case]
     async with running(folder, MINT) as broker:
-        certificate = await answer(mint(broker, f"spiffe://{trust_domain}{path}"))
-        token = await answer(mint_token(broker, path, trust_domain))
+        certificate = unprefixed(await answer(mint(broker, f"spiffe://{trust_domain}{path}")))
+        token = unprefixed(await answer(mint_token(broker, path, trust_domain)))
         assert certificate == token
         assert certificate[0] == code
         twins = await answer(mint(broker, ID)), await answer(mint_token(broker))

@@ -77,6 +77,12 @@ def api(agent: SpireAgent) -> spiffe.WorkloadApiClient:
     return spiffe.WorkloadApiClient(f"unix://{agent.socket}", default_timeout=10)
 
 
+def own_serial(estate: Estate) -> str:
+    """Return the serial number of the one agent's own certificate."""
+    (shown,) = estate.cli.json("agent", "list")["agents"]
+    return str(shown["x509svid_serial_number"])
+
+
 @pytest.fixture
 def estate(tmp_path: Path) -> Iterator[Estate]:
     found = Estate(tmp_path)

@@ -13,7 +13,7 @@ from cryptography import x509
 from spiffe.workloadapi.errors import FetchX509SvidError
 
 from tests.simulator import SimulatedTrustDomain
-from tests.spire.conftest import TD, UID, Estate, agent_path, api
+from tests.spire.conftest import TD, UID, Estate, agent_path, api, own_serial
 from tests.spire.programs import SpireAgent, Workload, wait_for
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -179,12 +179,6 @@ def test_federated_bundles_reach_workloads(estate: Estate, agent: SpireAgent, wo
     program.until(lambda line: len(line["bundles"].get("other.org", ())) == 2)
     estate.cli.ok("bundle", "delete", "-id", "spiffe://other.org", "-mode", "dissociate")
     program.until(lambda line: set(line["bundles"]) == {TD})
-
-
-def own_serial(estate: Estate) -> str:
-    """Return the serial number of the one agent's own certificate."""
-    (shown,) = estate.cli.json("agent", "list")["agents"]
-    return str(shown["x509svid_serial_number"])
 
 
 def rotate(estate: Estate, kind: str, agent: SpireAgent, followed: Callable[[str, str], object]) -> str:
