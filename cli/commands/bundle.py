@@ -46,4 +46,5 @@ def read(carried: types.Bundle) -> TrustBundle:
         tuple(JwtKey(one.key_id, one.public_key, one.expires_at, one.tainted) for one in carried.jwt_authorities),
         carried.sequence_number,
         carried.refresh_hint,
+        tuple(JwtKey(one.key_id, one.public_key, one.expires_at, one.tainted) for one in carried.wit_authorities),
     )

@@ -5,6 +5,7 @@
 //	gospiffe watch                        a line for each X.509 context, every SVID verified
 //	gospiffe token -audience A            a JWT-SVID, fetched and parsed
 //	gospiffe validate -audience A         reads a token on stdin and validates it by the JWT bundles of a JWTSource
+//	gospiffe wit -domain TD               reads a WIT-SVID and, after a newline, a SPIFFE bundle, and validates the one by the other
 //	gospiffe serve -allow WHO             an mTLS echo server on loopback; a line for each connection
 //	gospiffe dial -to HOST:PORT -allow WHO  one mTLS connection; says what came back
 //	gospiffe loop                         makes mTLS connections to itself until stdin ends, then counts them
@@ -24,6 +25,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/exp/svid/witsvid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -37,6 +40,7 @@ type options struct {
 	allow    string
 	to       string
 	spiffeID string
+	domain   string
 }
 
 func main() {
@@ -49,9 +53,10 @@ func main() {
 	flags.StringVar(&given.allow, "allow", "", "")
 	flags.StringVar(&given.to, "to", "", "")
 	flags.StringVar(&given.spiffeID, "id", "", "")
+	flags.StringVar(&given.domain, "domain", "", "")
 	_ = flags.Parse(os.Args[2:])
 	commands := map[string]func(options) error{
-		"watch": watch, "token": token, "validate": validate, "serve": serve, "dial": dial, "loop": loop,
+		"watch": watch, "token": token, "validate": validate, "wit": wit, "serve": serve, "dial": dial, "loop": loop,
 	}
 	command, known := commands[os.Args[1]]
 	if !known {
@@ -130,5 +135,27 @@ func validate(given options) error {
 		return err
 	}
 	say(map[string]any{"id": svid.ID.String(), "claims": svid.Claims})
+	return nil
+}
+
+func wit(given options) error {
+	domain, err := spiffeid.TrustDomainFromString(given.domain)
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	token, document, _ := strings.Cut(string(text), "\n")
+	bundle, err := spiffebundle.Parse(domain, []byte(document))
+	if err != nil {
+		return err
+	}
+	svid, err := witsvid.ParseAndValidate(token, bundle.WITBundle())
+	if err != nil {
+		return err
+	}
+	say(map[string]any{"id": svid.ID.String(), "expiry": svid.Expiry.Unix()})
 	return nil
 }
