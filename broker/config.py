@@ -14,10 +14,11 @@ problem with file, line and key; `validate` also looks at the files that it name
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 
 from firedoor.broker import values
 from firedoor.broker.errors import ConfigError
@@ -27,37 +28,16 @@ from firedoor.broker.ratelimit import Rate
 from firedoor.broker.vouchers import read_ca_files
 from firedoor.broker.x509pop import AgentPath
 from firedoor.certs import KeyType, TrustDomain
-from firedoor.segments import Document, PolicyErrors
-from firedoor.segments import document as yaml_text
+from firedoor.segments import PolicyErrors, SettingsError
+from firedoor.segments.setting_values import choice, duration, host_port, integer, metrics, number, text
+from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
 
 ENVIRONMENT: Final = "FIREDOOR_BROKER_"
-_REQUIRED: Final[Any] = object()
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One key: its name with dots, what its value looks like, what it is for, and how it is read."""
-
-    key: str
-    metavar: str
-    help: str
-    parse: Callable[[str], Any]
-    default: Any = _REQUIRED
-
-    @property
-    def flag(self) -> str:
-        """The name as a flag: `--log-format`."""
-        return "--" + self.key.replace(".", "-").replace("_", "-")
-
-    @property
-    def name(self) -> str:
-        """The name as `load` takes it from `flags`: `log_format`."""
-        return self.key.replace(".", "_")
-
-    @property
-    def variable(self) -> str:
-        """The name in the environment."""
-        return ENVIRONMENT + self.name.upper()
+_METRICS: Final[str | None] = "127.0.0.1:9090"
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+# A year: an SVID of this length is a mistake already.
+_MOST_SECONDS: Final = 366 * 86400
 
 
 def _state_dir(kind: Literal["state", "run"]) -> Path:
@@ -68,32 +48,32 @@ def _state_dir(kind: Literal["state", "run"]) -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "firedoor/broker"
 
 
+_option = partial(Option, ENVIRONMENT)
 OPTIONS: Final = (
-    Option("trust_domain", "TD", "the trust domain", TrustDomain.parse),
-    Option("listen", "HOST:PORT", "where sidecars and agents connect", values.address, "0.0.0.0:8081"),
-    Option("data_dir", "DIR", "the database and the keys", values.path, None),
-    Option("admin_socket", "PATH", "where root and the broker's own user administer", values.socket_path, None),
-    Option("segments", "PATH", "policy file or folder; without it the policy is in the database", values.path, None),
-    Option("database", "URL", "sqlite:////path/to/file", values.text, None),
-    Option("ca_ttl", "DURATION", "how long an authority lives", values.duration(60, 10 * 366 * 86400), 86400),
-    Option("ca_key_type", "TYPE", "ec-p256, ec-p384, rsa-2048 or rsa-4096", KeyType.parse, KeyType.EC_P256),
-    Option("x509_svid_ttl", "DURATION", "how long an SVID lives", values.duration(1, 366 * 86400), 3600),
-    Option("jwt_svid_ttl", "DURATION", "how long a JWT-SVID lives", values.duration(1, 366 * 86400), 300),
-    Option("agent_ttl", "DURATION", "how long an agent's SVID lives", values.duration(1, 366 * 86400), None),
-    Option("key_manager", "disk|memory", "where authority keys are kept", values.one_of("disk", "memory"), "disk"),
-    Option("key_passphrase_file", "FILE", "encrypts the keys on disk", values.path, None),
-    Option("metrics", "HOST:PORT|off", "metrics, /live and /ready, on loopback", values.loopback, "127.0.0.1:9090"),
-    Option("audit_log", "FILE|off", "one JSON line an event; in the data directory by default", values.path_or_off, ""),
-    Option("log.format", "text|json", "how logs on stderr look", values.one_of("text", "json"), "text"),
-    Option("log.level", "LEVEL", "how much is logged", values.one_of("debug", "info", "warning", "error"), "info"),
-    Option("x509pop.ca_bundles", "FILES", "CAs that vouch for nodes' certificates, PEM: A,B", values.paths, ()),
-    Option("x509pop.spiffe_prefix", "PATH", "take our own SVIDs below it instead", values.id_path, ""),
-    Option("x509pop.agent_path", "TEMPLATE", "agents' IDs, such as cn/{cn}; {fingerprint}", AgentPath.parse, None),
-    # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
-    Option("rate_limits.attestation", "N", "attestations a second and address", values.number(0.01, 1e6), 1.0),
-    Option("rate_limits.attestation_burst", "N", "attestations at once", values.integer(1, 1_000_000), 100),
-    Option("rate_limits.signing", "N", "signatures a second and address", values.number(0.01, 1e6), 500.0),
-    Option("rate_limits.signing_burst", "N", "signatures at once", values.integer(1, 1_000_000), 1000),
+    _option("trust_domain", "TD", "the trust domain"),
+    _option("listen", "HOST:PORT", "where sidecars and agents connect"),
+    _option("data_dir", "DIR", "the database and the keys"),
+    _option("admin_socket", "PATH", "where root and the broker's own user administer"),
+    _option("segments", "PATH", "policy file or folder; without it the policy is in the database"),
+    _option("database", "URL", "sqlite:////path/to/file"),
+    _option("ca_ttl", "DURATION", "how long an authority lives"),
+    _option("ca_key_type", "TYPE", "ec-p256, ec-p384, rsa-2048 or rsa-4096"),
+    _option("x509_svid_ttl", "DURATION", "how long an SVID lives"),
+    _option("jwt_svid_ttl", "DURATION", "how long a JWT-SVID lives"),
+    _option("agent_ttl", "DURATION", "how long an agent's SVID lives"),
+    _option("key_manager", "disk|memory", "where authority keys are kept"),
+    _option("key_passphrase_file", "FILE", "encrypts the keys on disk"),
+    _option("metrics", "HOST:PORT|off", "metrics, /live and /ready, on loopback"),
+    _option("audit_log", "FILE|off", "one JSON line an event; in the data directory by default"),
+    _option("log.format", "text|json", "how logs on stderr look"),
+    _option("log.level", "debug|info|warning|error", "how much is logged"),
+    _option("x509pop.ca_bundles", "FILE", "CAs that vouch for nodes' certificates, PEM", several=True),
+    _option("x509pop.spiffe_prefix", "PATH", "take our own SVIDs below it instead"),
+    _option("x509pop.agent_path", "TEMPLATE", "agents' IDs, such as cn/{cn}; {fingerprint}"),
+    _option("rate_limits.attestation", "N", "attestations a second and address"),
+    _option("rate_limits.attestation_burst", "N", "attestations at once"),
+    _option("rate_limits.signing", "N", "signatures a second and address"),
+    _option("rate_limits.signing_burst", "N", "signatures at once"),
 )
 
 
@@ -117,8 +97,8 @@ class Config:
     # None: off.
     metrics: str | None
     audit_log: Path | None
-    log_format: Literal["text", "json"]
-    log_level: Literal["debug", "info", "warning", "error"]
+    log_format: LogFormat
+    log_level: LogLevel
     x509pop_ca_bundles: tuple[Path, ...]
     # Empty: nodes' certificates are no SVIDs.
     x509pop_spiffe_prefix: str
@@ -129,128 +109,90 @@ class Config:
 
 def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, str | None]) -> Config:
     """Read the configuration. Raise ConfigError with every problem."""
-    wrong: list[str] = []
-    given: dict[str, tuple[str, str]] = {}
-    if path is not None:
-        given.update(_from_file(path, wrong))
-    known = {option.name: option for option in OPTIONS}
-    for option in OPTIONS:
-        if option.variable in env:
-            given[option.key] = (option.variable, env[option.variable])
-    for name, text in flags.items():
-        if name in known and text is not None:
-            given[known[name].key] = (known[name].flag, text)
-    found = {option.key: _value(option, given, str(path or "the configuration"), wrong) for option in OPTIONS}
-    if not wrong:
-        _check(found, given, wrong)
-    if wrong:
-        raise ConfigError(*wrong)
-    return _build(found)
-
-
-def _from_file(path: Path, wrong: list[str]) -> dict[str, tuple[str, str]]:
+    findings = Findings()
     try:
-        nodes = yaml_text.read(Document(str(path), path.read_text(encoding="utf-8")))
+        file = read_mapping(str(path), _read(path)) if path else NOTHING
+        config = _parse(layered(file, OPTIONS, env, flags, findings), findings)
+        findings.raise_if_any()
+    except SettingsError as error:
+        raise ConfigError(*error.findings) from None
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: the file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the file is not UTF-8 text") from error
-    except PolicyErrors as error:
-        raise ConfigError(*(f"{f.at}: {f.message}; {f.fix}" for f in error.findings)) from None
-    if not nodes:
-        return {}
-    if len(nodes) > 1 or not isinstance(nodes[0], yaml_text.Mapping):
-        raise ConfigError(f"{nodes[-1].at}: a configuration is one mapping of keys to values")
-    return dict(_flat(nodes[0], "", wrong))
+        raise ConfigError(f"{path}: the file cannot be read: it is not UTF-8") from error
 
 
-def _flat(node: yaml_text.Mapping, prefix: str, wrong: list[str]) -> Iterator[tuple[str, tuple[str, str]]]:
-    keys = {option.key for option in OPTIONS}
-    groups = {key.partition(".")[0] for key in keys if "." in key}
-    for name, value in node.entries:
-        key = prefix + name.text
-        if key in groups and isinstance(value, yaml_text.Mapping):
-            yield from _flat(value, key + ".", wrong)
-        elif key not in keys:
-            wrong.append(f"{name.at}: {key}: no such key{values.nearest(key, keys | groups)}")
-        elif not isinstance(value, yaml_text.Scalar):
-            wrong.append(f"{value.at}: {key}: must be a single value")
-        elif value.type != "null":
-            yield key, (str(value.at), value.text)
-
-
-def _value(option: Option, given: Mapping[str, tuple[str, str]], place: str, wrong: list[str]) -> Any:
-    if option.key not in given:
-        if option.default is _REQUIRED:
-            wrong.append(f"{place}: {option.key}: is missing; set it there, as {option.variable} or with {option.flag}")
-            return None
-        return option.default
-    at, text = given[option.key]
-    try:
-        return option.parse(text)
-    except values.SETTING_ERRORS as error:
-        wrong.append(f"{at}: {option.key}: {error}")
-        return None
-
-
-def _check(found: dict[str, Any], given: Mapping[str, tuple[str, str]], wrong: list[str]) -> None:
-    """Fill in the defaults that depend on others, and check what several keys say together."""
-
-    def at(key: str) -> str:
-        return given[key][0] if key in given else "default"
-
-    found["data_dir"] = found["data_dir"] or _state_dir("state")
-    found["admin_socket"] = found["admin_socket"] or _state_dir("run") / "admin.sock"
-    found["database"] = found["database"] or f"sqlite:///{found['data_dir']}/broker.db"
-    found["agent_ttl"] = found["agent_ttl"] or found["x509_svid_ttl"]
-    if found["audit_log"] == "":
-        found["audit_log"] = found["data_dir"] / "audit.jsonl"
-    socket = found["admin_socket"]
-    length = len(os.fsencode(socket))
-    if length > MAX_SOCKET_PATH:
-        wrong.append(
-            f"{at('admin_socket')}: admin_socket: {socket} has {length} bytes; the system allows {MAX_SOCKET_PATH}"
-        )
-    _check_x509pop(found, given, wrong)
-    if found["key_manager"] == "memory" and found["key_passphrase_file"]:
-        wrong.append(f"{at('key_passphrase_file')}: key_passphrase_file: there is nothing to encrypt in memory")
-
-
-def _check_x509pop(found: dict[str, Any], given: Mapping[str, tuple[str, str]], wrong: list[str]) -> None:
-    prefix, path = found["x509pop.spiffe_prefix"], found["x509pop.agent_path"]
-    if prefix and found["x509pop.ca_bundles"]:
-        wrong.append(f"{given['x509pop.spiffe_prefix'][0]}: x509pop.spiffe_prefix: stands without x509pop.ca_bundles")
-    if path is None:
-        found["x509pop.agent_path"] = AgentPath.parse("{path}" if prefix else "{fingerprint}")
-    elif not prefix and path.names_path:
-        wrong.append(f"{given['x509pop.agent_path'][0]}: x509pop.agent_path: {{path}} needs x509pop.spiffe_prefix")
-
-
-def _build(found: Mapping[str, Any]) -> Config:
-    return Config(
-        trust_domain=found["trust_domain"],
-        listen=found["listen"],
-        data_dir=found["data_dir"],
-        admin_socket=found["admin_socket"],
-        segments=found["segments"],
-        database=found["database"],
-        ca_ttl=found["ca_ttl"],
-        ca_key_type=found["ca_key_type"],
-        x509_svid_ttl=found["x509_svid_ttl"],
-        jwt_svid_ttl=found["jwt_svid_ttl"],
-        agent_ttl=found["agent_ttl"],
-        key_manager=cast("Literal['disk', 'memory']", found["key_manager"]),
-        key_passphrase_file=found["key_passphrase_file"],
-        metrics=found["metrics"],
-        audit_log=found["audit_log"],
-        log_format=cast("Literal['text', 'json']", found["log.format"]),
-        log_level=cast("Literal['debug', 'info', 'warning', 'error']", found["log.level"]),
-        x509pop_ca_bundles=found["x509pop.ca_bundles"],
-        x509pop_spiffe_prefix=found["x509pop.spiffe_prefix"],
-        x509pop_agent_path=found["x509pop.agent_path"],
-        attestation=Rate(found["rate_limits.attestation"], found["rate_limits.attestation_burst"]),
-        signing=Rate(found["rate_limits.signing"], found["rate_limits.signing_burst"]),
+def _parse(top: Section, findings: Findings) -> Config:
+    hint = f"; set it there, as {ENVIRONMENT}TRUST_DOMAIN or with --trust-domain"
+    ttl, log = duration(1, _MOST_SECONDS), top.section("log")
+    data_dir = top.parse("data_dir", values.path, _state_dir("state"))
+    x509_svid_ttl = top.parse("x509_svid_ttl", ttl, 3600)
+    audit_log: Path | None = data_dir / "audit.jsonl"
+    agent_path, ca_bundles, prefix = _x509pop(top.section("x509pop"), findings)
+    config = Config(
+        trust_domain=top.require("trust_domain", TrustDomain.parse, TrustDomain.parse("missing"), hint),
+        listen=top.parse("listen", host_port, "0.0.0.0:8081"),
+        data_dir=data_dir,
+        admin_socket=top.parse("admin_socket", values.socket_path, _state_dir("run") / "admin.sock"),
+        segments=top.parse("segments", values.path, None),
+        database=top.parse("database", text, f"sqlite:///{data_dir}/broker.db"),
+        ca_ttl=top.parse("ca_ttl", duration(60, 10 * _MOST_SECONDS), 86400),
+        ca_key_type=top.parse("ca_key_type", KeyType.parse, KeyType.EC_P256),
+        x509_svid_ttl=x509_svid_ttl,
+        jwt_svid_ttl=top.parse("jwt_svid_ttl", ttl, 300),
+        agent_ttl=top.parse("agent_ttl", ttl, x509_svid_ttl),
+        key_manager=cast("Literal['disk', 'memory']", top.parse("key_manager", choice("disk", "memory"), "disk")),
+        key_passphrase_file=top.parse("key_passphrase_file", values.path, None),
+        metrics=top.parse("metrics", metrics, _METRICS),
+        audit_log=top.parse("audit_log", values.path_or_off, audit_log),
+        log_format=cast("LogFormat", log.parse("format", choice("text", "json"), "text")),
+        log_level=cast("LogLevel", log.parse("level", choice("debug", "info", "warning", "error"), "info")),
+        x509pop_ca_bundles=ca_bundles,
+        x509pop_spiffe_prefix=prefix,
+        x509pop_agent_path=agent_path,
+        # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
+        attestation=_rate(top, "attestation", Rate(1.0, 100)),
+        signing=_rate(top, "signing", Rate(500.0, 1000)),
     )
+    _check(config, top, findings)
+    return config
+
+
+def _rate(top: Section, what: str, default: Rate) -> Rate:
+    section = top.section("rate_limits")
+    return Rate(
+        section.parse(what, number(0.01, 1e6), default.per_second),
+        section.parse(f"{what}_burst", integer(1, 1_000_000), default.burst),
+    )
+
+
+def _x509pop(section: Section, findings: Findings) -> tuple[AgentPath, tuple[Path, ...], str]:
+    ca_bundles, prefix = section.each("ca_bundles", values.path), section.parse("spiffe_prefix", values.id_path, "")
+    path = section.parse("agent_path", AgentPath.parse, AgentPath.parse("{path}" if prefix else "{fingerprint}"))
+    if section.get("ca_bundles") is not None:
+        section.require_some("ca_bundles", "files with the certificates of CAs")
+    if prefix and ca_bundles:
+        findings.add(section.at("spiffe_prefix"), "x509pop.spiffe_prefix", "stands without x509pop.ca_bundles")
+    if path.names_path and not prefix:
+        findings.add(section.at("agent_path"), "x509pop.agent_path", "{path} needs x509pop.spiffe_prefix")
+    return path, ca_bundles, prefix
+
+
+def _check(config: Config, top: Section, findings: Findings) -> None:
+    """Check what several keys say together, and the defaults."""
+    socket, length = config.admin_socket, len(os.fsencode(config.admin_socket))
+    if length > MAX_SOCKET_PATH:
+        findings.add(
+            top.at("admin_socket"), "admin_socket", f"{socket} has {length} bytes; the system allows {MAX_SOCKET_PATH}"
+        )
+    if config.key_manager == "memory" and config.key_passphrase_file:
+        findings.add(top.at("key_passphrase_file"), "key_passphrase_file", "there is nothing to encrypt in memory")
 
 
 def validate(config: Config) -> list[str]:

@@ -19,6 +19,7 @@ from firedoor.segments.errors import (
     QuestionError,
     Refused,
     SegmentsError,
+    SettingsError,
     TableError,
 )
 from firedoor.segments.explain import Decided, Explanation, explain, nearest_answer
@@ -82,6 +83,7 @@ __all__ = [
     "Refused",
     "Segment",
     "SegmentsError",
+    "SettingsError",
     "Severity",
     "Subject",
     "TableError",

@@ -4,6 +4,7 @@
     SegmentsError
     ├── CallerError               what was asked for breaks a rule or is not permitted
     │   ├── PolicyErrors          a set of documents that is no policy; holds every finding
+    │   ├── SettingsError         a configuration of broker or sidecar that cannot be used; holds every finding
     │   ├── QuestionError         a destination or an action, typed by a person, that cannot be read
     │   └── Refused               the ID's segment does not let this SVID be signed
     │       ├── NoSegment         the ID belongs to no segment
@@ -56,6 +57,19 @@ class PolicyErrors(CallerError):
         super().__init__("\n".join(str(found) for found in self.findings))
 
     def __reduce__(self) -> tuple[type[PolicyErrors], tuple[tuple[Finding, ...]]]:
+        return type(self), (self.findings,)
+
+
+class SettingsError(CallerError):
+    """A configuration cannot be used. `findings` has a line for each problem, with file, line and key."""
+
+    code = "settings_invalid"
+
+    def __init__(self, findings: Iterable[str]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(self.findings))
+
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[tuple[str, ...]]]:
         return type(self), (self.findings,)
 
 

@@ -15,16 +15,19 @@ looks at files, and at the policy when it is known.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from firedoor.certs import SpiffeId, TrustDomain
+from firedoor.segments import SettingsError
 from firedoor.segments import document as yaml_text
-from firedoor.segments.findings import Position
+from firedoor.segments.setting_values import boolean, choice, host_port, integer, metrics
+from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
 from firedoor.sidecar import settings
+from firedoor.sidecar.errors import ConfigError
 from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inbound, parse_outbound
 from firedoor.sidecar.node_certificate import X509Pop
-from firedoor.sidecar.settings import Findings, Section
 
 L = TypeVar("L", bound=Listener)
 
@@ -38,55 +41,31 @@ ROTATE_BYTES = 64 * 1024 * 1024
 ROTATE_KEEP = 5
 METRICS: str | None = "127.0.0.1:9091"
 
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One key: its name with dots, what its value looks like, and what it is for."""
-
-    key: str
-    metavar: str
-    help: str
-    several: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The name as a flag: `--records-path`."""
-        return "--" + self.key.replace(".", "-").replace("_", "-")
-
-    @property
-    def name(self) -> str:
-        """The name as `load` takes it from `flags`: `records_path`."""
-        return self.key.replace(".", "_")
-
-    @property
-    def variable(self) -> str:
-        """The name in the environment."""
-        return ENVIRONMENT + self.name.upper()
-
+_option = partial(Option, ENVIRONMENT)
 
 OPTIONS = (
-    Option("trust_domain", "TD", "the trust domain"),
-    Option("broker", "HOST:PORT", "the broker or SPIRE server; several are tried in turn", several=True),
-    Option("bootstrap_bundle", "FILE", "trust bundle for the first connection: SPIFFE JSON or PEM"),
-    Option("join_token_file", "FILE", "a join token, used once"),
-    Option("x509pop.certificate", "FILE", "this node's certificate, PEM; intermediates may follow it"),
-    Option("x509pop.key", "FILE", "its key, PEM; the node attests with both as often as it has to"),
-    Option("x509pop.intermediates", "FILE", "further certificates up to the broker's CA, PEM"),
-    Option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
-    Option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
-    Option("data_dir", "DIR", "state that survives a restart"),
-    Option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
-    Option("segments", "PATH", "local policy, for servers that push none"),
-    Option("reset_policy", "true|false", "forget the pushed policy, so that `segments` may be used"),
-    Option("records.path", "FILE|stdout", "decision records, one JSON line each"),
-    Option("records.queue", "N", "how many may wait to be written before any is lost"),
-    Option("records.rotate_bytes", "N", "start a new file at this size"),
-    Option("records.keep", "N", "how many old files stay"),
-    Option("metrics", "HOST:PORT|off", "Prometheus metrics, /live and /ready, on loopback"),
-    Option("log.format", "text|json", "how logs on stderr look"),
-    Option("log.level", "debug|info|warning|error", "how much is logged"),
-    Option("inbound", "YAML", "listeners that hand mTLS connections to the app", several=True),
-    Option("outbound", "YAML", "listeners that make mTLS connections for local programs", several=True),
+    _option("trust_domain", "TD", "the trust domain"),
+    _option("broker", "HOST:PORT", "the broker or SPIRE server; several are tried in turn", several=True),
+    _option("bootstrap_bundle", "FILE", "trust bundle for the first connection: SPIFFE JSON or PEM"),
+    _option("join_token_file", "FILE", "a join token, used once"),
+    _option("x509pop.certificate", "FILE", "this node's certificate, PEM; intermediates may follow it"),
+    _option("x509pop.key", "FILE", "its key, PEM; the node attests with both as often as it has to"),
+    _option("x509pop.intermediates", "FILE", "further certificates up to the broker's CA, PEM"),
+    _option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
+    _option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
+    _option("data_dir", "DIR", "state that survives a restart"),
+    _option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
+    _option("segments", "PATH", "local policy, for servers that push none"),
+    _option("reset_policy", "true|false", "forget the pushed policy, so that `segments` may be used"),
+    _option("records.path", "FILE|stdout", "decision records, one JSON line each"),
+    _option("records.queue", "N", "how many may wait to be written before any is lost"),
+    _option("records.rotate_bytes", "N", "start a new file at this size"),
+    _option("records.keep", "N", "how many old files stay"),
+    _option("metrics", "HOST:PORT|off", "Prometheus metrics, /live and /ready, on loopback"),
+    _option("log.format", "text|json", "how logs on stderr look"),
+    _option("log.level", "debug|info|warning|error", "how much is logged"),
+    _option("inbound", "YAML", "listeners that hand mTLS connections to the app", several=True),
+    _option("outbound", "YAML", "listeners that make mTLS connections for local programs", several=True),
 )
 
 
@@ -152,17 +131,23 @@ def load(
 ) -> Config:
     """Read a configuration; `flags` has an entry for each flag that was given. Raise ConfigError with every finding."""
     findings = Findings()
-    file = settings.read_file(path) if path else yaml_text.Mapping(Position("(no file)", 0), ())
-    root = _overridden(file, env, flags, findings)
-    config = _parse(
-        Section(root, "", _top_keys(), findings), findings, _Places(env, os.geteuid() if uid is None else uid)
-    )
-    findings.raise_if_any()
+    try:
+        file = read_mapping(str(path), _read(path)) if path else NOTHING
+        places = _Places(env, os.geteuid() if uid is None else uid)
+        config = _parse(layered(file, OPTIONS, env, flags, findings), findings, places)
+        findings.raise_if_any()
+    except SettingsError as error:
+        raise ConfigError(error.findings) from None
     return config
 
 
-def _top_keys() -> set[str]:
-    return {option.key.partition(".")[0] for option in OPTIONS}
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: the file cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: the file cannot be read: it is not UTF-8"]) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,62 +171,25 @@ class _Places:
         return Path(self.env.get("XDG_RUNTIME_DIR") or f"/run/user/{self.uid}") / "firedoor/sidecar"
 
 
-def _overridden(
-    file: yaml_text.Mapping, env: Mapping[str, str], flags: Mapping[str, str | None], findings: Findings
-) -> yaml_text.Mapping:
-    """Put what the environment and the flags say in place of what the file says."""
-    known = {option.variable: option for option in OPTIONS}
-    given: dict[str, tuple[str, str]] = {}
-    for variable in sorted(name for name in env if name.startswith(ENVIRONMENT)):
-        if variable in known:
-            given[known[variable].name] = (variable, env[variable])
-        elif variable != f"{ENVIRONMENT}CONFIG":
-            findings.add("environment", variable, f"no such setting{settings.nearest(variable, known)}")
-    flag_of = {option.name: option.flag for option in OPTIONS}
-    given |= {name: (flag_of[name], value) for name, value in flags.items() if value is not None}
-    tree: dict[str, yaml_text.Node] = {key.text: value for key, value in file.entries}
-    names = {key.text: key for key, _ in file.entries}
-    for option in OPTIONS:
-        if option.name in given:
-            place, text = given[option.name]
-            _place(tree, option, settings.parse_value(place, text, several=option.several))
-    return yaml_text.Mapping(file.at, tuple((names.get(key, _word(key, node)), node) for key, node in tree.items()))
-
-
-def _place(tree: dict[str, yaml_text.Node], option: Option, node: yaml_text.Node) -> None:
-    outer, _, inner = option.key.partition(".")
-    if not inner:
-        tree[outer] = node
-        return
-    old = tree.get(outer)
-    entries = old.entries if isinstance(old, yaml_text.Mapping) else ()
-    kept = tuple((key, value) for key, value in entries if key.text != inner)
-    tree[outer] = yaml_text.Mapping(old.at if old else node.at, (*kept, (_word(inner, node), node)))
-
-
-def _word(text: str, node: yaml_text.Node) -> yaml_text.Scalar:
-    return yaml_text.Scalar(node.at, text, "text")
-
-
 def _parse(top: Section, findings: Findings, places: _Places) -> Config:
     trust_domain = top.require("trust_domain", TrustDomain.parse, TrustDomain.parse("missing"))
     top.require_some("broker", "the address of a broker, as host:port")
     data_dir = top.parse("data_dir", settings.path, places.state)
     config = Config(
         trust_domain=trust_domain,
-        broker=top.each("broker", settings.host_port),
+        broker=top.each("broker", host_port),
         bootstrap_bundle=top.parse("bootstrap_bundle", settings.path, None),
         join_token_file=top.parse("join_token_file", settings.path, None),
         x509pop=_x509pop(top, findings),
         auth_socket=top.parse("auth_socket", settings.socket_path, places.sockets / "auth.sock"),
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         data_dir=data_dir,
-        keep_workload_keys=top.parse("keep_workload_keys", settings.choice("memory", "disk"), "memory") == "disk",
+        keep_workload_keys=top.parse("keep_workload_keys", choice("memory", "disk"), "memory") == "disk",
         segments=top.parse("segments", settings.path, None),
-        reset_policy=top.parse("reset_policy", settings.boolean, False),
-        records=_records(top, data_dir, findings),
-        metrics=top.parse("metrics", _metrics, METRICS),
-        log=_log(top, findings),
+        reset_policy=top.parse("reset_policy", boolean, False),
+        records=_records(top, data_dir),
+        metrics=top.parse("metrics", metrics, METRICS),
+        log=_log(top),
         inbound=_listeners(top, "inbound", trust_domain, findings, parse_inbound),
         outbound=_listeners(top, "outbound", trust_domain, findings, parse_outbound),
     )
@@ -251,12 +199,11 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
 
 
 def _x509pop(top: Section, findings: Findings) -> X509Pop | None:
-    given = top.get("x509pop")
-    if given is None:
+    if top.get("x509pop") is None:
         return None
-    section = _section(top, "x509pop", ("certificate", "key", "intermediates"), findings)
+    section = top.section("x509pop")
     if top.get("join_token_file") is not None:
-        findings.add(given.at, "x509pop", "a node attests by it or by join_token_file, not by both")
+        findings.add(top.at("x509pop"), "x509pop", "a node attests by it or by join_token_file, not by both")
     nowhere = Path()
     return X509Pop(
         certificate=section.require("certificate", settings.path, nowhere),
@@ -265,33 +212,23 @@ def _x509pop(top: Section, findings: Findings) -> X509Pop | None:
     )
 
 
-def _records(top: Section, data_dir: Path, findings: Findings) -> Records:
-    section = _section(top, "records", ("path", "queue", "rotate_bytes", "keep"), findings)
+def _records(top: Section, data_dir: Path) -> Records:
+    section = top.section("records")
     to_stdout = section.parse("path", str, "") == "stdout"
     return Records(
         path=None if to_stdout else section.parse("path", settings.path, data_dir / "decisions.jsonl"),
-        queue=section.parse("queue", settings.integer(16, 10_000_000), QUEUE),
-        rotate_bytes=section.parse("rotate_bytes", settings.integer(4096, 2**40), ROTATE_BYTES),
-        keep=section.parse("keep", settings.integer(1, 1000), ROTATE_KEEP),
+        queue=section.parse("queue", integer(16, 10_000_000), QUEUE),
+        rotate_bytes=section.parse("rotate_bytes", integer(4096, 2**40), ROTATE_BYTES),
+        keep=section.parse("keep", integer(1, 1000), ROTATE_KEEP),
     )
 
 
-def _log(top: Section, findings: Findings) -> Log:
-    section = _section(top, "log", ("format", "level"), findings)
+def _log(top: Section) -> Log:
+    section = top.section("log")
     return Log(
-        format=section.parse("format", settings.choice("text", "json"), "text"),
-        level=section.parse("level", settings.choice("debug", "info", "warning", "error"), "info"),
+        format=section.parse("format", choice("text", "json"), "text"),
+        level=section.parse("level", choice("debug", "info", "warning", "error"), "info"),
     )
-
-
-def _section(top: Section, key: str, known: tuple[str, ...], findings: Findings) -> Section:
-    return Section(top.get(key) or yaml_text.Mapping(top.node.at, ()), key, known, findings)
-
-
-def _metrics(value: str) -> str | None:
-    if value == "off":
-        return None
-    return settings.loopback_port(f"127.0.0.1{value}" if value.startswith(":") else value)
 
 
 def _listeners(
@@ -316,7 +253,7 @@ def _check_socket_paths(config: Config, top: Section, findings: Findings) -> Non
             try:
                 settings.check_socket_path(value)
             except ValueError as error:
-                findings.add((top.get(key) or top.node).at, key, f"{value}: {error}")
+                findings.add(top.at(key), key, f"{value}: {error}")
 
 
 def _check_names(config: Config, findings: Findings) -> None:

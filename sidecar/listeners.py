@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from firedoor.certs import IdPattern, SpiffeId, TrustDomain
 from firedoor.segments import document as yaml_text
+from firedoor.segments.setting_values import MAX_PORT, choice, host_port, integer, ip_port, loopback_port
+from firedoor.segments.settings import Findings, Section
 from firedoor.sidecar import settings
-from firedoor.sidecar.settings import Findings, Section
 
 PROTOCOLS = ("tcp", "http", "grpc")
 HIGHEST_UID = 2**32 - 2  # The last value is "no user" (chown(2)).
@@ -130,7 +131,7 @@ def parse_inbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fin
         findings.add(node.at, section.path("app"), "is missing: the app's own address")
     app = Section(app_node or yaml_text.Mapping(node.at, ()), section.path("app"), ("address", "uid"), findings)
     return Inbound(
-        **_common(section, trust_domain, settings.ip_port),
+        **_common(section, trust_domain, ip_port),
         app_address=app.require("address", _app_address, "") if app_node is not None else "",
         app_uid=app.parse("uid", _uid, None),
     )
@@ -144,7 +145,7 @@ def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fi
     found = Outbound(
         **_common(section, trust_domain, _local_address),
         expect=section.each("expect", lambda value: IdPattern.parse(value, trust_domain)),
-        addresses=section.each("addresses", settings.host_port),
+        addresses=section.each("addresses", host_port),
         mode=section.parse("mode", _mode, None),
     )
     mode = section.get("mode")
@@ -160,13 +161,13 @@ def _common(section: Section, trust_domain: TrustDomain, listen: Any) -> dict[st
             raise ValueError(f"must be an ID of our own trust domain, {trust_domain}")
         return found
 
-    protocol = section.require("protocol", settings.choice(*PROTOCOLS), "tcp")
+    protocol = section.require("protocol", choice(*PROTOCOLS), "tcp")
     return {
         "name": section.require("name", _name, ""),
         "identity": section.require("as", own_id, trust_domain.id),
         "listen": section.require("listen", listen, ""),
         "protocol": protocol,
-        "service_port": section.require("service_port", settings.integer(1, settings.MAX_PORT), 1),
+        "service_port": section.require("service_port", integer(1, MAX_PORT), 1),
         "limits": _limits(section, protocol),
         "at": str(section.node.at),
     }
@@ -180,7 +181,7 @@ def _limits(section: Section, protocol: str) -> tuple[tuple[str, int], ...]:
             continue
         if name in HTTP_LIMITS and protocol == "tcp":
             section.findings.add(given.at, section.path(name), "has a meaning for http and grpc only")
-        found.append((name, section.parse(name, settings.integer(least, most), 0)))
+        found.append((name, section.parse(name, integer(least, most), 0)))
     return tuple(found)
 
 
@@ -191,7 +192,7 @@ def _name(value: str) -> str:
 
 
 def _uid(value: str) -> int | None:
-    return settings.integer(0, HIGHEST_UID)(value)
+    return integer(0, HIGHEST_UID)(value)
 
 
 def _mode(value: str) -> str | None:
@@ -205,8 +206,8 @@ def _unix(value: str) -> str:
 
 
 def _local_address(value: str) -> str:
-    return _unix(value) if value.startswith("unix:") else settings.loopback_port(value)
+    return _unix(value) if value.startswith("unix:") else loopback_port(value)
 
 
 def _app_address(value: str) -> str:
-    return _unix(value) if value.startswith("unix:") else settings.host_port(value)
+    return _unix(value) if value.startswith("unix:") else host_port(value)

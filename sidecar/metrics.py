@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
-from firedoor.sidecar.settings import split_host_port
+from firedoor.segments.setting_values import split_host_port
 
 REQUEST_SECONDS = 5.0
 LARGEST_HEAD_BYTES = 8192

@@ -5,7 +5,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from firedoor.cli.admin import add_sidecar_socket, admin
-from firedoor.cli.daemon import add_options, load_config, usage_error
+from firedoor.cli.daemon import add_options, load_config, report, usage_error
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group
@@ -45,12 +45,7 @@ def run_validate(options: argparse.Namespace) -> int:
     """Load everything that `run` would, and start nothing."""
     from firedoor.sidecar import config
 
-    findings = [str(found) for found in config.validate(_load(options))]
-    if options.output == "json":
-        show_json({"findings": findings})
-    else:
-        show("\n".join(findings) or "nothing to repair")
-    return Exit.USAGE if findings else Exit.DONE
+    return report(config.validate(_load(options)), options.output)
 
 
 def _load(options: argparse.Namespace) -> "Config":

@@ -76,16 +76,22 @@ CASES = {
         "broker.yaml:2: log.formt: no such key; did you mean",
     ),
     "list": ("trust_domain: [a]\n", "broker.yaml:1: trust_domain: must be a single value"),
-    "group as value": ("trust_domain: a\nlog: json\n", "broker.yaml:2: log: no such key"),
+    "group as value": ("trust_domain: a\nlog: json\n", "broker.yaml:2: log: must be a mapping of keys to values"),
     "trust domain": ("trust_domain: Example.org\n", "broker.yaml:1: trust_domain: a trust domain name holds only"),
-    "missing": ("listen: 127.0.0.1:1\n", "broker.yaml: trust_domain: is missing"),
-    "address": ("trust_domain: a\nlisten: '8081'\n", "broker.yaml:2: listen: must be HOST:PORT"),
-    "port": ("trust_domain: a\nlisten: 'x:99999'\n", "broker.yaml:2: listen: must be HOST:PORT"),
-    "bare IPv6": ("trust_domain: a\nlisten: '::1:8081'\n", "an IPv6 address stands in brackets"),
+    "missing": (
+        "listen: 127.0.0.1:1\n",
+        "broker.yaml:1: trust_domain: is missing; set it there, as FIREDOOR_BROKER_TRUST_DOMAIN or with",
+    ),
+    "address": ("trust_domain: a\nlisten: '8081'\n", "broker.yaml:2: listen: must be host:port"),
+    "port": (
+        "trust_domain: a\nlisten: 'x:99999'\n",
+        "broker.yaml:2: listen: the port must be a whole number",
+    ),
+    "bare IPv6": ("trust_domain: a\nlisten: '::1:8081'\n", "must be host:port, with an IPv6 address in brackets"),
     "duration": ("trust_domain: a\nca_ttl: 24\n", "broker.yaml:2: ca_ttl: must be a length of time"),
     "short CA": ("trust_domain: a\nca_ttl: 10s\n", "broker.yaml:2: ca_ttl: must be between 60s"),
     "key type": ("trust_domain: a\nca_key_type: dsa\n", "broker.yaml:2: ca_key_type:"),
-    "word": ("trust_domain: a\nlog: {level: loud}\n", "broker.yaml:2: log.level: must be debug or info"),
+    "word": ("trust_domain: a\nlog: {level: loud}\n", "broker.yaml:2: log.level: must be one of debug, info"),
     "metrics for all": (
         "trust_domain: a\nmetrics: 0.0.0.0:9090\n",
         "broker.yaml:2: metrics: must be an address on loopback",
@@ -121,6 +127,11 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
 def test_a_bad_flag_and_a_bad_variable_are_named_by_their_names(tmp_path: Path) -> None:
     found = findings(tmp_path, GOOD, {"FIREDOOR_BROKER_CA_TTL": "soon"}, listen="here")
     assert sorted(f.partition(": ")[0] for f in found) == ["--listen", "FIREDOOR_BROKER_CA_TTL"]
+
+
+def test_an_unknown_variable_is_named(tmp_path: Path) -> None:
+    (finding,) = findings(tmp_path, GOOD, {"FIREDOOR_BROKER_LISEN": "x", "FIREDOOR_BROKER_CONFIG": "x"})
+    assert finding == "environment: FIREDOOR_BROKER_LISEN: no such setting; did you mean `FIREDOOR_BROKER_LISTEN`?"
 
 
 @pytest.mark.parametrize(("length", "fits"), [(107, True), (108, False)])

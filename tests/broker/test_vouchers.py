@@ -184,7 +184,7 @@ def _foreign() -> Held:
         ({"x509pop_ca_bundles": "a.pem", "x509pop_agent_path": "{path}"}, "{path} needs x509pop.spiffe_prefix"),
         ({"x509pop_spiffe_prefix": "x"}, "--x509pop-spiffe-prefix: x509pop.spiffe_prefix"),
         ({"x509pop_agent_path": "nodes"}, "must name at least one of {fingerprint}"),
-        ({"x509pop_ca_bundles": ","}, "must not be empty"),
+        ({"x509pop_ca_bundles": ","}, "x509pop.ca_bundles: is missing or empty: files with"),
     ],
 )
 def test_what_is_configured_wrong(folder: Path, given: dict[str, str], words: str) -> None:

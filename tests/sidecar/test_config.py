@@ -2,9 +2,12 @@
 """Configuration: three sources, strict form, and findings that name file, line and key."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from firedoor import mtls
 from firedoor.sidecar import config, listeners
@@ -81,10 +84,10 @@ def test_flag_wins_over_environment_over_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", config.OPTIONS, ids=lambda one: one.key)
 def test_every_key_is_known_everywhere(tmp_path: Path, option: config.Option) -> None:
     sample = {"several": "[]", "one": "true"}["several" if option.several else "one"]
-    for given in ({"env": {option.variable: sample}}, {option.name: sample}):
+    for way in ({"env": {option.variable: sample}}, {option.name: sample}):
         seen: tuple[str, ...] = ()
         try:
-            load(tmp_path, **given)
+            load(tmp_path, **way)
         except ConfigError as error:
             seen = error.findings
         assert all("no such" not in line for line in seen)
@@ -154,7 +157,7 @@ BAD = {
     ),
     "metrics_not_loopback": (
         MIN + "metrics: 0.0.0.0:9091\n",
-        "sidecar.yaml:3: metrics: must be a loopback address: the local client is known there alone",
+        "sidecar.yaml:3: metrics: must be an address on loopback: it answers anybody who asks",
     ),
     "keep_keys": (
         MIN + "keep_workload_keys: yes please\n",
@@ -287,3 +290,10 @@ def test_the_documented_listeners_are_taken_and_every_limit_is_documented(tmp_pa
     assert (found.inbound[0].protocol, found.outbound[0].mode) == ("http", "0660")
     documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
     assert documented == {*listeners.LIMITS, *listeners.HTTP_LIMITS}
+
+
+@given(st.text(max_size=200))
+def test_no_text_raises_anything_else(text: str) -> None:
+    for option in config.OPTIONS:
+        with suppress(ConfigError):
+            config.load(None, {}, {"trust_domain": "a", "broker": "b:1", option.name: text})
