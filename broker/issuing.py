@@ -16,10 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from sqlalchemy import Connection
-
 from firedoor.broker.agent import Agent
-from firedoor.broker.db.rows import insert_issued
+from firedoor.broker.db.rows import INSERT_ISSUED
 from firedoor.broker.entry import is_reserved
 from firedoor.broker.errors import (
     AgentBanned,
@@ -236,12 +234,8 @@ class Signer:
                 await asyncio.sleep(0)
             signed.append(pen.sign(order.proof, order.key))
         rows = [self.issued_row(order.proof, svid) for order, svid in zip(orders, signed, strict=True)]
-
-        def run(connection: Connection) -> None:
-            insert_issued(connection, rows)
-
         if rows:
-            await self._state.database.write(run)
+            await self._state.database.append(INSERT_ISSUED, rows)
         return [_still(order, svid) for order, svid in zip(orders, signed, strict=True)]
 
 

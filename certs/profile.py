@@ -58,6 +58,8 @@ class Row:
     critical: bool
     write: Callable[[Subject], x509.ExtensionType | None]
     rules: tuple[Rule, ...] = ()
+    # Whether it tells the holders of one issuer's certificates apart; the others are the same in all, see stamp.py.
+    of_holder: bool = False
 
 
 def first_broken(rows: tuple[Row, ...], certificate: Certificate) -> str | None:
@@ -118,6 +120,7 @@ _SUBJECT_KEY: Final = Row(
     spec="RFC 4.2.1.2; authority IDs are this in hex",
     critical=False,
     write=lambda subject: x509.SubjectKeyIdentifier.from_public_key(subject.public_key),
+    of_holder=True,
 )
 _AUTHORITY_KEY: Final = Row(
     field="authorityKeyIdentifier",
@@ -134,6 +137,7 @@ LEAF: Final[tuple[Row, ...]] = (
         # Our subject is never empty, so RFC 4.2.1.6 asks for nothing more.
         critical=False,
         write=_names,
+        of_holder=True,
         rules=(
             Rule("uri_san_missing", "SVID 2", lambda certificate: not certificate.uris),
             Rule("uri_san_multiple", "SVID 2 and 5.2", lambda certificate: len(certificate.uris) > 1),

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Final, final
 
 from cryptography import x509
@@ -30,6 +30,7 @@ from firedoor.certs.dns import check_dns_name
 from firedoor.certs.errors import IssueError, SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
 from firedoor.certs.keys import PrivateKey, PublicKey, is_supported, public_key_der, signature_hash
+from firedoor.certs.stamp import Holder, Stamp
 
 # Seconds by which certificates are dated back, for verifiers whose clocks are late; SPIRE has the same.
 NOT_BEFORE_CUSHION: Final = 10
@@ -74,6 +75,8 @@ class X509Issuer:
     certificate: x509.Certificate
     key: PrivateKey
     upstream: tuple[bytes, ...] = ()
+    # Cut from the first leaf that is issued.
+    stamps: list[Stamp] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, td: TrustDomain, certificate: bytes, key: PrivateKey, upstream: Sequence[bytes] = ()) -> X509Issuer:
@@ -105,6 +108,12 @@ class X509Issuer:
         """The CA certificate."""
         return self.certificate.public_bytes(serialization.Encoding.DER)
 
+    @cached_property
+    def above(self) -> tuple[bytes, ...]:
+        """What a chain has above the leaf: this certificate and those between it and the root, that one excluded."""
+        is_root = self.certificate.subject == self.certificate.issuer
+        return () if is_root else (self.der, *self.upstream)
+
 
 def issue_x509(
     spiffe_id: SpiffeId,
@@ -132,17 +141,25 @@ def issue_x509(
     name = _leaf_name(subject.dns_names)
     if name == issuer.certificate.subject:
         raise IssueError("subject_equals_issuer")
-    leaf = _sign(profile.LEAF, subject, name, issuer, at=at, ttl=ttl, random=random)
-    above = () if _is_root(issuer) else (issuer.der, *issuer.upstream)
+    holder = _holder(subject, name, at=at, ttl=ttl, random=random, issuer=issuer)
     return X509Svid(
         id=spiffe_id,
-        chain=(leaf.public_bytes(serialization.Encoding.DER), *above),
-        not_before=int(leaf.not_valid_before_utc.timestamp()),
-        not_after=int(leaf.not_valid_after_utc.timestamp()),
-        serial=format(leaf.serial_number, "x"),
+        chain=(_leaf(holder, issuer), *issuer.above),
+        not_before=holder.not_before,
+        not_after=holder.not_after,
+        serial=format(holder.serial, "x"),
         authority_id=issuer.authority_id,
         dns_names=subject.dns_names,
     )
+
+
+def _leaf(holder: Holder, issuer: X509Issuer) -> bytes:
+    """Write and sign a leaf: the first of an issuer with the builder, the others with the stamp that it leaves."""
+    if issuer.stamps:
+        return issuer.stamps[0].sign(holder, issuer.key)
+    leaf = _build(profile.LEAF, holder, issuer.certificate.subject, issuer.key)
+    issuer.stamps.append(Stamp(leaf, holder.subject))
+    return leaf.public_bytes(serialization.Encoding.DER)
 
 
 def issue_ca(
@@ -165,9 +182,9 @@ def issue_ca(
             x509.NameAttribute(NameOID.SERIAL_NUMBER, random(_SERIAL_BYTES).hex()),
         ]
     )
-    signed = _sign(profile.CA, subject, name, issuer or key, at=at, ttl=ttl, random=random)
-    above = () if issuer is None or _is_root(issuer) else (issuer.der, *issuer.upstream)
-    return X509Issuer(td, signed, key, above)
+    holder = _holder(subject, name, at=at, ttl=ttl, random=random, issuer=issuer)
+    signed = _build(profile.CA, holder, issuer.certificate.subject if issuer else name, issuer.key if issuer else key)
+    return X509Issuer(td, signed, key, issuer.above if issuer else ())
 
 
 def parse_x509_svid(chain: Sequence[bytes]) -> X509Svid:
@@ -205,42 +222,41 @@ def _read(der: bytes) -> Certificate:
         raise SvidError("malformed_certificate") from None
 
 
-def _sign(
-    rows: tuple[profile.Row, ...],
-    subject: profile.Subject,
-    name: x509.Name,
-    signer: X509Issuer | PrivateKey,
-    *,
-    at: int,
-    ttl: int,
-    random: Random,
-) -> x509.Certificate:
-    """Write a certificate row by row and sign it; `signer` is a key for one that signs itself."""
+def _holder(
+    subject: profile.Subject, name: x509.Name, *, at: int, ttl: int, random: Random, issuer: X509Issuer | None
+) -> Holder:
+    """Choose serial number and times; nothing outlives its issuer. Raise IssueError."""
     if not is_supported(subject.public_key):
         raise IssueError("unsupported_key")
     if ttl <= 0:
         raise IssueError("bad_ttl")
-    issuer_name, key, not_after = name, signer, at + ttl
-    if isinstance(signer, X509Issuer):
-        if signer.not_after <= at:
+    not_after = at + ttl
+    if issuer is not None:
+        if issuer.not_after <= at:
             raise IssueError("authority_expired")
-        issuer_name, key, not_after = signer.certificate.subject, signer.key, min(not_after, signer.not_after)
-    assert not isinstance(key, X509Issuer)  # noqa: S101
+        not_after = min(not_after, issuer.not_after)
+    serial = int.from_bytes(random(_SERIAL_BYTES)) or 1
+    return Holder(subject, name, serial, at - NOT_BEFORE_CUSHION, not_after)
+
+
+def _build(rows: tuple[profile.Row, ...], holder: Holder, issuer: x509.Name, key: PrivateKey) -> x509.Certificate:
+    """Write a certificate row by row and sign it."""
     builder = x509.CertificateBuilder(
-        subject_name=name,
-        issuer_name=issuer_name,
-        public_key=subject.public_key,
-        serial_number=int.from_bytes(random(_SERIAL_BYTES)) or 1,
-        not_valid_before=_moment(at - NOT_BEFORE_CUSHION),
-        not_valid_after=_moment(not_after),
+        subject_name=holder.name,
+        issuer_name=issuer,
+        public_key=holder.subject.public_key,
+        serial_number=holder.serial,
+        not_valid_before=_moment(holder.not_before),
+        not_valid_after=_moment(holder.not_after),
     )
     for row in rows:
-        extension = row.write(subject)
+        extension = row.write(holder.subject)
         if extension is not None:
             builder = builder.add_extension(extension, row.critical)
     return builder.sign(key, signature_hash(key))
 
 
+@lru_cache(maxsize=256)
 def _leaf_name(dns_names: tuple[str, ...]) -> x509.Name:
     """Name a workload as SPIRE does: organisation, and the first DNS name for clients that read no SAN."""
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "firedoor")]
@@ -251,10 +267,6 @@ def _leaf_name(dns_names: tuple[str, ...]) -> x509.Name:
 
 def _key_id(issuer: X509Issuer) -> x509.SubjectKeyIdentifier:
     return x509.SubjectKeyIdentifier(bytes.fromhex(issuer.authority_id))
-
-
-def _is_root(issuer: X509Issuer) -> bool:
-    return issuer.certificate.subject == issuer.certificate.issuer
 
 
 def _moment(seconds: int) -> dt.datetime:

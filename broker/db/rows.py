@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -110,12 +110,13 @@ def put_journal(connection: Connection, kind: str, journal: bytes) -> None:
 
 # --- what was issued --------------------------------------------------------------------------------------------
 
-_insert_issued = insert(issued)
+# For `Database.append`: writes down what is about to be handed out.
+INSERT_ISSUED: Final = insert(issued)
 
 
 def insert_issued(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Write down what is about to be handed out."""
-    connection.execute(_insert_issued, rows)
+    """Do the same in the transaction of a job."""
+    connection.execute(INSERT_ISSUED, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, func, insert, select, text
 
-from firedoor.broker.db import METADATA, Database, bundles, generation
+from firedoor.broker.db import METADATA, Database, bundles, engine, generation
 from firedoor.broker.db.agent_rows import insert_token, spend_token
 from firedoor.broker.db.migrate import migrate
 from firedoor.broker.db.rows import Generation, bump, load_generation
@@ -80,6 +80,52 @@ async def test_a_job_that_fails_undoes_only_itself(database: Database) -> None:
     assert isinstance(results[2], DatabaseError)
     assert results[3] == "b"
     assert await database.read(lambda c: sorted(c.scalars(select(bundles.c.trust_domain)))) == ["a", "b"]
+
+
+async def test_rows_of_all_who_wait_go_together_and_a_bad_one_alone(database: Database) -> None:
+    into = insert(bundles)
+    await asyncio.gather(*(database.append(into, [row(f"n{i}"), row(f"m{i}")]) for i in range(100)))
+    assert await count(database) == 200
+    results = await asyncio.gather(
+        database.append(into, [row("a")]),
+        database.append(into, [row("b"), row("n1")]),
+        database.append(into, [row("c")]),
+        database.append(into, []),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [type(None), DatabaseError, type(None), type(None)]
+    names = await database.read(lambda c: set(c.scalars(select(bundles.c.trust_domain))))
+    assert {"a", "c"} <= names
+    assert "b" not in names
+    # The connection that saw the fault is another one now.
+    await database.append(into, [row("d")])
+    assert await count(database) == 203
+
+
+async def test_rows_wait_for_company_only_when_there_was_some(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_GATHER_SECONDS", 3600.0)
+    into = insert(bundles)
+    for i in range(3):
+        await database.append(into, [row(f"alone{i}")])
+    await asyncio.gather(*(database.append(into, [row(f"n{i}")]) for i in range(3)))
+    waiting = asyncio.create_task(database.append(into, [row("late")]))
+    await database.write(put("another"))
+    assert not waiting.done()
+    # Closing leaves nobody behind.
+    database.close()
+    await waiting
+
+
+async def test_what_was_appended_is_there_when_the_caller_is_gone(database: Database) -> None:
+    task = asyncio.create_task(database.append(insert(bundles), [row("a")]))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await database.append(insert(bundles), [row("b")])
+    assert await count(database) == 2
 
 
 async def test_memory_follows_the_commit_when_the_caller_is_gone(database: Database) -> None:
