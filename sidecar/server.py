@@ -256,6 +256,9 @@ class Server:
             if task is None or task.cancelling():
                 raise
             raise ServerUnavailable("the connection was closed to open a new one") from error
+        except grpc.aio.UsageError as error:
+            # A channel that was closed before the call, or while it waited for a connection.
+            raise ServerUnavailable("the connection was closed to open a new one") from error
         except TimeoutError as error:
             raise ServerUnavailable(f"the server did not answer within {RPC_SECONDS:.0f} s") from error
 

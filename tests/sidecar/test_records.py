@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Getting decision records written: to files that rotate and fill, to readers that stall and go."""
 
+import fcntl
 import os
 import select
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,10 +189,16 @@ def test_a_reader_that_stalls_holds_up_nobody_and_misses_nothing_but_what_is_cou
         os.close(writer)
 
 
+def unread(fd: int) -> int:
+    """Return how many bytes wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+
+
 def test_a_reader_that_is_gone_and_another_in_its_place(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(records, "STALLED_SECONDS", 60.0)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     ring = Ring(20_000)
@@ -198,10 +207,10 @@ def test_a_reader_that_is_gone_and_another_in_its_place(
     ring.add(1)
     first = os.open(fifo, os.O_RDONLY)
     ring.add(15_000)
-    eventually(lambda: sink.held, "a full pipe")
+    eventually(lambda: unread(first) > 8 * records.PIECE_BYTES, "a full pipe")
     assert os.read(first, 1000).startswith(b'{"n": 1}\n')
     os.close(first)
-    eventually(lambda: sink.written, "what the first reader might have read")
+    eventually(lambda: sink._failing, "the end of what the first reader might have read")
     before = sink.written
     second = os.open(fifo, os.O_RDONLY)
     try:
