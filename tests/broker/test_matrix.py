@@ -55,8 +55,8 @@ async def outcome(channel: grpc.aio.Channel, path: str) -> str:
     shape = channel.stream_stream if method.client_streaming else channel.unary_stream
     call = shape(path)(iter([b""])) if method.client_streaming else shape(path)(b"")
     try:
-        await call.read()
-        return "OK"
+        # A stream that ends without an answer is either told by an error or, when it came first, by its end.
+        return str((await call.code()).name) if await call.read() == grpc.aio.EOF else "OK"
     except grpc.aio.AioRpcError as error:
         return code_of(error)
     finally:
