@@ -14,18 +14,16 @@ from google.protobuf.message import Message
 
 from firedoor.certs import SpiffeId, SpiffeIdError
 from firedoor.mtls import Engine, MtlsError
+from firedoor.sidecar.answers import Answers
 from firedoor.sidecar.callers import Callers
-from firedoor.sidecar.errors import NotEntitled, NotYours, RequestRefused, SidecarError
-from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.errors import NotYours, RequestRefused, SidecarError
 from firedoor.sidecar.listeners import Inbound
 from firedoor.sidecar.view import Entry
-from firedoor.sidecar.workload import check_header, distinct_hints, entitled
+from firedoor.sidecar.workload import check_header
 from firedoor.wire import auth_grpc, auth_pb2
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
-# (token, Unix seconds of its end) for an entry and an audience.
-FetchJwt = Callable[[Entry, Sequence[str]], Awaitable[tuple[str, int]]]
 
 PROTOCOLS = ("tcp", "http", "grpc")
 HIGHEST_PORT = 65535
@@ -34,22 +32,15 @@ HIGHEST_PORT = 65535
 class AuthApi:
     """Answers the three questions. Everything raises SidecarError."""
 
-    def __init__(
-        self,
-        callers: Callers,
-        holder: Holder,
-        now: Callable[[], float],
-        inbound: Sequence[Inbound],
-        fetch_jwt: FetchJwt,
-    ) -> None:
-        self._callers, self._holder, self._now = callers, holder, now
-        self._inbound, self._fetch_jwt = inbound, fetch_jwt
+    def __init__(self, callers: Callers, answers: Answers, inbound: Sequence[Inbound]) -> None:
+        self._callers, self._answers, self._inbound = callers, answers, inbound
+        self._holder = answers.holder
         self._engine = _EngineOfTable()
 
     async def who_am_i(self, peer: str) -> auth_pb2.WhoAmIResponse:
         """Say which identities the caller has; `expires_at` is 0 while an SVID is being issued."""
         response = auth_pb2.WhoAmIResponse()
-        now = self._now()
+        now = self._answers.now()
         for entry in await self._entries(peer):
             held = self._holder.identities.get(entry.id)
             response.identities.add(
@@ -65,8 +56,10 @@ class AuthApi:
         entry = await self._own(peer, request.spiffe_id)
         if not request.audience or not all(request.audience):
             raise RequestRefused("a JWT-SVID needs an audience: who it is for")
-        token, expires_at = await self._fetch_jwt(entry, tuple(request.audience))
-        return auth_pb2.FetchJWTSVIDResponse(spiffe_id=str(entry.spiffe_id), token=token, expires_at=expires_at)
+        token = await self._answers.token(entry, request.audience)
+        return auth_pb2.FetchJWTSVIDResponse(
+            spiffe_id=str(entry.spiffe_id), token=token.text, expires_at=token.expires_at
+        )
 
     async def check(self, peer: str, request: auth_pb2.CheckRequest) -> auth_pb2.CheckResponse:
         """Decide whether `request.peer` may do this to one of the caller's identities."""
@@ -84,20 +77,15 @@ class AuthApi:
                 path=request.path,
                 grpc_service=request.grpc_service,
                 grpc_method=request.grpc_method,
-                time=int(self._now()),
+                time=int(self._answers.now()),
             )
         except MtlsError as error:
             raise RequestRefused(str(error)) from error
         return auth_pb2.CheckResponse(allowed=decision.allowed, flow=decision.flow or "", reason=decision.reason)
 
-    async def _entries(self, peer: str) -> list[Entry]:
+    async def _entries(self, peer: str) -> Sequence[Entry]:
         """Return the caller's entries, in the order of the Workload API. Raise NotEntitled."""
-        selectors = await self._callers.attest(peer)
-        refused = self._holder.not_admitted()
-        found = [one for one in entitled(self._holder.view, selectors, self._now()) if one.id not in refused]
-        if not found:
-            raise NotEntitled
-        return distinct_hints(found)
+        return self._answers.admitted(await self._callers.attest(peer))
 
     async def _own(self, peer: str, wanted: str) -> Entry:
         """Return the entry of one of the caller's own identities, the first when none is named. Raise NotYours."""

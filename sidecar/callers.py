@@ -1,11 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is calling on the auth socket: the front's word for the connection, the kernel's for the process behind it."""
+"""Who is calling on a Unix socket: the front's word for the connection, the kernel's for the process behind it."""
 
 from firedoor.certs import Selector
 from firedoor.mtls import CallerUnknown, Front
-from firedoor.sidecar.attestor import UnixAttestor
+from firedoor.sidecar.attestor import LiveCaller, UnixAttestor
 from firedoor.sidecar.errors import CallerRefused, NotReady
 from firedoor.sidecar.holder import Holder
+
+
+class Connection:
+    """Whoever opened one connection. The front closes it when the process ends, so nobody needs to watch that here."""
+
+    ended = None
+
+    def __init__(self, caller: LiveCaller, callers: "Callers") -> None:
+        self._caller, self._callers = caller, callers
+        self._selectors: frozenset[Selector] | None = None
+
+    @property
+    def user(self) -> int | None:
+        """The uid that opened it."""
+        return self._caller.uid
+
+    async def attest(self) -> frozenset[Selector]:
+        """Return the selectors of the process, as it was when this was asked first. Raise SidecarError."""
+        if self._selectors is None:
+            self._selectors = await self._callers.attest_process(self._caller)
+        return self._selectors
 
 
 class Callers:
@@ -19,16 +40,19 @@ class Callers:
         """Say which front knows the callers."""
         self._front = front
 
-    async def attest(self, peer: str) -> frozenset[Selector]:
-        """Return the selectors of the process at a connection, named as the server sees it. Raise SidecarError."""
+    def connection(self, peer: str) -> Connection:
+        """Return who opened a connection, named as the server sees it. Raise SidecarError."""
         if self._front is None:
             raise NotReady("the sidecar is starting")
         try:
-            caller = self._front.caller(peer)
+            return Connection(self._front.caller(peer), self)
         except CallerUnknown as error:
             raise CallerRefused(str(error)) from error
-        return await self._attestor.attest(caller, self._costly_keys())
 
-    def _costly_keys(self) -> set[str]:
-        """Return which selector keys any entry asks for, so that no executable is read and hashed for nothing."""
-        return {one.key for entry in self._holder.view.entries.values() for one in entry.selectors}
+    async def attest(self, peer: str) -> frozenset[Selector]:
+        """Return the selectors of the process at a connection. Raise SidecarError."""
+        return await self.connection(peer).attest()
+
+    async def attest_process(self, process: LiveCaller) -> frozenset[Selector]:
+        """Return the selectors of a process. Raise CallerRefused when it is gone or changes meanwhile."""
+        return await self._attestor.attest(process, self._holder.view.selector_keys)

@@ -39,6 +39,11 @@ LONGEST_SOCKET_NAME = "server-boot.sock"
 QUEUE = 65536
 ROTATE_BYTES = 64 * 1024 * 1024
 ROTATE_KEEP = 5
+# SPIRE's default.
+CACHE = 1000
+LARGEST_CACHE = 10_000_000
+# About 30 KiB each.
+STREAMS = 1000
 METRICS: str | None = "127.0.0.1:9091"
 
 _option = partial(Option, ENVIRONMENT)
@@ -55,6 +60,9 @@ OPTIONS = (
     _option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
     _option("data_dir", "DIR", "state that survives a restart"),
     _option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
+    _option("x509_svid_cache_max_size", "N", "how many X.509-SVIDs are held, beside those that somebody uses now"),
+    _option("jwt_svid_cache_max_size", "N", "how many JWT-SVIDs are held, and as many WIT-SVIDs"),
+    _option("max_streams", "N", "how many streams one user, or one client of the Broker API, may have open"),
     _option("segments", "PATH", "local policy, for servers that push none"),
     _option("reset_policy", "true|false", "forget the pushed policy, so that `segments` may be used"),
     _option("records.path", "FILE|stdout", "decision records, one JSON line each"),
@@ -101,6 +109,9 @@ class Config:
     admin_socket: Path
     data_dir: Path
     keep_workload_keys: bool
+    x509_svid_cache_max_size: int
+    jwt_svid_cache_max_size: int
+    max_streams: int
     segments: Path | None
     reset_policy: bool
     records: Records
@@ -185,6 +196,9 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         data_dir=data_dir,
         keep_workload_keys=top.parse("keep_workload_keys", choice("memory", "disk"), "memory") == "disk",
+        x509_svid_cache_max_size=top.parse("x509_svid_cache_max_size", integer(1, LARGEST_CACHE), CACHE),
+        jwt_svid_cache_max_size=top.parse("jwt_svid_cache_max_size", integer(1, LARGEST_CACHE), CACHE),
+        max_streams=top.parse("max_streams", integer(1, 1_000_000), STREAMS),
         segments=top.parse("segments", settings.path, None),
         reset_policy=top.parse("reset_policy", boolean, False),
         records=_records(top, data_dir),

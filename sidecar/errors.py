@@ -12,8 +12,15 @@
     │   ├── CallerRefused        the connection or the process behind it is gone or changed
     │   ├── NotEntitled
     │   ├── NotYours             an identity that the caller does not have
-    │   └── RequestRefused       a request that breaks a rule of the Auth API
+    │   ├── RequestRefused       a request that breaks a rule of the API
+    │   ├── TooMany              one user or client has too many streams
+    │   ├── NotServed            what this sidecar, or its server, does not do
+    │   └── DelegateError        a program that asks for others
+    │       ├── DelegateRefused  it is not trusted with that
+    │       ├── ReferenceInvalid
+    │       └── WorkloadGone     the process that it names has ended, or there is none
     ├── NotReady                 we, or our server, cannot answer yet
+    │   └── Incomplete           a part of the answer has come
     └── ServerError              our server
         ├── AttestationRefused
         ├── AgentBanned
@@ -114,10 +121,49 @@ class NotYours(WorkloadError):
 
 
 class RequestRefused(WorkloadError):
-    """A request on the auth socket breaks a rule."""
+    """A request breaks a rule."""
 
     code = "bad_request"
     status = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class TooMany(WorkloadError):
+    """One user or client has as many streams open as it may."""
+
+    code = "too_many_streams"
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class NotServed(WorkloadError):
+    """A request for what this sidecar, or its server, does not do."""
+
+    code = "not_served"
+    status = grpc.StatusCode.UNIMPLEMENTED
+
+
+class DelegateError(WorkloadError):
+    """A program asked for identities of others, and cannot have them."""
+
+
+class DelegateRefused(DelegateError):
+    """A program that the configuration does not trust with identities of others."""
+
+    code = "delegate_refused"
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
+class ReferenceInvalid(DelegateError):
+    """A reference that names no workload."""
+
+    code = "reference_invalid"
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class WorkloadGone(DelegateError):
+    """The process that is asked for has ended, or there is none."""
+
+    code = "workload_gone"
+    status = grpc.StatusCode.NOT_FOUND
 
 
 class NotReady(SidecarError):
@@ -125,6 +171,16 @@ class NotReady(SidecarError):
 
     code = "not_ready"
     status = grpc.StatusCode.UNAVAILABLE
+
+
+class Incomplete(NotReady):
+    """Some of an answer has come. `partial` is what there is, a message, for those who have waited long enough."""
+
+    code = "incomplete"
+
+    def __init__(self, partial: object) -> None:
+        super().__init__("some identities are not issued yet")
+        self.partial = partial
 
 
 class ServerError(SidecarError):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from firedoor.certs import Selector
 from firedoor.mtls import ClientRule, Core
+from firedoor.sidecar.demand import Demand
 from firedoor.sidecar.identities import Identity, Verifier, material
 from firedoor.sidecar.server import Issued
 from firedoor.sidecar.state import StoredAgent
@@ -21,8 +22,11 @@ RuleOf = Callable[[frozenset[Selector]], ClientRule | None]
 class Holder:
     """Holds what the sidecar knows and publishes it to the core as one value."""
 
-    def __init__(self, core: Core, view: View, now: Callable[[], float], rule_of: RuleOf) -> None:
+    def __init__(
+        self, core: Core, view: View, now: Callable[[], float], rule_of: RuleOf, demand: Demand | None = None
+    ) -> None:
         self._core, self._now, self._rule_of = core, now, rule_of
+        self.demand = Demand() if demand is None else demand
         self.view = view
         self.agent: StoredAgent | None = None
         self.identities: Mapping[str, Identity] = {}
@@ -30,7 +34,8 @@ class Holder:
         self.revision = 0
         # Why the server gave no SVID, by entry ID.
         self.refusals: Mapping[str, Issued] = {}
-        self._changed = asyncio.Event()
+        # Set at the next change, and then another one stands here.
+        self.changed = asyncio.Event()
 
     def set(
         self,
@@ -39,11 +44,16 @@ class Holder:
         agent: StoredAgent | None = None,
         identities: Iterable[Identity] | None = None,
     ) -> None:
-        """Publish a new state; raise MaterialError, with nothing changed, when the core refuses it."""
+        """Publish a new state; raise MaterialError, with nothing changed, when the core refuses it.
+
+        Identities that nobody wants are dropped when there are too many.
+        """
         new_view = view or self.view
         new_agent = agent or self.agent
         kept = self.identities.values() if identities is None else identities
-        new_identities = {one.entry.id: one for one in _entitled(new_view, kept)}
+        found = {one.entry.id: one for one in _entitled(new_view, kept)}
+        chosen = self.demand.chosen(new_view, found)
+        new_identities = {key: one for key, one in found.items() if key in chosen}
         self.revision = self._core.publish(
             material(new_view, new_agent, new_identities.values(), self._now(), self._rule_of)
         )
@@ -61,7 +71,13 @@ class Holder:
 
     def lacking(self, now: float) -> list[Entry]:
         """Return the entries whose SVID is missing, due for renewal, or good no longer."""
-        return [entry for entry in self.view.entries.values() if not self._is_fresh(entry, now)]
+        chosen = self.demand.chosen(self.view, self.identities)
+        return [self.view.entries[one] for one in chosen if not self._is_fresh(self.view.entries[one], now)]
+
+    def prune(self) -> None:
+        """Drop identities that nobody wants any more, when there are too many."""
+        if not self.identities.keys() <= self.demand.chosen(self.view, self.identities).keys():
+            self.set()
 
     def _is_fresh(self, entry: Entry, now: float) -> bool:
         held = self.identities.get(entry.id)
@@ -73,7 +89,7 @@ class Holder:
 
     def notify(self) -> None:
         """Wake whoever watches."""
-        event, self._changed = self._changed, asyncio.Event()
+        event, self.changed = self.changed, asyncio.Event()
         event.set()
 
     def not_admitted(self) -> frozenset[str]:
@@ -83,7 +99,7 @@ class Holder:
     async def changes(self) -> AsyncIterator[None]:
         """Yield at once and after every change; changes while the consumer is busy are one."""
         while True:
-            event = self._changed
+            event = self.changed
             yield
             await event.wait()
 

@@ -45,11 +45,22 @@ class Issuer:
         self._holder, self._state, self._now, self._lost = holder, state, now, lost
         self._keep_on_disk = keep_on_disk
         self._wake = asyncio.Event()
+        # The server failed, and is asked again after a while.
+        self._failing = False
+        # Somebody began to use an identity since the last look.
+        self._wanted = False
         self._ask_again: dict[str, tuple[Entry, float]] = {}
+        holder.demand.wake = self.wanted
 
     def wake(self) -> None:
         """Look at once whether anything is lacking."""
         self._wake.set()
+
+    def wanted(self) -> None:
+        """Look because a program begins to use an identity; that has a server that failed asked no sooner."""
+        self._wanted = True
+        if not self._failing:
+            self._wake.set()
 
     def restore(self) -> None:
         """Take up the identities that are on disk."""
@@ -70,13 +81,15 @@ class Issuer:
         backoff = Backoff()
         while True:
             self._wake.clear()
-            failed = await self._try(server)
+            self._wanted = False
+            self._failing = await self._try(server)
+            self._holder.prune()
             done()
-            if failed:
+            if self._failing:
                 wait = backoff.failed(self._first_expiry())
             else:
                 backoff.reset()
-                wait = self._until_due()
+                wait = 0.0 if self._wanted else self._until_due()
             try:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -152,7 +165,7 @@ class Issuer:
         try:
             for one in identities:
                 self._state.store_workload(one.entry.id, one.key, one.svid.chain)
-            self._state.keep_workloads(self._holder.view.entries)
+            self._state.keep_workloads(self._holder.identities)
         except StateError as error:
             log.error("workload keys are not stored", extra={"reason": str(error)})
 

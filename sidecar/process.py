@@ -21,6 +21,7 @@ from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
+from firedoor.sidecar.demand import Demand
 from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.metrics import MetricsServer, Snapshot
@@ -29,6 +30,7 @@ from firedoor.sidecar.records import Sink, output_for
 from firedoor.sidecar.report import Report
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.state import PRIVATE_DIR, State
+from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.tasks import until_first
 from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import View, read_update
@@ -81,15 +83,17 @@ class Process:
         self.core = Core(record_capacity=records.queue)
         self.sink = Sink(self.core, output_for(records.path, records.rotate_bytes, records.keep))
         names = Names()
-        self.holder = Holder(self.core, view, self.clock.now, lambda selectors: rule_of(selectors, names))
+        demand = Demand(config.x509_svid_cache_max_size, {one.identity for one in config.listeners})
+        self.holder = Holder(self.core, view, self.clock.now, lambda selectors: rule_of(selectors, names), demand)
         self.agent = Agent(self.core, config, self.state, self.holder, self.clock.now, table)
         self.datapath = DataPath(self.core, self.holder, config.listeners)
         self.report = Report(config, self.holder, self.datapath, self.agent, self.core, self.sink, self.clock.now)
         self.sockets = Sockets(self.core, config)
         self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
-        tokens = Tokens(self.holder, self._fetch_token, self.clock.now)
-        self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now, tokens)
-        self._auth = AuthApi(self._api.callers, self.holder, self.clock.now, config.inbound, self._api.fetch_jwt)
+        tokens = Tokens(self.holder, self._fetch_token, self.clock.now, max_held=config.jwt_svid_cache_max_size)
+        streams = Streams(self.holder, config.max_streams)
+        self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now, tokens, streams)
+        self._auth = AuthApi(self._api.callers, self._api.answers, config.inbound)
 
     async def _fetch_token(self, entry_id: str, audience: tuple[str, ...]) -> str:
         """Have the server that we are connected to now sign a token."""

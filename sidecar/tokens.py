@@ -13,13 +13,12 @@ from typing import Any
 
 from firedoor.certs import IssueError, JwtSvidError, TrustBundle, ValidatedJwt, check_audience, validate_jwt_svid
 from firedoor.certs.jwt import check_not_revoked
+from firedoor.sidecar.config import CACHE
 from firedoor.sidecar.errors import NotEntitled, RequestRefused, ServerError, ServerUnavailable
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.view import Entry, View
 from firedoor.wire import workload_pb2
 
-# Of at most 16 KiB each; the one that was not asked for the longest goes first.
-MAX_HELD = 1024
 # What RFC 7519 registers. Of a token of another trust domain a workload is told these alone, as SPIRE does: what else
 # it says means something only to whoever knows that domain.
 REGISTERED = frozenset({"iss", "sub", "aud", "exp", "nbf", "iat", "jti"})
@@ -47,7 +46,8 @@ class Token:
 class Tokens:
     """Fetches tokens and keeps some. Several who ask for the same one at once wait for one answer."""
 
-    def __init__(self, holder: Holder, fetch: Fetch, now: Callable[[], float], *, max_held: int = MAX_HELD) -> None:
+    def __init__(self, holder: Holder, fetch: Fetch, now: Callable[[], float], *, max_held: int = CACHE) -> None:
+        # Of at most 16 KiB each; the one that was not asked for the longest goes first.
         self._holder, self._fetch, self._now, self._max_held = holder, fetch, now, max_held
         self._held: OrderedDict[_Key, Token] = OrderedDict()
         self._asked: dict[_Key, asyncio.Task[Token]] = {}
@@ -132,43 +132,36 @@ class Tokens:
         return False
 
 
-async def jwt_svids(
+async def jwt_tokens(
     tokens: Tokens, entries: Sequence[Entry], audience: Sequence[str], still: Callable[[], Sequence[Entry]]
-) -> workload_pb2.JWTSVIDResponse:
-    """Answer FetchJWTSVID for these entries; `still` asks afterwards what the caller is entitled to.
+) -> list[tuple[Entry, Token]]:
+    """Return a token for each of these entries; `still` asks afterwards what the workload is entitled to.
 
     An identity that the server does not issue is left out. Raise NotEntitled when none is left, else SidecarError.
     """
     found = await asyncio.gather(*(tokens.get(entry, audience) for entry in entries), return_exceptions=True)
     present = {entry.id for entry in still()}
-    response = workload_pb2.JWTSVIDResponse()
+    held = []
     for entry, one in zip(entries, found, strict=True):
         if isinstance(one, BaseException):
             if not isinstance(one, NotEntitled):
                 raise one
         elif entry.id in present:
-            response.svids.add(spiffe_id=str(entry.spiffe_id), svid=one.text, hint=entry.hint)
-    if not response.svids:
+            held.append((entry, one))
+    if not held:
         raise NotEntitled
-    return response
-
-
-def jwt_bundles(view: View, entries: Sequence[Entry]) -> workload_pb2.JWTBundlesResponse:
-    """Answer FetchJWTBundles: our own and those that the entries federate with, with keys for JWT-SVIDs alone."""
-    return workload_pb2.JWTBundlesResponse(
-        bundles={str(one.trust_domain.id): one.to_jwt_json() for one in _trusted(view, entries)}
-    )
+    return held
 
 
 def validate(
-    holder: Holder, entries: Sequence[Entry], request: workload_pb2.ValidateJWTSVIDRequest, now: float
+    holder: Holder, trusted: Sequence[TrustBundle], request: workload_pb2.ValidateJWTSVIDRequest, now: float
 ) -> workload_pb2.ValidateJWTSVIDResponse:
-    """Answer ValidateJWTSVID for a workload with these entries. Raise RequestRefused."""
+    """Answer ValidateJWTSVID for a workload that may trust these bundles. Raise RequestRefused."""
     if not request.audience:
         raise RequestRefused("audience must be specified")
     if not request.svid:
         raise RequestRefused("svid must be specified")
-    bundles = {one.trust_domain: one for one in _trusted(holder.view, entries)}
+    bundles = {one.trust_domain: one for one in trusted}
     revocations = holder.verifier.revocations
     try:
         proof = validate_jwt_svid(request.svid, request.audience, bundles, now, revocations=revocations)
@@ -180,11 +173,6 @@ def validate(
     response = workload_pb2.ValidateJWTSVIDResponse(spiffe_id=str(proof.id))
     response.claims.update(claims)
     return response
-
-
-def _trusted(view: View, entries: Sequence[Entry]) -> list[TrustBundle]:
-    domains = {view.trust_domain, *(domain for entry in entries for domain in entry.federates_with)}
-    return [view.bundles[one] for one in sorted(domains) if one in view.bundles]
 
 
 def _listed(audience: str | list[str]) -> list[str]:

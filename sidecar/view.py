@@ -5,8 +5,10 @@ A `View` is whole: entries, bundles, decision table and revocations of one gener
 control stream raises UpdateRefused, whose code goes back to the broker in a Nack, and nothing changes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from firedoor import certs
 from firedoor.certs import CertsError, IdPattern, Selector, SpiffeId, TrustBundle, TrustDomain
@@ -34,6 +36,10 @@ class Entry:
     revision: tuple[object, ...]
     # Pushed into a store by the agent, never given to local workloads.
     store_svid: bool
+    # An administrator of the server, or a server below it: given to the workload itself, and to nobody for it.
+    privileged: bool = False
+    # Whether an SVID is fetched before anybody asks.
+    prefetch: bool = True
 
     @property
     def order(self) -> tuple[int, str]:
@@ -41,7 +47,7 @@ class Entry:
         return self.created_at, self.id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """Everything of one generation. `table` is a serialised decision table; empty denies everything."""
 
@@ -58,10 +64,42 @@ class View:
 
     def matching(self, selectors: frozenset[Selector], now: float) -> tuple[Entry, ...]:
         """Return the entries that a workload with these selectors is entitled to, the oldest first."""
-        found = (one for one in self.entries.values() if one.selectors <= selectors and not one.store_svid)
+        near = (one for selector in selectors for one in self._by_selector.get(selector, ()))
+        found = (one for one in near if one.selectors <= selectors and not one.store_svid)
         return tuple(
             sorted((one for one in found if not one.expires_at or one.expires_at > now), key=lambda e: e.order)
         )
+
+    def trusted(self, entries: Iterable[Entry]) -> list[TrustBundle]:
+        """Return the bundles for holders of these entries: our own and those that the entries federate with."""
+        domains = {self.trust_domain, *(domain for entry in entries for domain in entry.federates_with)}
+        return [self.bundles[one] for one in sorted(domains) if one in self.bundles]
+
+    def giving(self, spiffe_id: SpiffeId) -> Sequence[Entry]:
+        """Return the entries that give an ID."""
+        return self._by_id.get(spiffe_id, ())
+
+    @cached_property
+    def selector_keys(self) -> frozenset[str]:
+        """Which keys any entry asks for, so that no executable is read and hashed for nothing."""
+        return frozenset(selector.key for one in self.entries.values() for selector in one.selectors)
+
+    @cached_property
+    def _by_selector(self) -> Mapping[Selector, Sequence[Entry]]:
+        """Each entry under the rarest of its selectors, so that few are looked at for one program."""
+        seen = Counter(selector for one in self.entries.values() for selector in one.selectors)
+        found: dict[Selector, list[Entry]] = {}
+        for one in self.entries.values():
+            if one.selectors:
+                found.setdefault(min(one.selectors, key=seen.__getitem__), []).append(one)
+        return found
+
+    @cached_property
+    def _by_id(self) -> Mapping[SpiffeId, Sequence[Entry]]:
+        found: dict[SpiffeId, list[Entry]] = {}
+        for one in self.entries.values():
+            found.setdefault(one.spiffe_id, []).append(one)
+        return found
 
     def with_entries(self, entries: Iterable[Entry]) -> "View":
         """Return the same with other entries."""
@@ -135,6 +173,8 @@ def read_entry(entry: types.Entry, trust_domain: TrustDomain) -> Entry:
             expires_at=entry.expires_at,
             revision=(entry.revision_number, entry.created_at, str(entry.spiffe_id.path)),
             store_svid=entry.store_svid,
+            privileged=entry.admin or entry.downstream,
+            prefetch=not (entry.store_svid or entry.additional_attributes.disable_x509_svid_prefetch),
         )
     except CertsError as error:
         raise UpdateRefused("malformed_entry", f"entry {entry.id!r} cannot be used: {error}") from error

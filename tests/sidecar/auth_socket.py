@@ -7,20 +7,16 @@ import http.client
 import json
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from firedoor.segments import Document, compile_table, load, table_bytes
-from firedoor.sidecar.attestor import UnixAttestor
-from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.listeners import Inbound
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.view import Entry
-from firedoor.sidecar.workload import WorkloadApi
 from tests.sidecar.conftest import TD, Bench, entry
 
 UID = f"unix:uid:{os.geteuid()}"
@@ -119,8 +115,7 @@ class AuthSocket:
 async def opened(bench: Bench, config: Config, *listeners: Inbound) -> AsyncIterator[AuthSocket]:
     """Open the socket; it is gone afterwards."""
     sockets = Sockets(bench.core, config)
-    api = WorkloadApi(bench.holder, UnixAttestor(), time.time, bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, time.time, listeners, api.fetch_jwt))
+    await sockets.open_auth(*bench.apis(listeners))
     try:
         yield AuthSocket(bench, config, sockets)
     finally:

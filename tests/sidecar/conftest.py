@@ -2,7 +2,7 @@
 """A sidecar without a server: its holder is filled by the tests, its auth socket is real."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,16 +10,22 @@ import pytest
 
 from firedoor.certs import Selector, TrustDomain, parse_x509_svid
 from firedoor.mtls import Core
-from firedoor.sidecar import config
-from firedoor.sidecar.attestor import Names, rule_of
+from firedoor.sidecar import config, updates
+from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
+from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import ServerUnavailable
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
 from firedoor.sidecar.keys import Key, public_key_of
+from firedoor.sidecar.listeners import Inbound
+from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import Entry, View
-from tests.sidecar.harness import Running, Start
+from firedoor.sidecar.workload import WorkloadApi
+from tests.sidecar.harness import Running, Start, write_files
+from tests.sidecar.harness import entry as wire_entry
+from tests.sidecar.spire_like import SpireLike
 from tests.simulator import SimulatedTrustDomain
 
 TD = TrustDomain.parse("example.org")
@@ -78,6 +84,11 @@ class Bench:
         """Return where the Workload API gets its tokens."""
         return Tokens(self.holder, self.fetch, lambda: float(self.trust.at))
 
+    def apis(self, inbound: Sequence[Inbound] = (), streams: Streams | None = None) -> tuple[WorkloadApi, AuthApi]:
+        """Return what the auth socket serves, by the trust domain's clock."""
+        api = WorkloadApi(self.holder, UnixAttestor(), lambda: float(self.trust.at), self.tokens(), streams)
+        return api, AuthApi(api.callers, api.answers, inbound)
+
     def rotate(self, one: Entry) -> Identity:
         """Issue a new SVID for an entry."""
         fresh = identity(self.trust, one)
@@ -133,3 +144,15 @@ async def running() -> AsyncIterator[Start]:
     yield start
     for one in started:
         await one.stop()
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SpireLike]:
+    monkeypatch.setattr(updates, "POLL_SECONDS", 0.1)
+    found = SpireLike(SimulatedTrustDomain("example.org", at=int(time.time())))
+    found.entries["x"] = wire_entry("x")
+    (tmp_path / "server").mkdir(mode=0o700)
+    address = await found.start(tmp_path / "server")
+    write_files(tmp_path, found, address)
+    yield found
+    await found.stop()

@@ -17,7 +17,7 @@ UID = types.Selector(type="unix", value=f"uid:{os.geteuid()}")
 
 def entry(name: str, **fields: object) -> types.Entry:
     spiffe_id = types.SPIFFEID(trust_domain="example.org", path=f"/segment/a/{name}")
-    return types.Entry(id=name, spiffe_id=spiffe_id, selectors=[UID], **fields)  # type: ignore[arg-type]
+    return types.Entry(id=name, spiffe_id=spiffe_id, **{"selectors": [UID], **fields})  # type: ignore[arg-type]
 
 
 def settings(tmp_path: Path, **flags: str | None) -> Config:

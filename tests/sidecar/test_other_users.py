@@ -13,11 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from firedoor.sidecar.attestor import UnixAttestor
-from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.sockets import Sockets
-from firedoor.sidecar.workload import WorkloadApi
 from tests.sidecar.conftest import Bench, entry
 from tests.sidecar.test_workload_api import Reporter
 
@@ -59,8 +56,7 @@ def open_folder() -> Iterator[Path]:
 async def reachable(bench: Bench, settings: Config, open_folder: Path) -> AsyncIterator[Config]:
     config = replace(settings, auth_socket=open_folder / "auth.sock", admin_socket=open_folder / "admin.sock")
     sockets = Sockets(bench.core, config)
-    api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at), bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at), (), api.fetch_jwt))
+    await sockets.open_auth(*bench.apis())
     await sockets.open_admin(Reporter(), lambda: True)
     yield config
     await sockets.close()

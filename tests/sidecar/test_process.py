@@ -3,18 +3,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from firedoor.certs import TrustDomain
-from firedoor.sidecar import process, updates
+from firedoor.sidecar import process
 from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.errors import AttestationRefused, ConfigError, StateError, TokenMissing
 from firedoor.sidecar.process import Process
 from firedoor.wire import control_pb2, policy_pb2, views
-from tests.sidecar.harness import Start, entry, ids, settings, write_files
+from tests.sidecar.harness import Start, entry, ids, settings
 from tests.sidecar.spire_like import AGENT, SpireLike, wire_bundle
 from tests.simulator import SimulatedTrustDomain
 
@@ -29,18 +28,6 @@ spec:
   members: ["spiffe://{td}/segment/a/**"]
   admission: {entry: ["unix:uid:0"]}
 """
-
-
-@pytest.fixture
-async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SpireLike]:
-    monkeypatch.setattr(updates, "POLL_SECONDS", 0.1)
-    found = SpireLike(SimulatedTrustDomain("example.org", at=int(time.time())))
-    found.entries["x"] = entry("x")
-    (tmp_path / "server").mkdir(mode=0o700)
-    address = await found.start(tmp_path / "server")
-    write_files(tmp_path, found, address)
-    yield found
-    await found.stop()
 
 
 async def test_polls_a_server_without_a_control_stream(server: SpireLike, running: Start, tmp_path: Path) -> None:

@@ -19,13 +19,10 @@ from spiffe.workloadapi.errors import FetchJwtSvidError, ValidateJwtSvidError
 
 from firedoor.certs import JwtKey, KeyType, TrustBundle, generate_key, jose, public_key_der
 from firedoor.sidecar import bundles
-from firedoor.sidecar.attestor import UnixAttestor
-from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import NotEntitled, RequestRefused, ServerUnavailable, UpdateRefused
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.tokens import Tokens
-from firedoor.sidecar.workload import WorkloadApi
 from firedoor.wire import control_pb2, types, workload_grpc, workload_pb2
 from tests.sidecar.conftest import TD, Bench, entry
 from tests.sidecar.test_workload_api import HEADER, client, code_of, in_thread
@@ -41,8 +38,7 @@ STRANGER = entry("/segment/a/z", "unix:uid:4000000000")
 async def socket(bench: Bench, settings: Config) -> AsyncIterator[str]:
     bench.trust.rotate_jwt()
     sockets = Sockets(bench.core, settings)
-    api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at), bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at), (), api.fetch_jwt))
+    await sockets.open_auth(*bench.apis())
     yield f"unix:{settings.auth_socket}"
     await sockets.close()
 

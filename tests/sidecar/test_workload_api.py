@@ -13,11 +13,10 @@ import pytest
 import spiffe
 from spiffe.workloadapi.errors import FetchX509BundleError, FetchX509SvidError
 
-from firedoor.sidecar.attestor import UnixAttestor
-from firedoor.sidecar.auth import AuthApi
 from firedoor.sidecar.config import Config
+from firedoor.sidecar.server import Issued
 from firedoor.sidecar.sockets import Sockets
-from firedoor.sidecar.workload import WorkloadApi
+from firedoor.sidecar.streams import Streams
 from firedoor.wire import admin_grpc, admin_pb2, health_grpc, health_pb2, workload_grpc, workload_pb2
 from tests.sidecar.conftest import Bench, entry, identity
 from tests.simulator import SimulatedTrustDomain
@@ -40,8 +39,7 @@ class Reporter:
 async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
-    api = WorkloadApi(bench.holder, UnixAttestor(), lambda: float(bench.trust.at), bench.tokens())
-    await sockets.open_auth(api, AuthApi(api.callers, bench.holder, lambda: float(bench.trust.at), (), api.fetch_jwt))
+    await sockets.open_auth(*bench.apis())
     await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced)
     yield sockets
     await sockets.close()
@@ -114,6 +112,15 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
     except grpc.aio.AioRpcError as error:
         return error.code(), error.details() or ""
     return grpc.StatusCode.OK, ""
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    try:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  # what is waited for has no event
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not in time: {what}") from None
 
 
 BAD_HEADERS = {
@@ -202,14 +209,66 @@ async def test_waits_for_an_svid_that_is_coming(stub: Any, bench: Bench) -> None
     stream.cancel()
 
 
+async def test_first_answer_waits_for_every_identity(stub: Any, bench: Bench) -> None:
+    bench.entitle(A, B, issue=False)
+    bench.rotate(B)
+    reading = asyncio.ensure_future(fetch(stub).read())
+    await asyncio.sleep(0.1)
+    assert not reading.done()
+    bench.rotate(A)
+    assert [one.spiffe_id for one in (await reading).svids] == [str(A.spiffe_id), str(B.spiffe_id)]
+
+
+async def test_first_answer_does_not_wait_for_ever(stub: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firedoor.sidecar.streams.PENDING_SECONDS", 0.1)
+    bench.entitle(A, B, issue=False)
+    bench.rotate(B)
+    stream = fetch(stub)
+    assert [one.spiffe_id for one in (await stream.read()).svids] == [str(B.spiffe_id)]
+    bench.rotate(A)
+    assert [one.spiffe_id for one in (await stream.read()).svids] == [str(A.spiffe_id), str(B.spiffe_id)]
+    stream.cancel()
+
+
+async def test_first_answer_does_not_wait_for_what_the_server_refused(stub: Any, bench: Bench) -> None:
+    bench.entitle(A, B, issue=False)
+    bench.rotate(B)
+    bench.holder.refused({A.id: Issued(refusal="the server is out of ink")})
+    assert [one.spiffe_id for one in (await fetch(stub).read()).svids] == [str(B.spiffe_id)]
+
+
+async def test_one_user_has_so_many_streams_and_no_more(bench: Bench, settings: Config) -> None:
+    bench.entitle(A)
+    streams = Streams(bench.holder, 3)
+    sockets = Sockets(bench.core, settings)
+    await sockets.open_auth(*bench.apis(streams=streams))
+    async with grpc.aio.insecure_channel(f"unix:{settings.auth_socket}") as channel:
+        stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
+        bundles = stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=HEADER, timeout=20)
+        opened = [fetch(stub), fetch(stub), bundles]
+        for one in opened:
+            assert await one.read()
+        code, details = await code_of(fetch(stub))
+        assert (code, details) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "3 streams are open already; close some, or raise max_streams",
+        )
+        for one in opened:
+            one.cancel()
+        await until(lambda: len(streams) == 0, "the end of all streams")
+        assert bench.holder.demand.chosen(bench.holder.view, ()) == {A.id: None}
+        assert await fetch(stub).read()
+    await sockets.close()
+
+
 async def test_unavailable_before_the_first_sync(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firedoor.sidecar.workload.PENDING_SECONDS", 0.1)
+    monkeypatch.setattr("firedoor.sidecar.streams.PENDING_SECONDS", 0.1)
     code, details = await code_of(fetch(stub))
     assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "the sidecar has not heard from its server yet")
 
 
 async def test_expired_svid_is_not_handed_out(stub: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firedoor.sidecar.workload.PENDING_SECONDS", 0.1)
+    monkeypatch.setattr("firedoor.sidecar.streams.PENDING_SECONDS", 0.1)
     bench.entitle(A)
     bench.holder.set(identities=[identity(bench.trust, A, expires=bench.trust.at + 5)])
     stream = fetch(stub)
