@@ -49,19 +49,18 @@ class Answers:
         return await patiently(self.holder, ask)
 
     def admitted(self, selectors: Selectors) -> Sequence[Entry]:
-        """Return those of the entries that the server issues for, with distinct hints."""
+        """Return those of the entries that the server issues for."""
         refused = self.holder.not_admitted()
         entries = [one for one in self.entries(selectors) if one.id not in refused]
         if not entries:
             raise NotEntitled
-        return distinct_hints(entries)
+        return entries
 
-    def identities(self, selectors: Selectors, wanted: Subscription) -> tuple[Sequence[Entry], Sequence[Identity]]:
-        """Return a workload's entries and those identities of them that are held; `wanted` has the others fetched."""
-        entries = self.admitted(selectors)
+    def held(self, entries: Iterable[Entry], wanted: Subscription) -> Sequence[Identity]:
+        """Return the identities of these entries that are held; `wanted` has the others fetched."""
         wanted.want(one.id for one in entries)
         held, now = self.holder.identities, self.now()
-        return entries, [held[one.id] for one in entries if one.id in held and held[one.id].live(now)]
+        return [held[one.id] for one in entries if one.id in held and held[one.id].live(now)]
 
     def whole(self, response: T, entries: Iterable[Entry], found: Sequence[Identity]) -> T:
         """Return an answer with these identities, unless more of them are to come."""
@@ -74,8 +73,8 @@ class Answers:
 
     def x509(self, selectors: Selectors, wanted: Subscription, response: X509) -> X509:
         """Fill in a workload's X.509-SVIDs, and the bundles that it federates with."""
-        entries, found = self.identities(selectors, wanted)
-        view = self.holder.view
+        entries = distinct_hints(self.admitted(selectors))
+        found, view = self.held(entries, wanted), self.holder.view
         own = view.bundles[view.trust_domain].to_der()
         for one in found:
             response.svids.add(
@@ -85,22 +84,29 @@ class Answers:
                 bundle=own,
                 hint=one.entry.hint,
             )
-        others = (one for one in view.trusted(entries) if one.trust_domain != view.trust_domain)
-        response.federated_bundles.update(x509_bundles(others))
+        response.federated_bundles.update(x509_bundles(self.federated(entries)))
         return self.whole(response, entries, found)
+
+    def federated(self, entries: Iterable[Entry]) -> Sequence[TrustBundle]:
+        """Return the bundles of other trust domains that these entries federate with."""
+        view = self.holder.view
+        return [one for one in view.trusted(entries) if one.trust_domain != view.trust_domain]
 
     def bundles(self, selectors: Selectors) -> Sequence[TrustBundle]:
         """Return what a workload may trust: our own bundle and those that its entries federate with."""
         return self.holder.view.trusted(self.entries(selectors))
 
     async def tokens(
-        self, selectors: Selectors, spiffe_id: str, audience: Sequence[str]
+        self, selectors: Selectors, spiffe_id: str, audience: Sequence[str], *, hints: bool = True
     ) -> Sequence[tuple[Entry, Token]]:
-        """Return JWT-SVIDs of a workload: of one identity, or of all."""
+        """Return JWT-SVIDs of a workload: of one identity, or of all, with distinct hints unless told otherwise."""
         if not audience:
             raise RequestRefused("audience must be specified")
         entries = await self.entries_soon(selectors)
-        entries = _of(entries, spiffe_id) if spiffe_id else distinct_hints(entries)
+        if spiffe_id:
+            entries = _of(entries, spiffe_id)
+        elif hints:
+            entries = distinct_hints(entries)
         return await jwt_tokens(self._tokens, entries, audience, lambda: self.entries(selectors))
 
     async def token(self, entry: Entry, audience: Sequence[str]) -> Token:

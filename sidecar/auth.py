@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from firedoor.certs import SpiffeId, SpiffeIdError
 from firedoor.mtls import Engine, MtlsError
-from firedoor.sidecar.answers import Answers
+from firedoor.sidecar.answers import Answers, distinct_hints
 from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.errors import NotYours, RequestRefused, SidecarError
 from firedoor.sidecar.listeners import Inbound
@@ -85,7 +85,7 @@ class AuthApi:
 
     async def _entries(self, peer: str) -> Sequence[Entry]:
         """Return the caller's entries, in the order of the Workload API. Raise NotEntitled."""
-        return self._answers.admitted(await self._callers.attest(peer))
+        return distinct_hints(self._answers.admitted(await self._callers.attest(peer)))
 
     async def _own(self, peer: str, wanted: str) -> Entry:
         """Return the entry of one of the caller's own identities, the first when none is named. Raise NotYours."""

@@ -58,6 +58,7 @@ OPTIONS = (
     _option("x509pop.intermediates", "FILE", "further certificates up to the broker's CA, PEM"),
     _option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
     _option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
+    _option("authorized_delegates", "ID", "who may ask there for identities of other programs", several=True),
     _option("data_dir", "DIR", "state that survives a restart"),
     _option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
     _option("x509_svid_cache_max_size", "N", "how many X.509-SVIDs are held, beside those that somebody uses now"),
@@ -107,6 +108,7 @@ class Config:
     x509pop: X509Pop | None
     auth_socket: Path
     admin_socket: Path
+    authorized_delegates: frozenset[SpiffeId]
     data_dir: Path
     keep_workload_keys: bool
     x509_svid_cache_max_size: int
@@ -194,6 +196,7 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         x509pop=_x509pop(top, findings),
         auth_socket=top.parse("auth_socket", settings.socket_path, places.sockets / "auth.sock"),
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
+        authorized_delegates=frozenset(top.each("authorized_delegates", settings.own_workload_id(trust_domain))),
         data_dir=data_dir,
         keep_workload_keys=top.parse("keep_workload_keys", choice("memory", "disk"), "memory") == "disk",
         x509_svid_cache_max_size=top.parse("x509_svid_cache_max_size", integer(1, LARGEST_CACHE), CACHE),

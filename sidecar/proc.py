@@ -58,6 +58,43 @@ def parse_exe(link: str) -> str | None:
     return None if link.endswith(DELETED) or not link.startswith("/") else link
 
 
+def parse_start(stat_line: bytes) -> int:
+    """Return when a process started, in clock ticks after the system did, from `/proc/<pid>/stat`. Raise ProcError.
+
+    >>> parse_start(b"7 (a) b) S 1 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4711 2 3")
+    4711
+    """
+    # A name may hold blanks and brackets; it ends at the last one (proc(5)).
+    fields = stat_line.rpartition(b")")[2].split()
+    try:
+        return int(fields[19])
+    except (IndexError, ValueError):
+        raise ProcError("the start of the process cannot be read") from None
+
+
+def read_start(pid: int) -> float:
+    """Return when a process started, in seconds by CLOCK_BOOTTIME, rounded down to a tick. Raise ProcError."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return parse_start(file.read(1 << 16)) / os.sysconf("SC_CLK_TCK")
+    except OSError as error:
+        raise ProcError(f"process {pid} cannot be read: {error.strerror}") from error
+
+
+def overflow_ids() -> tuple[int, int]:
+    """Return what the kernel shows for a user and a group that our user namespace has no name for."""
+    return _overflow("uid"), _overflow("gid")
+
+
+def _overflow(kind: str) -> int:
+    try:
+        with open(f"/proc/sys/kernel/overflow{kind}", "rb") as file:  # noqa: PTH123
+            return int(file.read(32))
+    except (OSError, ValueError):
+        # The kernel's own default (highuid.h).
+        return 65534
+
+
 def read_ids(pid: int) -> Ids:
     """Return a process's IDs. Raise ProcError."""
     try:

@@ -16,11 +16,14 @@ from firedoor.certs import TrustBundle, TrustDomain
 from firedoor.mtls import Core, MtlsError
 from firedoor.sidecar import bundles, logs
 from firedoor.sidecar.agent import Agent
+from firedoor.sidecar.answers import Answers
 from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
 from firedoor.sidecar.auth import AuthApi
+from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
+from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.demand import Demand
 from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
@@ -92,7 +95,12 @@ class Process:
         self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
         tokens = Tokens(self.holder, self._fetch_token, self.clock.now, max_held=config.jwt_svid_cache_max_size)
         streams = Streams(self.holder, config.max_streams)
-        self._api = WorkloadApi(self.holder, UnixAttestor(names), self.clock.now, tokens, streams)
+        attestor = UnixAttestor(names)
+        self._api = WorkloadApi(self.holder, attestor, self.clock.now, tokens, streams)
+        others = Answers(self.holder, self.clock.now, tokens, for_others=True)
+        self._delegated = DelegatedIdentity(
+            self._api.answers, others, Callers(self.holder, attestor), streams, config.authorized_delegates
+        )
         self._auth = AuthApi(self._api.callers, self._api.answers, config.inbound)
 
     async def _fetch_token(self, entry_id: str, audience: tuple[str, ...]) -> str:
@@ -172,7 +180,7 @@ class Process:
 
     async def _open_sockets(self) -> None:
         await self.sockets.open_auth(self._api, self._auth)
-        await self.sockets.open_admin(self.report, self.report.ready)
+        await self.sockets.open_admin(self.report, self.report.ready, self._delegated)
         if self.config.metrics is not None:
             try:
                 await self.metrics.start(self.config.metrics)

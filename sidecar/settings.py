@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Single settings that are the sidecar's own; the others are read by `firedoor.segments.setting_values`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from firedoor.certs import SpiffeId
+from firedoor.certs import SpiffeId, TrustDomain
 from firedoor.segments.setting_values import text
 from firedoor.segments.settings import Findings
 
@@ -43,6 +43,18 @@ def workload_id(value: str) -> SpiffeId:
     if not found.path:
         raise ValueError("must be a workload's ID, with a path")
     return found
+
+
+def own_workload_id(trust_domain: TrustDomain) -> Callable[[str], SpiffeId]:
+    """Take a SPIFFE ID with a path, of this trust domain."""
+
+    def parser(value: str) -> SpiffeId:
+        found = workload_id(value)
+        if found.trust_domain != trust_domain:
+            raise ValueError(f"must be an ID of {trust_domain}")
+        return found
+
+    return parser
 
 
 def unique(names: Sequence[tuple[object, str, str]], findings: Findings) -> None:

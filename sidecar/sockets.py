@@ -14,14 +14,17 @@ from firedoor.mtls import Core, Front, private_address
 from firedoor.sidecar.admin import Gate, Health, Reporter, SidecarAdmin
 from firedoor.sidecar.auth import AuthApi, AuthService
 from firedoor.sidecar.config import Config
+from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.errors import StateError
 from firedoor.sidecar.on_demand import OnDemand
 from firedoor.sidecar.workload import WorkloadApi
-from firedoor.wire import admin_grpc, auth_grpc, health_grpc, workload_grpc
+from firedoor.wire import admin_grpc, auth_grpc, delegated_grpc, health_grpc, workload_grpc
 
 # Every local program may ask who it is; the answer depends on who asks. Only our own user gets near the other one.
 AUTH_MODE = 0o666
 ADMIN_MODE = 0o600
+# Delegates may be anybody; each service looks at who calls.
+DELEGATES_MODE = 0o666
 FOLDER_MODE = 0o755
 STOP_SECONDS = 1.0
 SERVER_OPTIONS = (
@@ -29,6 +32,8 @@ SERVER_OPTIONS = (
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
     ("grpc.so_reuseport", 0),
+    # The largest request is a delegate's list of selectors.
+    ("grpc.max_receive_message_length", 1024 * 1024),
 )
 
 
@@ -53,12 +58,16 @@ class Sockets:
         self._http.listen(self.http_backend)
         api.callers.serve_on(await self._open(server, self._config.auth_socket, AUTH_MODE, self.http_backend))
 
-    async def open_admin(self, reporter: Reporter, ready: Callable[[], bool]) -> None:
-        """Serve whoever runs this sidecar. Raise ListenError."""
+    async def open_admin(self, reporter: Reporter, ready: Callable[[], bool], delegated: DelegatedIdentity) -> None:
+        """Serve whoever runs this sidecar, and delegates. Raise ListenError."""
         server, gate = self._server(), Gate()
         admin_grpc.add_SidecarAdminServicer_to_server(SidecarAdmin(gate, reporter), server)
         health_grpc.add_HealthServicer_to_server(Health(gate, ready), server)
-        gate.serve_on(await self._open(server, self._config.admin_socket, ADMIN_MODE))
+        delegated_grpc.add_DelegatedIdentityServicer_to_server(delegated, server)
+        mode = DELEGATES_MODE if self._config.authorized_delegates else ADMIN_MODE
+        front = await self._open(server, self._config.admin_socket, mode)
+        gate.serve_on(front)
+        delegated.callers.serve_on(front)
 
     def _server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=SERVER_OPTIONS)

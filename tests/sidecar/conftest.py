@@ -11,9 +11,12 @@ import pytest
 from firedoor.certs import Selector, TrustDomain, parse_x509_svid
 from firedoor.mtls import Core
 from firedoor.sidecar import config, updates
+from firedoor.sidecar.answers import Answers
 from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
 from firedoor.sidecar.auth import AuthApi
+from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.config import Config
+from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.errors import ServerUnavailable
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
@@ -88,6 +91,14 @@ class Bench:
         """Return what the auth socket serves, by the trust domain's clock."""
         api = WorkloadApi(self.holder, UnixAttestor(), lambda: float(self.trust.at), self.tokens(), streams)
         return api, AuthApi(api.callers, api.answers, inbound)
+
+    def delegated(self, *delegates: Entry, streams: Streams | None = None) -> DelegatedIdentity:
+        """Return what the admin socket serves delegates with these entries."""
+        now, tokens = lambda: float(self.trust.at), self.tokens()
+        own, others = Answers(self.holder, now, tokens), Answers(self.holder, now, tokens, for_others=True)
+        callers = Callers(self.holder, UnixAttestor())
+        allowed = {one.spiffe_id for one in delegates}
+        return DelegatedIdentity(own, others, callers, Streams(self.holder) if streams is None else streams, allowed)
 
     def rotate(self, one: Entry) -> Identity:
         """Issue a new SVID for an entry."""

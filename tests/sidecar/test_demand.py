@@ -127,11 +127,24 @@ async def test_a_process_holds_no_more_than_its_cap(server: SpireLike, running: 
     one = running(settings(tmp_path, x509_svid_cache_max_size="8"))
     await one.until(lambda p: len(ids(p)) == 8, "eight SVIDs")
     holder = one.process.holder
-    with holder.demand.subscription() as wanted:
-        for n in range(40):
-            wanted.want([str(n)])
-            await one.until(lambda p, n=n: str(n) in ids(p), "the one that is wanted")
-            assert len(ids(one.process)) <= 8
+
+    async def use_all() -> int:
+        with holder.demand.subscription() as wanted:
+            for n in range(40):
+                wanted.want([str(n)])
+                await one.until(lambda p, n=n: str(n) in ids(p), "the one that is wanted")
+                assert len(ids(one.process)) <= 8
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        first = await use_all()
+        later = [await use_all() for _ in range(3)][-1]
+    finally:
+        tracemalloc.stop()
+    # 120 more were fetched, of which each takes more than 2 KiB: certificate, key, what is known of both.
+    assert later - first < 60 * 2048
     # Time passes, and nothing comes back by itself.
     holder.notify()
     assert ids(one.process) >= {"39", "38"}

@@ -16,6 +16,7 @@ import pytest
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.sockets import Sockets
 from tests.sidecar.conftest import Bench, entry
+from tests.sidecar.programs import sleeper
 from tests.sidecar.test_workload_api import Reporter
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -40,6 +41,21 @@ try:
 except grpc.RpcError as error:
     print(error.code().name, error.details())
 """
+# What a delegate does that asks for the process whose PID is the second argument.
+DELEGATE = """
+import sys, grpc
+socket, pid = sys.argv[1].rsplit(",", 1)
+pid, varint = int(pid), b""
+while pid > 127:
+    varint, pid = varint + bytes([pid & 127 | 128]), pid >> 7
+channel = grpc.insecure_channel("unix:" + socket)
+method = "/spire.api.agent.delegatedidentity.v1.DelegatedIdentity/SubscribeToX509SVIDs"
+try:
+    answer = next(channel.unary_stream(method)(bytes([16]) + varint + bytes([pid]), timeout=15))
+    print("OK", sorted({word for word in answer.replace(bytes([18]), b" ").split() if word.startswith(b"/segment/")}))
+except grpc.RpcError as error:
+    print(error.code().name, error.details())
+"""
 INTERPRETER = str(Path(sys.executable).resolve())
 
 
@@ -57,12 +73,12 @@ async def reachable(bench: Bench, settings: Config, open_folder: Path) -> AsyncI
     config = replace(settings, auth_socket=open_folder / "auth.sock", admin_socket=open_folder / "admin.sock")
     sockets = Sockets(bench.core, config)
     await sockets.open_auth(*bench.apis())
-    await sockets.open_admin(Reporter(), lambda: True)
+    await sockets.open_admin(Reporter(), lambda: True, bench.delegated())
     yield config
     await sockets.close()
 
 
-async def call_as(uid: int, script: str, socket: Path, **identity: object) -> str:
+async def call_as(uid: int, script: str, socket: object, **identity: object) -> str:
     """Run a script as another user and return what it prints."""
     run = await asyncio.to_thread(
         subprocess.run,
@@ -99,3 +115,26 @@ async def test_admin_socket_is_for_root(bench: Bench, reachable: Config) -> None
     # Whatever the socket's mode says, the caller's user decides.
     reachable.admin_socket.chmod(0o666)
     assert (await call_as(USER, ADMIN, reachable.admin_socket)).startswith("PERMISSION_DENIED only root")
+
+
+async def test_another_users_process(bench: Bench, settings: Config, open_folder: Path) -> None:
+    delegate = entry("/segment/a/delegate", f"unix:uid:{USER}")
+    bench.entitle(delegate, entry("/segment/a/w", f"unix:uid:{OTHER}"))
+    allowed = frozenset({delegate.spiffe_id})
+    config = replace(settings, admin_socket=open_folder / "admin.sock", authorized_delegates=allowed)
+    sockets = Sockets(bench.core, config)
+    await sockets.open_admin(Reporter(), lambda: True, bench.delegated(delegate))
+    try:
+        with sleeper(user=OTHER, group=OTHER) as process, sleeper(user=USER, group=USER) as own:
+            about = f"{config.admin_socket},{process.pid}"
+            # A delegate gets what that process is entitled to, and not what it is itself.
+            assert (await call_as(USER, DELEGATE, about)).startswith("OK [b'/segment/a/w")
+            # Whoever is none gets nothing: not of another user's process, not of its own.
+            refused = "PERMISSION_DENIED caller not configured as an authorized delegate"
+            assert await call_as(OTHER, DELEGATE, f"{config.admin_socket},{own.pid}") == refused
+            assert await call_as(OTHER, DELEGATE, about) == refused
+            assert await call_as(0, DELEGATE, about) == "PERMISSION_DENIED no identity issued"
+        # The socket is open to others now, and everything else on it is not.
+        assert (await call_as(USER, ADMIN, config.admin_socket)).startswith("PERMISSION_DENIED only root")
+    finally:
+        await sockets.close()

@@ -40,7 +40,7 @@ async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
     await sockets.open_auth(*bench.apis())
-    await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced)
+    await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced, bench.delegated())
     yield sockets
     await sockets.close()
 
