@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from firedoor.certs import SpiffeId, TrustDomain
 from firedoor.segments import SettingsError
 from firedoor.segments import document as yaml_text
-from firedoor.segments.setting_values import boolean, choice, host_port, integer, metrics
+from firedoor.segments.setting_values import boolean, choice, host_port, integer, ip_port, metrics
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
 from firedoor.sidecar import settings
 from firedoor.sidecar.errors import ConfigError
@@ -59,6 +59,8 @@ OPTIONS = (
     _option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
     _option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
     _option("authorized_delegates", "ID", "who may ask there for identities of other programs", several=True),
+    _option("broker_api.listen", "IP:PORT", "where the SPIFFE Broker API is served; off without it"),
+    _option("broker_api.clients", "ID", "who may ask there for identities of other programs", several=True),
     _option("data_dir", "DIR", "state that survives a restart"),
     _option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
     _option("x509_svid_cache_max_size", "N", "how many X.509-SVIDs are held, beside those that somebody uses now"),
@@ -89,6 +91,14 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerApiConfig:
+    """Where the SPIFFE Broker API is served, and to whom."""
+
+    listen: str
+    clients: frozenset[SpiffeId]
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """How to log."""
 
@@ -109,6 +119,8 @@ class Config:
     auth_socket: Path
     admin_socket: Path
     authorized_delegates: frozenset[SpiffeId]
+    # None: off.
+    broker_api: BrokerApiConfig | None
     data_dir: Path
     keep_workload_keys: bool
     x509_svid_cache_max_size: int
@@ -197,6 +209,7 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         auth_socket=top.parse("auth_socket", settings.socket_path, places.sockets / "auth.sock"),
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         authorized_delegates=frozenset(top.each("authorized_delegates", settings.own_workload_id(trust_domain))),
+        broker_api=_broker_api(top, trust_domain),
         data_dir=data_dir,
         keep_workload_keys=top.parse("keep_workload_keys", choice("memory", "disk"), "memory") == "disk",
         x509_svid_cache_max_size=top.parse("x509_svid_cache_max_size", integer(1, LARGEST_CACHE), CACHE),
@@ -226,6 +239,17 @@ def _x509pop(top: Section, findings: Findings) -> X509Pop | None:
         certificate=section.require("certificate", settings.path, nowhere),
         key=section.require("key", settings.path, nowhere),
         intermediates=section.parse("intermediates", settings.path, None),
+    )
+
+
+def _broker_api(top: Section, trust_domain: TrustDomain) -> BrokerApiConfig | None:
+    if top.get("broker_api") is None:
+        return None
+    section = top.section("broker_api")
+    section.require_some("clients", "the SPIFFE ID of a program that may ask")
+    return BrokerApiConfig(
+        listen=section.require("listen", ip_port, ""),
+        clients=frozenset(section.each("clients", settings.own_workload_id(trust_domain))),
     )
 
 

@@ -155,16 +155,10 @@ def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fi
 
 
 def _common(section: Section, trust_domain: TrustDomain, listen: Any) -> dict[str, Any]:
-    def own_id(value: str) -> SpiffeId:
-        found = settings.workload_id(value)
-        if found.trust_domain != trust_domain:
-            raise ValueError(f"must be an ID of our own trust domain, {trust_domain}")
-        return found
-
     protocol = section.require("protocol", choice(*PROTOCOLS), "tcp")
     return {
         "name": section.require("name", _name, ""),
-        "identity": section.require("as", own_id, trust_domain.id),
+        "identity": section.require("as", settings.own_workload_id(trust_domain), trust_domain.id),
         "listen": section.require("listen", listen, ""),
         "protocol": protocol,
         "service_port": section.require("service_port", integer(1, MAX_PORT), 1),

@@ -19,10 +19,13 @@ PLAIN = "text/plain; charset=utf-8"
 # What says how things are now; everything else only grows.
 GAUGES = frozenset(
     {
+        "api_streams",
         "connected_to_server",
         "connections",
         "connections_inbound",
         "connections_outbound",
+        "entries",
+        "jwt_svids",
         "ready",
         "records_waiting",
         "svids",

@@ -2,7 +2,7 @@
 """A running sidecar: what is started, in which order, and how it stops.
 
 state → core → stored generation → sockets → agent SVID (stored, or attested now)
-→ control stream, SVIDs, listeners → "ready"
+→ control stream, SVIDs, listeners, Broker API → "ready"
 """
 
 import asyncio
@@ -16,28 +16,23 @@ from firedoor.certs import TrustBundle, TrustDomain
 from firedoor.mtls import Core, MtlsError
 from firedoor.sidecar import bundles, logs
 from firedoor.sidecar.agent import Agent
-from firedoor.sidecar.answers import Answers
-from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
-from firedoor.sidecar.auth import AuthApi
-from firedoor.sidecar.callers import Callers
+from firedoor.sidecar.apis import Apis
+from firedoor.sidecar.attestor import Names, rule_of
+from firedoor.sidecar.broker_endpoint import BrokerEndpoint
 from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
-from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.demand import Demand
 from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.metrics import MetricsServer, Snapshot
 from firedoor.sidecar.policy_files import read_policy
 from firedoor.sidecar.records import Sink, output_for
-from firedoor.sidecar.report import Report
+from firedoor.sidecar.report import Parts, Report
 from firedoor.sidecar.sockets import Sockets
 from firedoor.sidecar.state import PRIVATE_DIR, State
-from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.tasks import until_first
-from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import View, read_update
-from firedoor.sidecar.workload import WorkloadApi
 
 log = logging.getLogger(__name__)
 
@@ -90,18 +85,23 @@ class Process:
         self.holder = Holder(self.core, view, self.clock.now, lambda selectors: rule_of(selectors, names), demand)
         self.agent = Agent(self.core, config, self.state, self.holder, self.clock.now, table)
         self.datapath = DataPath(self.core, self.holder, config.listeners)
-        self.report = Report(config, self.holder, self.datapath, self.agent, self.core, self.sink, self.clock.now)
+        self.apis = Apis(config, self.holder, self.clock.now, names, self._fetch_token)
+        self.broker_endpoint = BrokerEndpoint(self.core, self.holder, config.broker_api, self.apis.broker)
+        self.report = Report(
+            Parts(
+                config=config,
+                holder=self.holder,
+                datapath=self.datapath,
+                agent=self.agent,
+                core=self.core,
+                sink=self.sink,
+                apis=self.apis,
+                broker_endpoint=self.broker_endpoint,
+                now=self.clock.now,
+            )
+        )
         self.sockets = Sockets(self.core, config)
         self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
-        tokens = Tokens(self.holder, self._fetch_token, self.clock.now, max_held=config.jwt_svid_cache_max_size)
-        streams = Streams(self.holder, config.max_streams)
-        attestor = UnixAttestor(names)
-        self._api = WorkloadApi(self.holder, attestor, self.clock.now, tokens, streams)
-        others = Answers(self.holder, self.clock.now, tokens, for_others=True)
-        self._delegated = DelegatedIdentity(
-            self._api.answers, others, Callers(self.holder, attestor), streams, config.authorized_delegates
-        )
-        self._auth = AuthApi(self._api.callers, self._api.answers, config.inbound)
 
     async def _fetch_token(self, entry_id: str, audience: tuple[str, ...]) -> str:
         """Have the server that we are connected to now sign a token."""
@@ -179,8 +179,9 @@ class Process:
         self.agent.restore()
 
     async def _open_sockets(self) -> None:
-        await self.sockets.open_auth(self._api, self._auth)
-        await self.sockets.open_admin(self.report, self.report.ready, self._delegated)
+        await self.sockets.open_auth(self.apis.workload, self.apis.auth)
+        await self.sockets.open_admin(self.report, self.report.ready, self.apis.delegated)
+        await self.broker_endpoint.start()
         if self.config.metrics is not None:
             try:
                 await self.metrics.start(self.config.metrics)
@@ -193,6 +194,7 @@ class Process:
         said = False
         async for _ in self.holder.changes():
             self.datapath.adjust(self.clock.now())
+            self.broker_endpoint.adjust()
             if not said and self.report.ready():
                 said = True
                 # Whoever started us may not listen any more.
@@ -212,6 +214,7 @@ class Process:
 
     async def _end(self) -> None:
         log.info("stopping")
+        await self.broker_endpoint.close()
         await self.sockets.close()
         await self.metrics.stop()
         await self.agent.close()

@@ -2,9 +2,12 @@
 """How a running sidecar is: for `sidecar status`, health, metrics and the line that says ready."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from firedoor.mtls import Core, Engine
 from firedoor.sidecar.agent import Agent
+from firedoor.sidecar.apis import Apis
+from firedoor.sidecar.broker_endpoint import BrokerEndpoint
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
 from firedoor.sidecar.holder import Holder
@@ -12,27 +15,33 @@ from firedoor.sidecar.records import Sink
 from firedoor.wire import admin_pb2, control_pb2
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What a report reads."""
+
+    config: Config
+    holder: Holder
+    datapath: DataPath
+    agent: Agent
+    core: Core
+    sink: Sink
+    apis: Apis
+    broker_endpoint: BrokerEndpoint
+    now: Callable[[], float]
+
+
 class Report:
     """Reads the sidecar's parts; changes nothing."""
 
-    def __init__(
-        self,
-        config: Config,
-        holder: Holder,
-        datapath: DataPath,
-        agent: Agent,
-        core: Core,
-        sink: Sink,
-        now: Callable[[], float],
-    ) -> None:
-        self._config, self._holder, self._datapath = config, holder, datapath
-        self._agent, self._core, self._sink, self._now = agent, core, sink, now
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._config, self._holder, self._now = parts.config, parts.holder, parts.now
         # The engine of the table that was asked last.
         self._engine: tuple[bytes, Engine] | None = None
 
     def missing(self) -> list[str]:
         """Say what keeps the sidecar from being ready; nothing when it is."""
-        return self._datapath.missing(self._now())
+        return [*self._parts.datapath.missing(self._now()), *self._parts.broker_endpoint.missing()]
 
     def ready(self) -> bool:
         """Whether everything that is configured works."""
@@ -59,13 +68,16 @@ class Report:
             trust_domain=self._config.trust_domain.name,
             agent_id=str(holder.agent.spiffe_id) if holder.agent else "",
             server=", ".join(self._config.broker),
-            connected=self._agent.link.connected,
+            connected=self._parts.agent.link.connected,
             generation=control_pb2.Generation(epoch=epoch, number=number),
             revision=holder.revision,
             svids=self._svids(),
             listeners=self._listeners(),
             missing=self.missing(),
             counters={name: int(value) for name, value in self.values().items()},
+            broker_api=self._parts.broker_endpoint.address,
+            broker_api_clients=sorted(map(str, self._config.broker_api.clients)) if self._config.broker_api else (),
+            authorized_delegates=sorted(map(str, self._config.authorized_delegates)),
         )
 
     def _svids(self) -> Iterable[admin_pb2.SvidStatus]:
@@ -88,7 +100,7 @@ class Report:
         return self._engine[1].segment_of(spiffe_id) or ""
 
     def _listeners(self) -> Iterable[admin_pb2.ListenerStatus]:
-        for listener, address, reason in self._datapath.status():
+        for listener, address, reason in self._parts.datapath.status():
             yield admin_pb2.ListenerStatus(
                 name=listener.name,
                 direction=listener.direction,
@@ -100,15 +112,18 @@ class Report:
 
     def values(self) -> dict[str, float]:
         """Return all counters and gauges by name."""
-        counted = {name: float(value) for name, value in self._core.stats().items()}
+        counted = {name: float(value) for name, value in self._parts.core.stats().items()}
         return {
             **counted,
             # Decisions = written + waiting + lost.
-            "records_written": float(self._sink.written),
-            "records_waiting": counted["records_waiting"] + self._sink.held,
-            "connected_to_server": float(self._agent.link.connected),
+            "records_written": float(self._parts.sink.written),
+            "records_waiting": counted["records_waiting"] + self._parts.sink.held,
+            "connected_to_server": float(self._parts.agent.link.connected),
             "ready": float(self.ready()),
+            "entries": float(len(self._holder.view.entries)),
             "svids": float(len(self._holder.live(self._now()))),
+            "jwt_svids": float(len(self._parts.apis.tokens)),
+            "api_streams": float(len(self._parts.apis.streams)),
         }
 
     def expiries(self) -> Iterable[tuple[str, int]]:

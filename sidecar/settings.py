@@ -51,7 +51,7 @@ def own_workload_id(trust_domain: TrustDomain) -> Callable[[str], SpiffeId]:
     def parser(value: str) -> SpiffeId:
         found = workload_id(value)
         if found.trust_domain != trust_domain:
-            raise ValueError(f"must be an ID of {trust_domain}")
+            raise ValueError(f"must be an ID of our own trust domain, {trust_domain}")
         return found
 
     return parser

@@ -79,6 +79,7 @@ def _show(status: admin_pb2.GetStatusResponse) -> None:
         ("ready", "yes" if not status.missing else "no"),
         *(("missing", sentence) for sentence in status.missing),
     ]
+    lines += [("held", _held(status)), *_others(status)]
     show("\n".join(f"{name:<14}{value}" for name, value in lines))
     show("")
     svids = [(s.spiffe_id, s.segment or "-", when(s.not_after)) for s in status.svids]
@@ -86,6 +87,22 @@ def _show(status: admin_pb2.GetStatusResponse) -> None:
     show("")
     rows = [(x.name, x.direction, x.listen, "open" if x.open else f"closed: {x.reason}") for x in status.listeners]
     show(table(("LISTENER", "DIRECTION", "AT", "STATE"), rows))
+
+
+def _held(status: admin_pb2.GetStatusResponse) -> str:
+    many = status.counters
+    return (
+        f"{many['svids']} X.509-SVIDs for {many['entries']} entries, {many['jwt_svids']} JWT-SVIDs, "
+        f"{many['api_streams']} open streams"
+    )
+
+
+def _others(status: admin_pb2.GetStatusResponse) -> list[tuple[str, str]]:
+    """Say who may ask for identities of other programs."""
+    lines = [("delegate", one) for one in status.authorized_delegates]
+    if status.broker_api_clients:
+        lines.append(("Broker API", status.broker_api or "not open"))
+    return lines + [("client", one) for one in status.broker_api_clients]
 
 
 def as_json(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
@@ -122,4 +139,7 @@ def as_json(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
             for x in status.listeners
         ],
         "counters": dict(status.counters),
+        "broker_api": status.broker_api,
+        "broker_api_clients": list(status.broker_api_clients),
+        "authorized_delegates": list(status.authorized_delegates),
     }

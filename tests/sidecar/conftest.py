@@ -14,8 +14,9 @@ from firedoor.sidecar import config, updates
 from firedoor.sidecar.answers import Answers
 from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
 from firedoor.sidecar.auth import AuthApi
+from firedoor.sidecar.broker_api import BrokerApi
 from firedoor.sidecar.callers import Callers
-from firedoor.sidecar.config import Config
+from firedoor.sidecar.config import BrokerApiConfig, Config
 from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.errors import ServerUnavailable
 from firedoor.sidecar.holder import Holder
@@ -99,6 +100,12 @@ class Bench:
         callers = Callers(self.holder, UnixAttestor())
         allowed = {one.spiffe_id for one in delegates}
         return DelegatedIdentity(own, others, callers, Streams(self.holder) if streams is None else streams, allowed)
+
+    def broker_api(self, config: BrokerApiConfig, streams: Streams | None = None) -> BrokerApi:
+        """Return the SPIFFE Broker API for these clients."""
+        answers = Answers(self.holder, lambda: float(self.trust.at), self.tokens(), for_others=True)
+        callers = Callers(self.holder, UnixAttestor())
+        return BrokerApi(answers, callers, Streams(self.holder) if streams is None else streams, config.clients)
 
     def rotate(self, one: Entry) -> Identity:
         """Issue a new SVID for an entry."""

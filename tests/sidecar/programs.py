@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 SLEEP = str(Path(shutil.which("sleep") or "/bin/sleep").resolve())
 
@@ -57,3 +60,36 @@ def tell(process: subprocess.Popen[bytes]) -> bytes:
     process.stdin.write(b"\n")
     process.stdin.flush()
     return process.stdout.readline()
+
+
+@contextmanager
+def another_node() -> Iterator[tuple[str, int]]:
+    """Make a network namespace with a wire to it; yield our address on the wire, and a process that lives there."""
+    if not shutil.which("ip") or not shutil.which("nsenter"):
+        pytest.skip("needs the programs ip (iproute2) and nsenter (util-linux)")
+    with subprocess.Popen(["unshare", "-n", SLEEP, "600"]) as there:
+        end_here, end_there, inside = f"fd{there.pid}a", f"fd{there.pid}b", ("nsenter", "-t", str(there.pid), "-n")
+        try:
+            _until_apart(there.pid)
+            for words in (
+                ("ip", "link", "add", end_here, "type", "veth", "peer", "name", end_there, "netns", str(there.pid)),
+                ("ip", "addr", "add", "198.51.100.1/30", "dev", end_here),
+                ("ip", "link", "set", end_here, "up"),
+                (*inside, "ip", "addr", "add", "198.51.100.2/30", "dev", end_there),
+                (*inside, "ip", "link", "set", end_there, "up"),
+            ):
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    pytest.skip(f"no wire can be made here: {done.stderr.strip()}")
+            yield "198.51.100.1", there.pid
+        finally:
+            subprocess.run(["ip", "link", "del", end_here], capture_output=True, check=False)
+            there.kill()
+
+
+def _until_apart(pid: int) -> None:
+    """Wait until a process has a network namespace of its own."""
+    end_of_patience, own = time.monotonic() + 20, Path("/proc/self/ns/net").readlink()
+    while Path(f"/proc/{pid}/ns/net").readlink() == own:
+        assert time.monotonic() < end_of_patience, "unshare did nothing"
+        time.sleep(0.01)

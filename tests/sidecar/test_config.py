@@ -73,6 +73,16 @@ def test_defaults_as_root_and_not(tmp_path: Path) -> None:
     assert str(user.admin_socket) == "/r/firedoor/sidecar/admin.sock"
 
 
+def test_who_may_ask_for_others(tmp_path: Path) -> None:
+    nobody = load(tmp_path, MIN)
+    assert (nobody.authorized_delegates, nobody.broker_api) == (frozenset(), None)
+    text = MIN + "broker_api: {clients: [spiffe://example.org/x]}\nauthorized_delegates: [spiffe://example.org/d]\n"
+    found = load(tmp_path, text, env={"FIREDOOR_SIDECAR_BROKER_API_LISTEN": "[::1]:5"})
+    assert found.broker_api
+    assert (found.broker_api.listen, *map(str, found.broker_api.clients)) == ("[::1]:5", "spiffe://example.org/x")
+    assert [*map(str, found.authorized_delegates)] == ["spiffe://example.org/d"]
+
+
 def test_flag_wins_over_environment_over_file(tmp_path: Path) -> None:
     env = {"FIREDOOR_SIDECAR_DATA_DIR": "/env", "FIREDOOR_SIDECAR_LOG_LEVEL": "debug", "FIREDOOR_SIDECAR_BROKER": "e:1"}
     found = load(tmp_path, env=env, data_dir="/flag", log_format="json", metrics=None)
@@ -125,6 +135,34 @@ outbound:
     addresses: ["h:1"]
 """
 BAD = {
+    "foreign_delegate": (
+        MIN + "authorized_delegates: [spiffe://other.org/x]\n",
+        "sidecar.yaml:3: authorized_delegates[0]: must be an ID of our own trust domain, example.org",
+    ),
+    "a_trust_domain_as_delegate": (
+        MIN + "authorized_delegates: [spiffe://example.org]\n",
+        "sidecar.yaml:3: authorized_delegates[0]: must be a workload's ID, with a path",
+    ),
+    "broker_api_for_nobody": (
+        MIN + "broker_api: {listen: 127.0.0.1:1}\n",
+        "sidecar.yaml:3: broker_api.clients: is missing or empty: the SPIFFE ID of a program that may ask",
+    ),
+    "broker_api_nowhere": (
+        MIN + "broker_api: {clients: [spiffe://example.org/x]}\n",
+        "sidecar.yaml:3: broker_api.listen: is missing",
+    ),
+    "broker_api_by_name": (
+        MIN + "broker_api: {listen: localhost:1, clients: [spiffe://example.org/x]}\n",
+        "sidecar.yaml:3: broker_api.listen: must be an IP address and a port",
+    ),
+    "foreign_client": (
+        MIN + "broker_api: {listen: 127.0.0.1:1, clients: [spiffe://other.org/x]}\n",
+        "sidecar.yaml:3: broker_api.clients[0]: must be an ID of our own trust domain, example.org",
+    ),
+    "no_room": (
+        MIN + "x509_svid_cache_max_size: 0\n",
+        "sidecar.yaml:3: x509_svid_cache_max_size: must be a whole number from 1 to 10000000",
+    ),
     "http_limit_of_tcp": (
         MIN + LISTENER + "    max_streams: 5\n",
         "sidecar.yaml:11: outbound[0].max_streams: has a meaning for http and grpc only",

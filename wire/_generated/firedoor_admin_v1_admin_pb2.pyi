@@ -247,11 +247,16 @@ class GetStatusResponse(_message.Message):
     LISTENERS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    BROKER_API_FIELD_NUMBER: _builtins.int
+    BROKER_API_CLIENTS_FIELD_NUMBER: _builtins.int
+    AUTHORIZED_DELEGATES_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     agent_id: _builtins.str
     server: _builtins.str
     connected: _builtins.bool
     revision: _builtins.int
+    broker_api: _builtins.str
+    """Where the SPIFFE Broker API is served, empty where it is not, and who may call."""
     @_builtins.property
     def generation(self) -> _control_pb2.Generation: ...
     @_builtins.property
@@ -264,6 +269,12 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def broker_api_clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def authorized_delegates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who may use the Delegated Identity API."""
+
     def __init__(
         self,
         *,
@@ -277,10 +288,13 @@ class GetStatusResponse(_message.Message):
         listeners: _abc.Iterable[Global___ListenerStatus] | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        broker_api: _builtins.str = ...,
+        broker_api_clients: _abc.Iterable[_builtins.str] | None = ...,
+        authorized_delegates: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "connected", b"connected", "counters", b"counters", "generation", b"generation", "listeners", b"listeners", "missing", b"missing", "revision", b"revision", "server", b"server", "svids", b"svids", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authorized_delegates", b"authorized_delegates", "broker_api", b"broker_api", "broker_api_clients", b"broker_api_clients", "connected", b"connected", "counters", b"counters", "generation", b"generation", "listeners", b"listeners", "missing", b"missing", "revision", b"revision", "server", b"server", "svids", b"svids", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
