@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from firedoor.broker.state import State
 
 _log = logging.getLogger("firedoor.broker.control")
-# Events taken, and seconds of views computed, before other calls get a turn.
-_EVENTS: Final = 128
-_SLICE_SECONDS: Final = 0.003
+# Events taken, and seconds of views computed, before other calls get a turn. A call has about seven turns of the event
+# loop to wait for, so that it waits for seven of these.
+_EVENTS: Final = 32
+_SLICE_SECONDS: Final = 0.001
 
 
 @dataclass(slots=True)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one sidecar is told: its own entries, the bundles that they federate with, its part of the policy, revocations.
 
-Pure. Updates are full; what many views share (a policy part, the bundles of the same trust domains) is built once.
+Pure. Updates are full. What many views share (a policy part, the bundles of the same trust domains, revocations) is
+encoded once: serialized messages of one type that stand one after the other are their merger (protobuf's encoding
+guide), and 10,000 views are a matter of joining bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from firedoor.broker.messages import bundle_message, entry_message
 from firedoor.broker.policy import Compiled
 from firedoor.certs import TrustBundle, TrustDomain
 from firedoor.wire import control_pb2, policy_pb2
-from firedoor.wire.views import view_hash
+from firedoor.wire.views import encoded_view_hash
 
 # The version of the conversation in firedoor/control/v1/control.proto.
 VERSION: Final = 1
@@ -33,49 +35,63 @@ class Viewer:
     ) -> None:
         self._own, self._bundles, self._policy = trust_domain, bundles, policy
         revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
-        self._revocations = control_pb2.Part(
-            revocations=control_pb2.Revocations(revocations=[_revocation(one) for one in revoked])
-        )
-        self._bundle_parts: dict[frozenset[TrustDomain], control_pb2.Part] = {}
-        # By the identity of the table that `Views` shares; the table is kept so that its identity stays its own.
-        self._policy_parts: dict[int, tuple[policy_pb2.Table, control_pb2.Part]] = {}
+        made = control_pb2.Revocations(revocations=[_revocation(one) for one in revoked])
+        self._revocations = _encoded(control_pb2.Part(revocations=made))
+        # What comes after the entries, by trust domains and by the identity of the table that `Views` shares; the table
+        # is kept so that its identity stays its own.
+        self._shared: dict[tuple[frozenset[TrustDomain], int], tuple[policy_pb2.Table, bytes]] = {}
 
     def update(self, entitlement: Entitlement, generation: Generation) -> bytes:
         """Return the encoded FromBroker message with everything for one agent."""
         parts = self._parts(entitlement)
-        update = control_pb2.Update(
+        head = control_pb2.Update(
             generation=control_pb2.Generation(epoch=generation.epoch, number=generation.number),
-            view_hash=view_hash(parts),
-            parts=parts,
+            view_hash=encoded_view_hash(parts),
         )
-        return control_pb2.FromBroker(update=update).SerializeToString(deterministic=True)
+        return _from_broker(head.SerializeToString(deterministic=True) + parts)
 
-    def _parts(self, entitlement: Entitlement) -> list[control_pb2.Part]:
+    def _parts(self, entitlement: Entitlement) -> bytes:
+        """Return the encoded Update that has the parts alone."""
         entries = sorted(entitlement.workloads.values(), key=lambda entry: entry.id)
         federated = frozenset(td for entry in entries for td in entry.federates_with)
-        return [
-            control_pb2.Part(entries=control_pb2.Entries(entries=[entry_message(entry) for entry in entries])),
-            self._bundle_part(federated),
-            self._policy_part(entitlement),
-            self._revocations,
-        ]
+        part = control_pb2.Part(entries=control_pb2.Entries(entries=[entry_message(entry) for entry in entries]))
+        return _encoded(part) + self._common(federated, self._table(entitlement))
 
-    def _bundle_part(self, federated: frozenset[TrustDomain]) -> control_pb2.Part:
-        made = self._bundle_parts.get(federated)
-        if made is None:
+    def _common(self, federated: frozenset[TrustDomain], table: policy_pb2.Table) -> bytes:
+        key = (federated, id(table))
+        if key not in self._shared:
             names = [td for td in (self._own, *sorted(federated)) if td in self._bundles]
-            bundles = [bundle_message(self._bundles[td]) for td in names]
-            made = self._bundle_parts[federated] = control_pb2.Part(bundles=control_pb2.Bundles(bundles=bundles))
-        return made
+            bundles = control_pb2.Bundles(bundles=[bundle_message(self._bundles[td]) for td in names])
+            policy = control_pb2.Part(policy=control_pb2.Policy(table=table))
+            made = _encoded(control_pb2.Part(bundles=bundles)) + _encoded(policy) + self._revocations
+            self._shared[key] = (table, made)
+        return self._shared[key][1]
 
-    def _policy_part(self, entitlement: Entitlement) -> control_pb2.Part:
+    def _table(self, entitlement: Entitlement) -> policy_pb2.Table:
         ids = {entry.spiffe_id for entry in entitlement.workloads.values()}
         policy = self._policy.policy
         found = (policy.segment_of(spiffe_id) for spiffe_id in ids) if policy is not None else ()
-        table = self._policy.views.view({segment.name for segment in found if segment is not None}, ids)
-        if id(table) not in self._policy_parts:
-            self._policy_parts[id(table)] = (table, control_pb2.Part(policy=control_pb2.Policy(table=table)))
-        return self._policy_parts[id(table)][1]
+        return self._policy.views.view({segment.name for segment in found if segment is not None}, ids)
+
+
+def _encoded(part: control_pb2.Part) -> bytes:
+    """Return an encoded Update that has this part alone."""
+    return control_pb2.Update(parts=[part]).SerializeToString(deterministic=True)
+
+
+# The key of FromBroker.update: its number and "length-delimited" (protobuf's encoding guide).
+_UPDATE_KEY: Final = bytes([control_pb2.FromBroker.UPDATE_FIELD_NUMBER << 3 | 2])
+
+
+def _from_broker(update: bytes) -> bytes:
+    """Wrap an encoded Update in a FromBroker."""
+    length = bytearray()
+    left = len(update)
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return _UPDATE_KEY + length + update
 
 
 def _revocation(revoked: Revoked) -> control_pb2.Revocation:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views are joined from encoded parts; the bytes are those of the whole message."""
+
+import os
+
+import pytest
+
+from firedoor.broker.authorized import EntryIndex
+from firedoor.broker.db.rows import Generation, Revoked
+from firedoor.broker.entry import Entry
+from firedoor.broker.policy import compile_documents
+from firedoor.broker.views import Viewer
+from firedoor.certs import KeyType, Selector, SpiffeId, TrustBundle, TrustDomain, generate_key, issue_ca
+from firedoor.segments import Document
+from firedoor.wire import control_pb2
+from firedoor.wire.views import view_hash
+from tests.broker.harness import POLICY
+
+TD, OTHER = TrustDomain.parse("example.org"), TrustDomain.parse("partner.test")
+NOW = 1_800_000_000
+AGENT = SpiffeId.parse("spiffe://example.org/spire/agent/join_token/a")
+
+
+def bundle(td: TrustDomain) -> TrustBundle:
+    return TrustBundle.of(td, [issue_ca(td, generate_key(KeyType.EC_P256), at=NOW, random=os.urandom).der])
+
+
+BUNDLES = {td: bundle(td) for td in (TD, OTHER)}
+COMPILED = compile_documents([Document("p.yaml", POLICY)], TD)
+
+
+def entries(count: int, federates_with: tuple[TrustDomain, ...]) -> list[Entry]:
+    selectors = frozenset([Selector.of("unix", "user:registry")])
+    return [
+        Entry(f"entry-{n:03}", TD.with_path(f"/segment/registry/w{n}"), AGENT, selectors, federates_with=federates_with)
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("federates_with", [(), (OTHER,)], ids=["alone", "federated"])
+@pytest.mark.parametrize("revoked", [0, 1, 500])
+@pytest.mark.parametrize("count", [0, 1, 3, 200])
+def test_the_bytes_of_the_whole_message(count: int, revoked: int, federates_with: tuple[TrustDomain, ...]) -> None:
+    revocations = [Revoked("serial", f"{number:x}", 0, "left", NOW) for number in range(1, revoked + 1)]
+    viewer = Viewer(TD, BUNDLES, COMPILED, revocations)
+    index = EntryIndex(TD.with_path("/spire/server"), entries(count, federates_with))
+    for number in (1, 2):
+        data = viewer.update(index.entitlement(AGENT, frozenset(), NOW), Generation(NOW, number))
+        message = control_pb2.FromBroker.FromString(data)
+        assert message.SerializeToString(deterministic=True) == data
+        update = message.update
+        assert (update.generation.epoch, update.generation.number) == (NOW, number)
+        assert update.view_hash == view_hash(update.parts)
+        assert [part.WhichOneof("kind") for part in update.parts] == ["entries", "bundles", "policy", "revocations"]
+        assert [one.id for one in update.parts[0].entries.entries] == [f"entry-{n:03}" for n in range(count)]
+        federated = bool(count) and bool(federates_with)
+        assert {one.trust_domain for one in update.parts[1].bundles.bundles} == (
+            {"example.org", "partner.test"} if federated else {"example.org"}
+        )
+        assert bool(update.parts[2].policy.table.flows) is bool(count)
+        assert len(update.parts[3].revocations.revocations) == revoked
