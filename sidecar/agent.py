@@ -20,7 +20,7 @@ from firedoor.sidecar.errors import (
     TokenMissing,
 )
 from firedoor.sidecar.holder import Holder
-from firedoor.sidecar.identities import renewal_time
+from firedoor.sidecar.identities import agent_tainted, anchored, renewal_time
 from firedoor.sidecar.issuer import Issuer
 from firedoor.sidecar.link import EventKind, Link
 from firedoor.sidecar.state import State, StoredAgent
@@ -52,7 +52,7 @@ class Agent:
         # Have `_keep_agent` look now.
         self._look = asyncio.Event()
         self._issuer = Issuer(holder, state, now, self._agent_lost, keep_on_disk=config.keep_workload_keys)
-        self._updates = Updates(holder, self.link, state, local_table, self._issuer.wake, self._agent_lost)
+        self._updates = Updates(holder, self.link, state, local_table, self._view_changed, self._agent_lost)
         self._keep_on_disk = config.keep_workload_keys
         self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
 
@@ -125,6 +125,21 @@ class Agent:
         except AgentLost:
             self._agent_lost()
 
+    def _view_changed(self) -> None:
+        """Look at once whether anything of ours must be replaced."""
+        self._issuer.wake()
+        if self._holder.agent is not None and (self._tainted() or self._forsaken()):
+            self._look.set()
+
+    def _tainted(self) -> bool:
+        """Say whether the agent SVID is signed by what is about to be revoked."""
+        return agent_tainted(self._holder.verifier, self._agent, self._holder.view.trust_domain, self._now())
+
+    def _forsaken(self) -> bool:
+        """Say whether no authority vouches for the agent SVID any more: the server will not even shake hands."""
+        own = self._holder.view.bundles.get(self._holder.view.trust_domain)
+        return own is not None and not anchored(self._agent.chain, own)
+
     def _agent_lost(self) -> None:
         """Note that the server knows this agent no longer, or says so."""
         self._lost = True
@@ -143,7 +158,7 @@ class Agent:
                 self._look.set()
 
     async def _keep_agent(self) -> None:
-        """Renew the agent SVID at half life, or attest again when it counts no longer."""
+        """Renew the agent SVID at half life and when it is tainted, or attest again when it counts no longer."""
         backoff = Backoff()
         due = self._due()
         while True:
@@ -151,7 +166,7 @@ class Agent:
                 async with asyncio.timeout(max(0.0, due - self._now())):
                     await self._look.wait()
             self._look.clear()
-            if self._now() < due and not (self._lost or self._failing):
+            if self._now() < due and not (self._lost or self._failing or self._tainted() or self._forsaken()):
                 continue
             try:
                 agent = await self._next_agent()
@@ -169,7 +184,7 @@ class Agent:
     async def _next_agent(self) -> StoredAgent | None:
         """Return a new agent SVID; None when the present one turns out to be good."""
         agent = self._agent
-        if not_after(agent) <= self._now():
+        if not_after(agent) <= self._now() or self._forsaken():
             return await self._enrolment.attest()
         try:
             if not self._lost:

@@ -105,9 +105,12 @@ class Holder:
 
 
 def _entitled(view: View, identities: Iterable[Identity]) -> Iterable[Identity]:
-    """Keep what the view's entries still give, under their present selectors."""
+    """Keep what the view's entries still give, under their present selectors, and its authorities still vouch for."""
+    roots = {name: {root.authority_id for root in one.x509_roots} for name, one in view.bundles.items()}
     for one in identities:
         entry = view.entries.get(one.entry.id)
+        if one.authority_ids[-1] not in roots.get(one.entry.spiffe_id.trust_domain, ()):
+            continue
         if entry is not None and entry.spiffe_id == one.entry.spiffe_id:
             yield one if entry == one.entry else _with_entry(one, entry)
 

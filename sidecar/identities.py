@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from firedoor.certs import Selector, SvidError, TrustBundle, TrustDomain, VerifiedSvid, X509Svid, verify_x509_svid
+from firedoor.certs.certificate import read_certificate
 from firedoor.mtls import ClientRule, Material, Svid
 from firedoor.sidecar.keys import Key
 from firedoor.sidecar.state import StoredAgent
@@ -77,6 +78,22 @@ class Verifier:
         return not tainted(self.bundles, identity.entry.spiffe_id.trust_domain, verified.authority_ids)
 
 
+def anchored(chain: Sequence[bytes], bundle: TrustBundle | None) -> bool:
+    """Say whether the authority that a chain ends at is in a bundle, by its ID. Nothing else about it is checked."""
+    if bundle is None or not chain:
+        return False
+    above = read_certificate(chain[-1]).authority_key_id
+    return any(root.authority_id == above for root in bundle.x509_roots)
+
+
+def agent_tainted(verifier: Verifier, agent: StoredAgent, domain: TrustDomain, now: float) -> bool:
+    """Say whether an authority above the agent SVID is tainted: it counts for now, and must be replaced."""
+    try:
+        return tainted(verifier.bundles, domain, verifier.verify(agent.chain, now).authority_ids)
+    except SvidError:
+        return False
+
+
 def tainted(bundles: Mapping[TrustDomain, TrustBundle], domain: TrustDomain, authority_ids: Iterable[str]) -> bool:
     """Say whether one of the authorities is tainted in its bundle."""
     bundle = bundles.get(domain)
@@ -92,7 +109,10 @@ def material(
     rule_of: Callable[[frozenset[Selector]], ClientRule | None],
 ) -> Material:
     """Put together what the core runs on: one SVID an ID, and by which rules local clients may use it."""
-    svids = [Svid(id=str(agent.spiffe_id), chain=agent.chain, key=agent.key.private)] if agent else []
+    own = view.bundles.get(view.trust_domain)
+    # One that no authority vouches for any more would have the core refuse everything, the news of that too.
+    held = [agent] if agent is not None and (own is None or anchored(agent.chain, own)) else []
+    svids = [Svid(id=str(one.spiffe_id), chain=one.chain, key=one.key.private) for one in held]
     by_id: dict[str, list[Identity]] = {}
     for identity in sorted(identities, key=lambda one: one.entry.order):
         if identity.live(now):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JWT-SVIDs of local workloads: fetched from the server when asked for, checked, and kept for half of their life.
 
-What is kept has a hard cap, and goes at once when its entry changes, its key leaves the bundle, or it is revoked. While
-the server is away, what is held is handed out until it expires. Tokens are in memory alone and in no log.
+What is kept has a hard cap, and goes at once when its entry changes, its key is tainted or leaves the bundle, or it is
+revoked. While the server is away, what is held is handed out until it expires. Tokens are in memory alone and in no log.
 """
 
 import asyncio
@@ -118,7 +118,8 @@ class Tokens:
             return
         self._view = view
         own = view.bundles.get(view.trust_domain)
-        keys = {one.key_id for one in own.jwt_keys} if own else set()
+        # What a tainted key signed holds until the key is revoked, and is not handed out any more.
+        keys = {one.key_id for one in own.jwt_keys if not one.tainted} if own else set()
         for key, token in list(self._held.items()):
             entry = view.entries.get(key[0])
             if entry is None or entry.revision != key[1] or token.proof.key_id not in keys or self._revoked(token):

@@ -102,6 +102,39 @@ async def test_tainted_authority_means_a_new_svid(server: SpireLike, running: St
     await one.until(lambda p: p.holder.identities["x"].svid.authority_id != old, "an SVID of the new authority")
 
 
+async def test_tainted_authority_means_a_new_agent_svid_too(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    """Once the authority is revoked, the server will not even shake hands with what it signed."""
+    one = running(settings(tmp_path))
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    before = one.process.holder.agent
+    server.trust.rotate()
+    server.publish()
+    await one.until(lambda p: len(p.holder.view.bundles[server.trust.td].x509_roots) == 2, "the new root")
+    assert (one.process.holder.agent, server.renewals) == (before, 0)
+    server.tainted = {server.trust.roots[0].der}
+    await one.until(lambda p: p.holder.agent != before, "another agent SVID")
+    assert server.renewals == 1
+
+
+async def test_authority_that_is_revoked_before_it_was_followed(
+    server: SpireLike, running: Start, tmp_path: Path
+) -> None:
+    """Nothing of the revoked authority is kept for the sake of what it signed: not its root, not those SVIDs."""
+    one = running(settings(tmp_path))
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    old = server.trust.roots[0]
+    server.tokens.add(b"t")
+    server.trust.rotate()
+    server.trust.forget(old)
+    roots = lambda p: [root.authority_id for root in p.holder.view.bundles[server.trust.td].x509_roots]  # noqa: E731
+    await one.until(lambda p: old.authority_id not in roots(p), "the end of the root")
+    server.publish()
+    new = server.trust.roots[0].authority_id
+    signed = lambda p: {held.svid.authority_id for held in p.holder.identities.values()}  # noqa: E731
+    await one.until(lambda p: ids(p) == {"x"} and signed(p) == {new}, "an SVID of the new authority")
+    assert server.tokens == set()
+
+
 async def test_renews_at_half_life(server: SpireLike, running: Start, tmp_path: Path) -> None:
     server.ttl = 4
     one = running(settings(tmp_path))
