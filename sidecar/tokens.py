@@ -2,7 +2,8 @@
 """JWT-SVIDs of local workloads: fetched from the server when asked for, checked, and kept for half of their life.
 
 What is kept has a hard cap, and goes at once when its entry changes, its key is tainted or leaves the bundle, or it is
-revoked. While the server is away, what is held is handed out until it expires. Tokens are in memory alone and in no log.
+revoked. While the server is away, what is held is handed out until it expires. Tokens are in memory alone and in no
+log.
 """
 
 import asyncio

@@ -120,7 +120,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 def test_the_document_from_top_to_bottom(reader: Reader) -> None:
     kinds = [(language, word) for language, word, _ in BLOCKS]
     assert kinds.count(("yaml", "policy")) == 2
-    assert ("hcl", "") in kinds
+    assert {("hcl", ""), ("yaml", "sidecar")} <= set(kinds)
     for language, word, text in BLOCKS:
         if (language, word) == ("yaml", "policy"):
             reader.policy(text)
@@ -130,3 +130,7 @@ def test_the_document_from_top_to_bottom(reader: Reader) -> None:
                 reader.start()
         elif language == "hcl":
             reader.hcl(text)
+        elif (language, word) == ("yaml", "sidecar"):
+            (reader.folder / "sidecar.yaml").write_text(text)
+            (reader.folder / "token").write_text("a-token")
+            reader.console("$ firedoor sidecar validate --config sidecar.yaml\nnothing to repair\n")

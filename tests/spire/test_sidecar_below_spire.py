@@ -14,10 +14,12 @@ import grpc
 import pytest
 import spiffe
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from spiffe.workloadapi.errors import FetchX509SvidError
 
 from firedoor.wire import admin_grpc, admin_pb2
 from tests.e2e.conftest import Program
+from tests.node_pki import NodePki
 from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import TD
 from tests.spire.programs import SpireServer, Workload, wait_for
@@ -150,6 +152,22 @@ def test_attests_and_serves_py_spiffe_and_go_spiffe(node: Node, workload: MakeWo
     assert [(one.spiffe_id, one.segment) for one in status.svids] == [(WEB, "web")]
 
 
+def test_py_spiffes_sources(node: Node) -> None:
+    """What py-spiffe's own integration tests do with an agent: its client, and both of its sources."""
+    socket = f"unix://{node.folder / 'auth.sock'}"
+    with spiffe.X509Source(socket_path=socket) as source:
+        assert str(source.get_x509_context().default_svid.spiffe_id) == WEB
+        assert source.get_bundle_for_trust_domain(spiffe.TrustDomain(TD)).x509_authorities
+    with spiffe.JwtSource(socket_path=socket) as tokens:
+        token = tokens.fetch_svid(audience={"models"})
+        assert str(token.spiffe_id) == WEB
+        assert tokens.get_bundle_for_trust_domain(spiffe.TrustDomain(TD)).jwt_authorities
+    with node.api() as client:
+        context = client.fetch_x509_context()
+        assert [str(one.spiffe_id) for one in context.x509_svids] == [WEB]
+        assert client.fetch_jwt_bundles().get_bundle_for_trust_domain(spiffe.TrustDomain(TD)).jwt_authorities
+
+
 def test_entries_come_change_and_go(node: Node) -> None:
     second = node.entry("/web/second")
     wait_for(lambda: node.held() == [WEB, f"{WEB}/second"], "the second entry's SVID")
@@ -251,6 +269,37 @@ def test_federated_bundles_follow_the_server(node: Node, workload: MakeWorkload)
 
 def _json(trust: SimulatedTrustDomain) -> str:
     return trust.bundle.to_json().decode()
+
+
+def test_attests_by_x509pop_and_comes_back_when_evicted(tmp_path: Path) -> None:
+    folder, pki = tmp_path / "spire", NodePki(int(time.time()))
+    folder.mkdir(mode=0o700)
+    (folder / "nodes-ca.pem").write_bytes(pki.root_pem)
+    server = SpireServer(folder, more='agent_ttl = "16s"')
+    server.plugins = f'NodeAttestor "x509pop" {{ plugin_data {{ ca_bundle_path = "{folder}/nodes-ca.pem" }} }}'
+    server.start()
+    node = Node(tmp_path / "n", server)
+    try:
+        held = pki.node("gpu-1", issuer=pki.ca("Site CA", issuer=pki.root))
+        certificate, key = held.write(node.folder)
+        node.how = ("--x509pop-certificate", str(certificate), "--x509pop-key", str(key))
+        fingerprint = held.certificate.fingerprint(hashes.SHA1()).hex()
+        node.parent = f"spiffe://{TD}/spire/agent/x509pop/{fingerprint}"
+        node.entry("/web")
+        node.start().ready()
+        wait_for(lambda: node.held() == [WEB], "an SVID")
+        (shown,) = server.cli.json("agent", "list")["agents"]
+        assert (shown["attestation_type"], shown["can_reattest"]) == ("x509pop", True)
+        assert {"type": "x509pop", "value": "subject:cn:gpu-1"} in shown["selectors"]
+        first = own_serial(server)
+        wait_for(lambda: own_serial(server) != first, "another certificate, by attesting again", 60)
+        server.cli.ok("agent", "evict", "-spiffeID", node.parent)
+        wait_for(lambda: server.cli.json("agent", "count")["count"] == 1, "its return", 60)
+        node.entry("/web/later")
+        wait_for(lambda: f"{WEB}/later" in node.held(), "an SVID after it", 60)
+    finally:
+        node.close()
+        server.close()
 
 
 def test_a_ban_ends_it(node: Node) -> None:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A broker federates with a real spire-server: bundles over https_spiffe, handshakes across the trust domains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.spire.conftest import TD, UID, Estate, agent_path
+from tests.spire.programs import SpireAgent, SpireServer, Workload, free_port, wait_for
+from tests.spire.test_stock_agent import WEB, held
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
+
+MakeWorkload = Callable[[dict[str, str]], Workload]
+OTHER = "other.org"
+THEIRS = f"spiffe://{OTHER}/theirs"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Iterator[SpireServer]:
+    """A real spire-server of another trust domain, with a bundle endpoint that proves its SPIFFE ID."""
+    folder, port = tmp_path / "theirs", free_port()
+    folder.mkdir(mode=0o700)
+    endpoint = f'bundle_endpoint {{ address = "127.0.0.1" port = {port} profile "https_spiffe" {{}} }}'
+    server = SpireServer(folder, OTHER, more=f"federation {{ {endpoint} }}")
+    server.url = f"https://127.0.0.1:{port}"  # type: ignore[attr-defined]
+    server.start()
+    yield server
+    server.close()
+
+
+def federate(estate: Estate, server: SpireServer, endpoint_id: str) -> None:
+    (estate.folder / "theirs.pem").write_text(server.bundle_pem())
+    estate.cli.ok(
+        *("federation", "create", "-trustDomain", OTHER, "-bundleEndpointURL", server.url),  # type: ignore[attr-defined]
+        *("-bundleEndpointProfile", "https_spiffe", "-endpointSpiffeID", endpoint_id),
+        *("-trustDomainBundlePath", str(estate.folder / "theirs.pem")),
+    )
+
+
+def roots(estate: Estate) -> int:
+    return len(estate.cli.json("bundle", "list", "-id", f"spiffe://{OTHER}")["x509_authorities"])
+
+
+def test_its_bundle_is_fetched_through_rotations(estate: Estate, theirs: SpireServer) -> None:
+    estate.start_broker()
+    federate(estate, theirs, f"spiffe://{OTHER}/spire/server")
+    assert roots(estate) == 1
+    theirs.cli.ok("localauthority", "x509", "prepare")
+    estate.cli.ok("federation", "refresh", "-id", f"spiffe://{OTHER}")
+    assert roots(estate) == 2
+    # The keys for JWT-SVIDs came with it.
+    assert estate.cli.json("bundle", "list", "-id", f"spiffe://{OTHER}")["jwt_authorities"]
+
+
+def test_an_endpoint_with_another_id_is_refused(estate: Estate, theirs: SpireServer) -> None:
+    estate.start_broker()
+    federate(estate, theirs, f"spiffe://{OTHER}/somebody/else")
+    answer = estate.cli("federation", "refresh", "-id", f"spiffe://{OTHER}")
+    assert answer.code == 1
+    assert "failed to refresh bundle" in answer.err
+    assert roots(estate) == 1
+
+
+def test_programs_of_both_domains_shake_hands(estate: Estate, theirs: SpireServer, workload: MakeWorkload) -> None:
+    """One program below a stock agent on our broker, one below a stock agent on the real server."""
+    estate.start_broker()
+    federate(estate, theirs, f"spiffe://{OTHER}/spire/server")
+    bundle = estate.cli.ok("bundle", "show", "-format", "spiffe")
+    theirs.cli.ok("bundle", "set", "-id", f"spiffe://{TD}", "-format", "spiffe", given=bundle)
+    ours = estate.agent()
+    ours.start()
+    estate.entry(agent_path(ours), "/web", more=("-federatesWith", f"spiffe://{OTHER}"))
+    their_agent = SpireAgent(
+        theirs.folder / "a", theirs.address, theirs.bundle_pem(), theirs.token(), trust_domain=OTHER
+    )
+    estate.agents_started.append(their_agent)
+    their_agent.start()
+    parent = f"spiffe://{OTHER}/spire/agent/join_token/{their_agent.join_token}"
+    words = ["-parentID", parent, "-spiffeID", THEIRS, "-selector", UID, "-federatesWith", f"spiffe://{TD}"]
+    theirs.cli.ok("entry", "create", *words)
+    wait_for(lambda: held(ours) == [WEB] and held(their_agent) == [THEIRS], "both identities")
+    here, there = workload(ours.environment), workload(their_agent.environment)
+    for server, client, its_id, other_id in ((here, there, WEB, THEIRS), (there, here, THEIRS, WEB)):
+        serving = server.follow("serve", "-allow", other_id)
+        to = serving.next()["listen"]
+        assert client.ask("dial", "-to", to, "-allow", its_id) == {"peer": its_id, "echo": "hello\n"}
+        assert serving.next()["peer"] == other_id
+        token = client.ask("token", "-audience", "models")["token"]
+        assert server.ask("validate", "-audience", "models", given=token)["id"] == other_id
+    # The endpoint goes away: what was fetched stays, and so do the handshakes.
+    theirs.stop()
+    assert estate.cli("federation", "refresh", "-id", f"spiffe://{OTHER}").code == 1
+    serving = here.follow("serve", "-allow", THEIRS)
+    assert there.ask("dial", "-to", serving.next()["listen"], "-allow", WEB)["peer"] == WEB
