@@ -17,6 +17,7 @@ from firedoor.sidecar.config import Config
 from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.errors import StateError
 from firedoor.sidecar.on_demand import OnDemand
+from firedoor.sidecar.reading import ReadsRequests
 from firedoor.sidecar.workload import WorkloadApi
 from firedoor.wire import admin_grpc, auth_grpc, delegated_grpc, health_grpc, workload_grpc
 
@@ -70,7 +71,7 @@ class Sockets:
         delegated.callers.serve_on(front)
 
     def _server(self) -> grpc.aio.Server:
-        return grpc.aio.server(options=SERVER_OPTIONS)
+        return grpc.aio.server(interceptors=[ReadsRequests()], options=SERVER_OPTIONS)
 
     async def _open(self, server: grpc.aio.Server, path: Path, mode: int, http1: str | None = None) -> Front:
         backend = private_address()

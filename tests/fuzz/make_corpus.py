@@ -55,6 +55,29 @@ def targets() -> list[bytes]:
     return [case["target"].encode() for case in read("policy/paths.json")["cases"] if len(case["target"]) < 1000]
 
 
+# After the first byte: 0 and 1 HTTP/1.1, 2 and 3 HTTP/2; the odd ones at a gRPC listener.
+HEADS = (
+    "0GET /models/a%20b?x=../y\nHost: models.internal:9000\nCookie: a=1\nCookie: b=2",
+    "0GET /a\nHost: h\nHost: h",
+    "0GET http://h/a\nHost: h",
+    "0POST /uploads/a\nHost: h\nContent-Length: 4\nContent-Length: 4\nTransfer-Encoding: chunked",
+    "0GET /a\nHost: h\nConnection: close, X-Hop, host\nX-Hop: 1\nTE: trailers, gzip\nKeep-Alive: 5",
+    "0GET /a\nHost: h\nUpgrade: websocket\nConnection: upgrade",
+    "0GET /a\nHost: h\nX-Forwarded-Client-Cert: URI=spiffe://td/admin\nx_spiffe_id: spiffe://td/admin",
+    "0OPTIONS *\nHost: h",
+    "0CONNECT h:443\nHost: h:443",
+    "0GET /a#b\nHost: [::1]:80",
+    "2GET models.internal /models/a\nhost: MODELS.internal",
+    "2GET u@h /a",
+    "2HEAD h /a;x=1/%2F?\nte: trailers",
+    "2POST h /p.S/M\ncontent-type: application/grpc",
+    "3POST h /p.S/M\ncontent-type: application/grpc+proto\nte: trailers\ngrpc-timeout: 1S",
+    "3POST h /p.S/%4d\ncontent-type: application/grpc",
+    "3GET h /p.S/M\ncontent-type: application/grpc-web",
+    "1POST /p.S/M\nHost: h\nContent-Type: application/grpc",
+)
+
+
 def messages() -> list[bytes]:
     generation = pb.Generation(epoch=1, number=2)
     state = pb.SvidState(entry_id="e", not_after=1_800_000_000, authority_id="ab" * 20)
@@ -96,5 +119,6 @@ if __name__ == "__main__":
     write("policy_table", tables())
     write("request_target", targets())
     write("control_message", messages())
+    write("http_head", [head.replace("\n", "\r\n").encode() for head in HEADS])
     if not (DATA / "leaf.der").exists():
         write("svid_leaf", certificates())

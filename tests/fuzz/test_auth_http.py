@@ -5,14 +5,10 @@ program is served. Through the front, to the server that a sidecar runs.
 What fails is kept as tests/fuzz/corpus/auth_http/found; give it a name of its own when it is repaired.
 """
 
-import asyncio
 import contextlib
 import json
 import os
 import socket
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firedoor.mtls import Core
-from firedoor.sidecar import config
 from firedoor.sidecar.auth_http import read_json
 from firedoor.sidecar.errors import RequestRefused
-from firedoor.sidecar.holder import Holder
-from firedoor.sidecar.view import View
 from firedoor.wire import auth_pb2
-from tests.sidecar.auth_socket import PEER, X, inbound, opened
-from tests.sidecar.conftest import TD, Bench
-from tests.simulator import SimulatedTrustDomain
+from tests.sidecar.auth_socket import PEER
 
 CORPUS = Path(__file__).parent / "corpus" / "auth_http"
 WHO_AM_I = b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -49,34 +39,6 @@ good = st.fixed_dictionaries(
     },
     optional={name: st.text() for name in ("authority", "method", "path", "grpc_service", "grpc_method", "self")},
 )
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve from a thread of its own; hypothesis asks from this one."""
-    folder = tmp_path_factory.mktemp("auth")
-    flags = {"trust_domain": "example.org", "broker": "127.0.0.1:1", "metrics": "off"}
-    flags |= {name: str(folder / name) for name in ("auth_socket", "admin_socket", "data_dir")}
-    one, core = config.load(None, {}, flags), Core(data_threads=1)
-    trust = SimulatedTrustDomain("example.org", at=int(time.time()))
-    trust.rotate_jwt()
-    bench = Bench(trust, Holder(core, View(TD, bundles=trust.bundles()), time.time, lambda _: None), core)
-    loop, ready, done = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with opened(bench, one, inbound(X)) as auth:
-            auth.entitle(X)
-            ready.set()
-            await done.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert ready.wait(10)
-    yield str(one.auth_socket)
-    loop.call_soon_threadsafe(done.set)
-    thread.join(10)
-    loop.close()
-    core.stop()
 
 
 def send(path: str, data: bytes, *, more: bool = False) -> bytes:

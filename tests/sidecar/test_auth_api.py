@@ -55,6 +55,16 @@ async def test_who_am_i_is_the_same_by_grpc_and_http(auth: AuthSocket, stub: Any
     assert found["identities"][0]["expires_at"] == answer.identities[0].expires_at
 
 
+@pytest.mark.parametrize("method", ["firedoor.auth.v1.Auth/Check", "SpiffeWorkloadAPI/FetchX509SVID"])
+async def test_bytes_that_are_no_message(auth: AuthSocket, caplog: pytest.LogCaptureFixture, method: str) -> None:
+    """One sentence to the caller, and not a word in the log, which any local program could fill."""
+    auth.entitle(X)
+    async with grpc.aio.insecure_channel(f"unix:{auth.path}") as channel:
+        code, said = await refused(channel.unary_unary(f"/{method}")(b"\xff\xff\xff", metadata=HEADER))
+    assert (code.name, said) == ("INVALID_ARGUMENT", "the request is no message of this method")
+    assert caplog.records == []
+
+
 async def test_an_svid_that_is_not_issued_yet(auth: AuthSocket) -> None:
     auth.entitle(X, issue=False)
     assert (await auth.http("GET", "/v1/whoami"))[1]["identities"][0]["expires_at"] == 0

@@ -8,7 +8,10 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use firedoor_control::{Kind, kind};
 use firedoor_identity::{Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, verify_chain};
-use firedoor_policy::{Engine, PathPattern, Protocol, Question, Request, canonical_path};
+use firedoor_policy::{self as policy, Engine, PathPattern, Protocol, Question, canonical_path};
+use firedoor_proxy::fuzz::hop as read;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Uri, Version};
 use rustls_pki_types::CertificateDer;
 
 /// Something that takes bytes from outside.
@@ -19,7 +22,7 @@ pub struct Target {
     pub words: &'static [&'static [u8]],
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "spiffe_id", run: spiffe_id, words: &[b"spiffe://", b"/", b"..", b".", b"td", b"%2f", b"\xc3\xa4"] },
     Target { name: "pattern", run: pattern, words: &[b"spiffe://td/", b"/*", b"/**", b"*", b"\n", b"/..;x", b"%41"] },
     Target {
@@ -36,6 +39,20 @@ pub const TARGETS: [Target; 6] = [
         name: "request_target",
         run: request_target,
         words: &[b"/", b"%2e", b"%25", b"..", b"//", b"%2F", b";", b"?"],
+    },
+    Target {
+        name: "http_head",
+        run: http_head,
+        words: &[
+            b"\r\nHost: h",
+            b"\r\nHost: u@h",
+            b"\r\nConnection: x, host",
+            b"\r\nTE: trailers",
+            b"http://h",
+            b"%2e",
+            b"#",
+            b":1",
+        ],
     },
     Target { name: "control_message", run: control_message, words: &[b"\x0a\x00", b"\x12\x00", b"\x1a\x00", b"\xff"] },
 ];
@@ -108,9 +125,9 @@ fn policy_table(input: &[u8]) {
     let ids = ["spiffe://td/segment/inference/a", "spiffe://td/segment/registry/b", "spiffe://td/spire/agent/x"];
     let ids = ids.map(|id| SpiffeId::parse(id).expect("an ID"));
     let requests = [
-        Request::Tcp,
-        Request::Http { authority: "a", method: "GET", target: "/models/x" },
-        Request::Grpc { service: "v2.Infer", method: "Ready" },
+        policy::Request::Tcp,
+        policy::Request::Http { authority: "a", method: "GET", target: "/models/x" },
+        policy::Request::Grpc { service: "v2.Infer", method: "Ready" },
     ];
     let everything = [IdPattern::parse("spiffe://td/**").expect("a pattern")];
     for (source, destination, request) in product(&ids, &requests) {
@@ -129,8 +146,8 @@ fn policy_table(input: &[u8]) {
 
 fn product<'a>(
     ids: &'a [SpiffeId],
-    requests: &'a [Request<'a>],
-) -> impl Iterator<Item = (&'a SpiffeId, &'a SpiffeId, Request<'a>)> {
+    requests: &'a [policy::Request<'a>],
+) -> impl Iterator<Item = (&'a SpiffeId, &'a SpiffeId, policy::Request<'a>)> {
     let pairs = ids.iter().flat_map(move |source| ids.iter().map(move |destination| (source, destination)));
     pairs.flat_map(move |(source, destination)| requests.iter().map(move |request| (source, destination, *request)))
 }
@@ -151,6 +168,51 @@ fn request_target(input: &[u8]) {
     for piece in rest.iter().chain([last]).flat_map(|segment| segment.split('/')) {
         assert!(piece != "." && piece != ".." && !piece.contains('\\'));
     }
+}
+
+/// Fields that say who a peer is, or that are one hop's business.
+const OURS: [&str; 7] =
+    ["connection", "host", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "x-forwarded-client-cert"];
+
+/// What is sent on is what was decided on: the next end reads the same of it, and nothing there is ours alone to say.
+fn http_head(input: &[u8]) {
+    let Some((first, rest)) = input.split_first() else { return };
+    let protocol = if first & 1 == 0 { Protocol::Http } else { Protocol::Grpc };
+    let Some(parts) = head(rest, first & 2 != 0) else { return };
+    let method = parts.method.clone();
+    let Ok(hop) = read(protocol, parts) else { return };
+    assert!(hop.target.starts_with('/') && canonical_path(hop.target.as_bytes()).is_ok());
+    assert!(!hop.authority.is_empty() && !hop.authority.contains('@'));
+    assert!(method != Method::CONNECT && hop.onward.method == method);
+    for name in hop.onward.headers.keys() {
+        assert!(!OURS.contains(&name.as_str()) && !name.as_str().replace('_', "-").starts_with("x-spiffe-"), "{name}");
+    }
+    let values = |name| hop.onward.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+    assert!(values("te").iter().all(|value| *value == b"trailers") && values("te").len() <= 1);
+    assert!(values("content-length").len() <= 1);
+    let next = read(protocol, hop.onward.clone()).expect("what is sent on is read");
+    assert_eq!((&next.asked, &next.target, &next.authority), (&hop.asked, &hop.target, &hop.authority));
+    assert_eq!(next.onward.headers, hop.onward.headers);
+}
+
+/// Take a head apart as the parsers do: a line of method and target, or of method, authority and path, then fields.
+fn head(bytes: &[u8], two: bool) -> Option<Parts> {
+    let mut lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let words: Vec<&[u8]> = lines.next()?.split(|byte| *byte == b' ').collect();
+    let mut request = Request::builder().method(*words.first()?);
+    request = match (two, words.get(1..)?) {
+        (false, [target]) => request.version(Version::HTTP_11).uri(*target),
+        (true, [authority, path]) => {
+            let uri = Uri::builder().scheme("https").authority(*authority).path_and_query(*path);
+            request.version(Version::HTTP_2).uri(uri.build().ok()?)
+        }
+        _ => return None,
+    };
+    for line in lines.take_while(|line| !line.is_empty()) {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        request = request.header(&line[..colon], line[colon + 1..].trim_ascii());
+    }
+    Some(request.body(()).ok()?.into_parts().0)
 }
 
 /// A message has one of three kinds, and is not too large for it.

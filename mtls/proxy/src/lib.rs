@@ -27,6 +27,8 @@ pub mod time;
 mod waiters;
 
 pub use decide::{Input, Verdict};
+#[doc(hidden)]
+pub use http::fuzz;
 pub use listener::Listener;
 pub use proxy::Proxy;
 pub use spec::{ListenError, Spec};

@@ -14,6 +14,7 @@ mod body;
 mod client;
 mod exchange;
 mod first;
+pub mod fuzz;
 mod head;
 mod headers;
 pub(crate) mod inbound;

@@ -208,7 +208,7 @@ impl Drop for Decided {
 }
 
 /// Write the request anew for the peer.
-fn onward(parts: Parts, head: &Head, body: Body) -> Request<Body> {
+pub(super) fn onward(parts: Parts, head: &Head, body: Body) -> Request<Body> {
     let mut onward = Request::new(body);
     *onward.method_mut() = parts.method;
     *onward.version_mut() = Version::HTTP_2;

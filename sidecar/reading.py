@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that are no message: refused with a sentence, where grpcio would log a traceback for each.
+
+Any local program may send what it likes, as often as it likes.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_UNREADABLE: Final = object()
+
+
+class ReadsRequests(grpc.aio.ServerInterceptor):
+    """Stands before every method of a server whose methods take one request each."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the method's handler with a reader that does not raise."""
+        found: Any = await continuation(handler_call_details)
+        # A method that there is not, or one that reads a stream.
+        if found is None or found.request_streaming:
+            return found
+        readers = (_reader(found.request_deserializer), found.response_serializer)
+        if found.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(_streaming(found.unary_stream), *readers)
+        return grpc.unary_unary_rpc_method_handler(_answering(found.unary_unary), *readers)
+
+
+def _reader(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def reading(message: bytes) -> Any:
+        try:
+            return read(message)
+        except DecodeError:
+            return _UNREADABLE
+
+    return reading
+
+
+def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def answer(request: Any, context: Context) -> Any:
+        await _check(request, context)
+        return await method(request, context)
+
+    return answer
+
+
+def _streaming(method: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        await _check(request, context)
+        async for response in method(request, context):
+            yield response
+
+    return stream
+
+
+async def _check(request: Any, context: Context) -> None:
+    if request is _UNREADABLE:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
