@@ -27,6 +27,7 @@ __all__ = [
     "Svid",
     "TableError",
     "VerifyError",
+    "WebFront",
     "canonical_path",
     "check_path_pattern",
     "check_pattern",
@@ -152,6 +153,21 @@ class Front:
     def stop(self) -> None: ...
 
 @final
+class WebFront:
+    """A listener of ours for clients without an identity: TLS 1.3, HTTP/1.1, no client certificate.
+
+    A connection lives 15 s; of all seats one address takes an eighth at most.
+    """
+
+    # "host:port" as bound.
+    address: str
+
+    def set_certificate(self, chain: Sequence[bytes], key: bytes) -> None:
+        """Serve with another certificate from the next handshake on. Raise ListenError and change nothing."""
+
+    def stop(self) -> None: ...
+
+@final
 class Connector:
     """A private Unix socket behind which a verified mTLS connection is made."""
 
@@ -254,6 +270,20 @@ class Core:
         http1_backend: str | None = None,
         workload: Literal["process", "pod"] = "process",
     ) -> Front: ...
+    def web_front(
+        self,
+        *,
+        listen: str,
+        backend: str,
+        as_id: str | None = None,
+        certificate: tuple[Sequence[bytes], bytes] | None = None,
+        most: int = 256,
+    ) -> WebFront:
+        """Open a web front before a private server, with the present SVID of `as_id`, or a certificate and its key.
+
+        `most` is how many connections there may be at once. Raise ListenError.
+        """
+
     def connector(
         self,
         *,

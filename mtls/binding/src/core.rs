@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use firedoor_front::{
-    self as front, Backend, ConnectorConfig, ListenError, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront,
-    UnixFrontConfig, UnixPath, Wake, Workload,
+    self as front, Backend, ConnectorConfig, ListenError, Shown, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront,
+    UnixFrontConfig, UnixPath, Wake, WebFrontConfig, Workload,
 };
 use firedoor_identity::{ClientAuth, MaterialStore, SpiffeId, Table};
 use firedoor_policy::Engine;
@@ -18,7 +18,7 @@ use pyo3::types::PyBytes;
 
 use crate::control::{ControlClient, ControlServer};
 use crate::errors;
-use crate::front::{Connector, Front, Kind};
+use crate::front::{Connector, Front, Kind, WebFront, web_certificate};
 use crate::material::Material;
 use crate::proxy::Listener;
 
@@ -138,6 +138,31 @@ impl Core {
         let core = &self.0;
         let opened = py.detach(|| UnixFront::open(config, core.stats.clone(), &core.threads));
         Ok(self.keep(Kind::Unix(opened.map_err(|error| errors::listen(&error))?)))
+    }
+
+    #[pyo3(signature = (*, listen, backend, as_id=None, certificate=None, most=256))]
+    fn web_front(
+        &self,
+        py: Python<'_>,
+        listen: String,
+        backend: &str,
+        as_id: Option<&str>,
+        certificate: Option<(Vec<Vec<u8>>, Vec<u8>)>,
+        most: usize,
+    ) -> PyResult<WebFront> {
+        self.0.check_running()?;
+        let shown = match (as_id, certificate) {
+            (Some(id), None) => Shown::Svid(spiffe_id(id)?),
+            (None, Some((chain, key))) => Shown::Certificate(web_certificate(chain, key)?),
+            _ => return Err(errors::base("bad_argument", "either as_id or certificate is given".to_owned())),
+        };
+        let config = WebFrontConfig { listen, backend: self::backend(backend)?, shown, most };
+        let core = &self.0;
+        let opened = py.detach(|| front::WebFront::open(config, core.store.clone(), core.stats.clone(), &core.threads));
+        let opened = Arc::new(opened.map_err(|error| errors::listen(&error))?);
+        let closing = opened.clone();
+        core.on_stop(move || closing.stop());
+        Ok(WebFront(opened))
     }
 
     #[pyo3(signature = (*, path, addresses, expect, as_id=None, alpn="h2"))]

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use firedoor_front::{self as front, TlsFront, UnixFront};
-use firedoor_identity::{SpiffeId, VerifiedPeer};
+use firedoor_front::{self as front, ListenError, TlsFront, UnixFront};
+use firedoor_identity::{Key, SpiffeId, VerifiedPeer, WebCertificate};
 use pyo3::prelude::*;
 
 use crate::errors;
@@ -135,6 +135,32 @@ impl Front {
     fn stop(&self) {
         self.0.stop();
     }
+}
+
+/// A listener of ours for clients without an identity.
+#[pyclass(frozen, module = "firedoor.mtls")]
+pub struct WebFront(pub(crate) Arc<front::WebFront>);
+
+#[pymethods]
+impl WebFront {
+    #[getter]
+    fn address(&self) -> &str {
+        &self.0.address
+    }
+
+    fn set_certificate(&self, chain: Vec<Vec<u8>>, key: Vec<u8>) -> PyResult<()> {
+        self.0.set_certificate(web_certificate(chain, key)?);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.0.stop();
+    }
+}
+
+/// Read a certificate of the web with its key.
+pub(crate) fn web_certificate(chain: Vec<Vec<u8>>, key: Vec<u8>) -> PyResult<WebCertificate> {
+    WebCertificate::new(chain, &Key::new(key)).map_err(|error| errors::listen(&ListenError::Refused(error.to_string())))
 }
 
 /// A private Unix socket behind which a verified mTLS connection is made.

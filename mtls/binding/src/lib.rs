@@ -26,7 +26,7 @@ mod _mtls {
     #[pymodule_export]
     use crate::errors::{CallerUnknown, ListenError, MaterialError, MtlsError, TableError, VerifyError};
     #[pymodule_export]
-    use crate::front::{Caller, Connector, Front};
+    use crate::front::{Caller, Connector, Front, WebFront};
     #[pymodule_export]
     use crate::material::{ClientRule, Material, Revocation, Svid};
     #[pymodule_export]

@@ -26,6 +26,9 @@ use crate::unix_peer::UnixPeer;
 /// For one address: name lookup, connecting and the handshake.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What whoever says nothing about protocols speaks behind TLS (RFC 9112 section 9.7.1, RFC 7301 section 3.2).
+const HTTP1: &[u8] = b"http/1.1";
+
 /// What a connector is made of.
 #[derive(Debug)]
 pub struct ConnectorConfig {
@@ -177,6 +180,7 @@ impl Serving {
     fn check_alpn(&self, tls: &ClientTls<ReadAhead<TcpStream>>) -> Result<(), HandshakeError> {
         match tls.get_ref().1.alpn_protocol() {
             Some(agreed) if agreed == self.config.alpn => Ok(()),
+            None if self.config.alpn == HTTP1 => Ok(()),
             _ => Err(HandshakeError::Tls(io::Error::other("the server agreed on no protocol (ALPN)"))),
         }
     }

@@ -14,6 +14,7 @@ mod control;
 pub mod copy;
 mod lifetime;
 mod live;
+mod seats;
 mod splice;
 mod stats;
 #[allow(unsafe_code, reason = "system calls that no safe interface offers")]
@@ -23,6 +24,7 @@ mod tls_front;
 mod unix_front;
 mod unix_peer;
 mod wake;
+mod web_front;
 
 pub use accept::{Backoff, bind_tcp, bind_unix};
 pub use address::{Backend, ListenError, UnixPath};
@@ -36,3 +38,4 @@ pub use tls_front::{TlsFront, TlsFrontConfig};
 pub use unix_front::{UnixFront, UnixFrontConfig, Workload};
 pub use unix_peer::{UnixPeer, Untellable};
 pub use wake::{Wake, WakeSource};
+pub use web_front::{Shown, WebFront, WebFrontConfig};

@@ -43,6 +43,10 @@ counters! {
     closed_process_ended,
     /// Connections for which the private server could not be reached, or was not ours.
     backend_failed,
+    /// Connections to web fronts for which no seat was left.
+    web_crowded,
+    /// Connections to web fronts that were cut because they took too long.
+    web_slow,
     /// Verified connections that connectors made.
     connector_connected,
     /// Attempts of connectors that failed.

@@ -23,6 +23,7 @@ mod spiffe_id;
 mod store;
 mod tls;
 mod verify;
+mod web;
 
 pub use cache::PathCache;
 pub use clock::Clock;
@@ -36,3 +37,4 @@ pub use roots::{Roots, RootsByDomain};
 pub use spiffe_id::{SpiffeId, TrustDomain};
 pub use store::MaterialStore;
 pub use verify::{Direction, VerifiedChain, verify_chain};
+pub use web::{WebCertificate, WebCertificateError};

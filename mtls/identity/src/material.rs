@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::client::ClientConfig;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::ServerConfig;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
@@ -31,6 +31,10 @@ pub struct Key(Zeroizing<Vec<u8>>);
 impl Key {
     pub fn new(pkcs8: Vec<u8>) -> Self {
         Self(Zeroizing::new(pkcs8))
+    }
+
+    pub(crate) fn signer(&self) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        any_supported_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.as_slice())))
     }
 }
 
@@ -261,6 +265,11 @@ impl Identity {
         Ok((config, verifier))
     }
 
+    /// Our key and certificates, to serve those with who go by our ID and have none of their own.
+    pub(crate) fn certified_key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
     pub(crate) fn server_config(&self, auth: ClientAuth, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, rustls::Error> {
         let kind: Kind = (auth, alpn.iter().map(|name| name.to_vec()).collect());
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -289,8 +298,7 @@ fn verify_own(chain: &[CertificateDer<'_>], whole: &Verifier) -> Result<Arc<Veri
 }
 
 fn certified_key(svid: &SvidParts, chain: Vec<CertificateDer<'static>>) -> Result<CertifiedKey, MaterialError> {
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.key.0.as_slice()));
-    let key = any_supported_type(&key).map_err(|_| MaterialError::BadKey { id: svid.id.to_string() })?;
+    let key = svid.key.signer().map_err(|_| MaterialError::BadKey { id: svid.id.to_string() })?;
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
         Ok(()) => Ok(certified),

@@ -8,10 +8,13 @@ use rustls::client::{ClientConfig, Resumption};
 use rustls::crypto::aws_lc_rs::{self as provider, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ServerConfig};
+use rustls::server::{NoServerSessionStorage, ServerConfig, WantsServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls::{
+    CertificateError, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    WantsVerifier,
+};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::aws_lc_rs as algorithms;
 
@@ -209,16 +212,30 @@ pub(crate) fn server_config(
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, Error> {
     let verifier = Arc::new(ClientVerifier { verifier: verifier.clone(), mandatory });
-    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
-        .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
+    Ok(finished(server_builder()?.with_client_cert_verifier(verifier), key, alpn))
+}
+
+/// For clients that have no identity: none is asked for a certificate.
+pub(crate) fn web_config(key: &Arc<CertifiedKey>, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
+    Ok(finished(server_builder()?.with_no_client_auth(), key, alpn))
+}
+
+fn server_builder() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
+    ServerConfig::builder_with_provider(PROVIDER.clone()).with_protocol_versions(&[&TLS13])
+}
+
+fn finished(
+    builder: ConfigBuilder<ServerConfig, WantsServerCert>,
+    key: &Arc<CertifiedKey>,
+    alpn: &[&[u8]],
+) -> Arc<ServerConfig> {
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
     config.alpn_protocols = protocols(alpn);
     config.ignore_client_order = true;
     // A resumed session is not verified again (RFC 8446 section 4.6.1), so there are none.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 pub(crate) fn client_config(
