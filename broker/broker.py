@@ -20,6 +20,8 @@ from firedoor.broker.agent import JOIN_TOKEN_PATH
 from firedoor.broker.attest import Attestor, JoinTokenAttestor
 from firedoor.broker.audit import Audit
 from firedoor.broker.authority_kinds import AuthorityManager, JwtAuthorityManager, WitAuthorityManager
+from firedoor.broker.bundle_endpoint import PATH as BUNDLE_PATH
+from firedoor.broker.bundle_endpoint import BundlePage
 from firedoor.broker.clock import Clock
 from firedoor.broker.config import Config, read_passphrase
 from firedoor.broker.db import Database
@@ -41,6 +43,7 @@ from firedoor.broker.policy import PolicyKeeper
 from firedoor.broker.push import Pusher
 from firedoor.broker.rpc.agents import AgentService
 from firedoor.broker.rpc.gate import Gate
+from firedoor.broker.sites import Site
 from firedoor.broker.state import State
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
@@ -79,6 +82,7 @@ class Broker:
         self.failed = False
         self.listen = ""
         self.metrics_address = ""
+        self.sites: list[Site] = []
 
     async def start(self) -> None:
         """Open everything. Raise BrokerError, and leave nothing open."""
@@ -181,6 +185,7 @@ class Broker:
         network.attach(self.front.caller)
         self.listen = self.front.address
         await self._open_web()
+        await self._open_sites()
         loops = (self.pusher.run, self.federation.run, self._tick_loop, self._policy_loop, self._prune_loop)
         for work in (loop() for loop in loops):
             task = asyncio.create_task(work)
@@ -202,10 +207,20 @@ class Broker:
         web = Web(self._metrics_text, self.missing)
         host, _, port = self.config.metrics.rpartition(":")
         try:
-            self.metrics_address = await web.start(host.strip("[]"), int(port))
+            self.metrics_address = await web.listen(host.strip("[]"), int(port))
         except OSError as error:
             raise StorageError(f"metrics cannot listen on {self.config.metrics}: {error.strerror}") from error
         self._stack.push_async_callback(web.stop)
+
+    async def _open_sites(self) -> None:
+        """Open the listeners with documents that anybody may have."""
+        config = self.config
+        if config.bundle_endpoint is not None:
+            pages = {BUNDLE_PATH: BundlePage(self.state, config.bundle_endpoint.refresh_hint)}
+            site = Site(config.bundle_endpoint.endpoint, pages, self.core, self.state.server_id)
+            self._stack.push_async_callback(site.stop)
+            await site.open()
+            self.sites.append(site)
 
     def missing(self) -> list[str]:
         """Return what keeps the broker from being ready; nothing when it is."""
@@ -260,6 +275,8 @@ class Broker:
             await _survive("entries", self._expire_entries())
             if self.vouchers is not None:
                 await _survive("x509pop", self.vouchers.poll())
+            for site in self.sites:
+                await _survive("certificate", site.poll())
             try:
                 self.identity.refresh()
             except (BrokerError, CertsError, mtls.MtlsError) as error:

@@ -14,13 +14,14 @@ problem with file, line and key; `validate` also looks at the files that it name
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from firedoor.broker import values
+from firedoor.broker import endpoint_config, values
+from firedoor.broker.endpoint_config import BundleEndpoint
 from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import MAX_SOCKET_PATH
 from firedoor.broker.policy import compile_documents, read_files
@@ -70,6 +71,7 @@ OPTIONS: Final = (
     _option("x509pop.ca_bundles", "FILE", "CAs that vouch for nodes' certificates, PEM", several=True),
     _option("x509pop.spiffe_prefix", "PATH", "take our own SVIDs below it instead"),
     _option("x509pop.agent_path", "TEMPLATE", "agents' IDs, such as cn/{cn}; {fingerprint}"),
+    *endpoint_config.options(ENVIRONMENT),
     _option("rate_limits.attestation", "N", "attestations a second and address"),
     _option("rate_limits.attestation_burst", "N", "attestations at once"),
     _option("rate_limits.signing", "N", "signatures a second and address"),
@@ -103,6 +105,8 @@ class Config:
     # Empty: nodes' certificates are no SVIDs.
     x509pop_spiffe_prefix: str
     x509pop_agent_path: AgentPath
+    # None: off.
+    bundle_endpoint: BundleEndpoint | None
     attestation: Rate
     signing: Rate
 
@@ -156,6 +160,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         x509pop_ca_bundles=ca_bundles,
         x509pop_spiffe_prefix=prefix,
         x509pop_agent_path=agent_path,
+        bundle_endpoint=endpoint_config.bundle_endpoint(top.section("bundle_endpoint")),
         # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
         attestation=_rate(top, "attestation", Rate(1.0, 100)),
         signing=_rate(top, "signing", Rate(500.0, 1000)),
@@ -205,16 +210,21 @@ def validate(config: Config) -> list[str]:
             findings.extend(error.findings)
         except PolicyErrors as error:
             findings.extend(map(str, error.findings))
-    if config.key_passphrase_file is not None:
+    for check in _checks(config):
         try:
-            read_passphrase(config.key_passphrase_file)
+            check()
         except ConfigError as error:
             findings.extend(error.findings)
-    try:
-        read_ca_files(config.x509pop_ca_bundles)
-    except ConfigError as error:
-        findings.extend(error.findings)
     return findings
+
+
+def _checks(config: Config) -> Iterator[Callable[[], object]]:
+    """Yield what reads each file as the broker will. Each raises ConfigError."""
+    if config.key_passphrase_file is not None:
+        yield partial(read_passphrase, config.key_passphrase_file)
+    yield partial(read_ca_files, config.x509pop_ca_bundles)
+    if config.bundle_endpoint is not None and config.bundle_endpoint.endpoint.files is not None:
+        yield config.bundle_endpoint.endpoint.files.read
 
 
 def read_passphrase(path: Path) -> bytes:

@@ -72,4 +72,6 @@ def ready_line(broker: Broker) -> str:
     words = [f"firedoor broker ready: {broker.config.trust_domain} listen={broker.listen}"]
     words.append(f"admin={broker.config.admin_socket}")
     words.append(f"metrics={broker.metrics_address or 'off'}")
+    if broker.sites:
+        words.append(f"bundle_endpoint={broker.sites[0].address}")
     return " ".join(words)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from firedoor.certs import TrustDomain
-from firedoor.segments.setting_values import is_off, text
+from firedoor.segments.setting_values import host_port, is_off, text
 
 
 def path(value: str) -> Path:
@@ -20,6 +20,11 @@ def path(value: str) -> Path:
 def path_or_off(value: str) -> Path | None:
     """Take a path, or `off`."""
     return None if is_off(value) else path(value)
+
+
+def host_port_or_off(value: str) -> str | None:
+    """Take HOST:PORT, or `off`."""
+    return None if is_off(value) else host_port(value)
 
 
 def socket_path(value: str) -> Path:
