@@ -114,9 +114,7 @@ async def test_plaintext_is_not_answered(core: mtls.Core, front: mtls.WebFront) 
     writer.close()
 
 
-async def test_nobody_is_asked_for_a_certificate(
-    front: mtls.WebFront, td: SimulatedTrustDomain, folder: Path
-) -> None:
+async def test_nobody_is_asked_for_a_certificate(front: mtls.WebFront, td: SimulatedTrustDomain, folder: Path) -> None:
     """One of another trust domain, which a front with client authentication refuses, goes unseen."""
     stranger = SimulatedTrustDomain("stranger.example", at=td.at).svid(CLIENT)
     context = unverified()
