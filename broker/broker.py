@@ -41,6 +41,7 @@ from firedoor.broker.limits import Limits
 from firedoor.broker.metrics import Metrics
 from firedoor.broker.policy import PolicyKeeper
 from firedoor.broker.push import Pusher
+from firedoor.broker.relationship_file import RelationshipFile
 from firedoor.broker.rpc.agents import AgentService
 from firedoor.broker.rpc.gate import Gate
 from firedoor.broker.sites import Site
@@ -117,7 +118,9 @@ class Broker:
         await self.wit_authority.start()
         fetcher = Fetcher(self.state)
         self._stack.callback(fetcher.close)
-        self.federation = Federation(self.state, fetcher, self.audit)
+        declared = config.federation_relationships
+        file = RelationshipFile(declared, config.trust_domain) if declared else None
+        self.federation = Federation(self.state, fetcher, self.audit, self.metrics, file)
         await self.federation.load()
         self.policy = PolicyKeeper(self.state, config.segments, self.audit, self.metrics)
         self._ending.append(self.policy.reissuer.stop)
@@ -233,6 +236,7 @@ class Broker:
         self.audit.reopen()
         if self.vouchers is not None:
             await self.vouchers.reread()
+        await self.federation.reread()
         await self.policy.reread()
 
     async def stop(self) -> None:
@@ -275,6 +279,7 @@ class Broker:
             await _survive("entries", self._expire_entries())
             if self.vouchers is not None:
                 await _survive("x509pop", self.vouchers.poll())
+            await _survive("federation", self.federation.poll())
             for site in self.sites:
                 await _survive("certificate", site.poll())
             try:

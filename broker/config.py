@@ -26,6 +26,7 @@ from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import MAX_SOCKET_PATH
 from firedoor.broker.policy import compile_documents, read_files
 from firedoor.broker.ratelimit import Rate
+from firedoor.broker.relationship_file import read_relationships
 from firedoor.broker.vouchers import read_ca_files
 from firedoor.broker.x509pop import AgentPath
 from firedoor.certs import KeyType, TrustDomain
@@ -107,6 +108,7 @@ class Config:
     x509pop_agent_path: AgentPath
     # None: off.
     bundle_endpoint: BundleEndpoint | None
+    federation_relationships: Path | None
     attestation: Rate
     signing: Rate
 
@@ -161,6 +163,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         x509pop_spiffe_prefix=prefix,
         x509pop_agent_path=agent_path,
         bundle_endpoint=endpoint_config.bundle_endpoint(top.section("bundle_endpoint")),
+        federation_relationships=top.section("federation").parse("relationships", values.path, None),
         # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
         attestation=_rate(top, "attestation", Rate(1.0, 100)),
         signing=_rate(top, "signing", Rate(500.0, 1000)),
@@ -225,6 +228,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
     yield partial(read_ca_files, config.x509pop_ca_bundles)
     if config.bundle_endpoint is not None and config.bundle_endpoint.endpoint.files is not None:
         yield config.bundle_endpoint.endpoint.files.read
+    if config.federation_relationships is not None:
+        yield partial(read_relationships, config.federation_relationships, config.trust_domain)
 
 
 def read_passphrase(path: Path) -> bytes:

@@ -29,6 +29,7 @@ def options(environment: str) -> tuple[Option, ...]:
         option("bundle_endpoint.certificate", "FILE", "https_web: certificate and intermediates, PEM"),
         option("bundle_endpoint.key", "FILE", "https_web: its key, PEM"),
         option("bundle_endpoint.refresh_hint", "DURATION", "how often others should fetch the bundle"),
+        option("federation.relationships", "FILE", "trust domains whose bundles are fetched"),
     )
 
 

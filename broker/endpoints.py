@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches bundles from other trust domains' bundle endpoints (SPIFFE_Federation.md 5.2).
 
-https_web goes by the WebPKI and the host's name. https_spiffe goes by the endpoint's SPIFFE ID and the bundle of *its*
-trust domain that we hold now: the core's one verifier checks it, so that no other root can vouch for it. Nobody is told
-who we are. Temporary redirects are followed a few times, each target checked like the first; none is remembered.
+https_web goes by the WebPKI, or by CAs that the operator gave, and the host's name. https_spiffe goes by the SPIFFE ID
+of the endpoint and the bundle of *its* trust domain that we hold now: the core's one verifier checks it, so that no
+other root can vouch for it. Both speak TLS 1.3 alone, and nobody is told who we are.
+
+Redirects are not followed, though 5.2.1.4 says that a client should: a page of that host which sends visitors elsewhere
+would hand the naming of a whole trust domain to whoever it sends them to.
 """
 
 from __future__ import annotations
@@ -12,29 +15,31 @@ import asyncio
 import contextlib
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin
 
 import aiohttp
 
 from firedoor import mtls
-from firedoor.broker.errors import EndpointError, InvalidRequest
+from firedoor.broker.errors import EndpointError
 from firedoor.broker.relationship import Relationship, address, check_url
-from firedoor.certs import BundleError, SpiffeId, TrustBundle
+from firedoor.certs import BundleError, SpiffeId, TrustBundle, TrustDomain
 from firedoor.certs.bundle import MAX_BUNDLE_BYTES
 
 if TYPE_CHECKING:
     from firedoor.broker.state import State
 
+# For all of it, so that an endpoint that sends a byte now and then is given up like one that says nothing.
 _SECONDS: Final = 30
-_REDIRECTS: Final = 3
-_TEMPORARY: Final = (302, 303, 307)
+_OK: Final = 200
+# What is compressed would have to be bounded twice.
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "firedoor"}
 
 
 class Fetcher:
-    """Fetches one bundle at a time a call. `close` when done."""
+    """Fetches one bundle a call. `close` when done."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -42,6 +47,8 @@ class Fetcher:
         self._core: mtls.Core | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="firedoor-federation-")
         self._number = 0
+        # Trust domains whose endpoints are being asked: their bundles are in the core.
+        self._asked: Counter[TrustDomain] = Counter()
 
     def close(self) -> None:
         """Close what is open."""
@@ -52,88 +59,95 @@ class Fetcher:
     async def fetch(self, one: Relationship) -> TrustBundle:
         """Return the bundle that the endpoint serves now. Raise EndpointError."""
         try:
-            async with asyncio.timeout(_SECONDS):
-                text = await self._get(one)
+            async with asyncio.timeout(_SECONDS), self._session(one) as session:
+                text = await _get(session, one)
             return TrustBundle.parse(one.trust_domain, text)
         except TimeoutError:
             raise EndpointError(f"{one.url} does not answer within {_SECONDS} s") from None
         except BundleError as error:
             raise EndpointError(f"what {one.url} serves cannot be used: {error}") from None
 
-    async def _get(self, one: Relationship) -> bytes:
-        url = one.url
-        for _ in range(_REDIRECTS + 1):
-            try:
-                check_url(url)
-            except InvalidRequest as error:
-                raise EndpointError(f"{one.url} redirects to what is no bundle endpoint: {error}") from None
-            async with self._session(url, one.endpoint_id) as session:
-                answer = await _answer(session, url)
-            if isinstance(answer, bytes):
-                return answer
-            url = answer
-        raise EndpointError(f"{one.url} redirects more than {_REDIRECTS} times")
-
     @contextlib.asynccontextmanager
-    async def _session(self, url: str, endpoint_id: SpiffeId | None) -> AsyncIterator[aiohttp.ClientSession]:
-        if endpoint_id is None:
-            context = ssl.create_default_context()
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+    async def _session(self, one: Relationship) -> AsyncIterator[aiohttp.ClientSession]:
+        if one.endpoint_id is None:
+            context = await asyncio.to_thread(_web_context, one)
+            async with _client(aiohttp.TCPConnector(ssl=context)) as session:
                 yield session
             return
-        tunnel = self._connector(url, endpoint_id)
-        try:
-            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(tunnel.path)) as session:
+        with self._connector(one, one.endpoint_id) as tunnel:
+            async with _client(aiohttp.UnixConnector(tunnel.path)) as session:
                 try:
                     yield session
                 except aiohttp.ClientError as error:
-                    raise EndpointError(f"{url}: {tunnel.last_error() or error}") from None
-        finally:
-            tunnel.stop()
+                    raise EndpointError(f"{one.url}: {tunnel.last_error() or error}") from None
 
-    def _connector(self, url: str, endpoint_id: SpiffeId) -> mtls.Connector:
+    @contextlib.contextmanager
+    def _connector(self, one: Relationship, endpoint_id: SpiffeId) -> Iterator[mtls.Connector]:
         """Open a private socket behind which the endpoint has proved its ID."""
+        trust_domain = endpoint_id.trust_domain
+        bundle = self._state.bundles.get(trust_domain)
+        if bundle is None or not bundle.x509_roots:
+            raise EndpointError(f"there is no bundle of {trust_domain} to verify {endpoint_id} with: set it first")
+        self._asked[trust_domain] += 1
+        try:
+            made = self._open(one, endpoint_id)
+            try:
+                yield made
+            finally:
+                made.stop()
+        except mtls.MtlsError as error:
+            raise EndpointError(f"{one.url} cannot be asked: {error}") from None
+        finally:
+            self._asked[trust_domain] -= 1
+
+    def _open(self, one: Relationship, endpoint_id: SpiffeId) -> mtls.Connector:
         if self._core is None:
             self._core = mtls.Core(data_threads=1)
-        bundle = self._state.bundles.get(endpoint_id.trust_domain)
-        if bundle is None or not bundle.x509_roots:
-            raise EndpointError(
-                f"there is no bundle of {endpoint_id.trust_domain} to verify {endpoint_id} with: set it first"
-            )
-        # All bundles, for other fetches run at the same time; the verifier takes the one of the ID's trust domain.
-        roots = {td.name: [r.der for r in each.x509_roots] for td, each in self._state.bundles.items()}
+        own, bundles = self._state.trust_domain, self._state.bundles
+        # Those of fetches that run at the same time; the verifier takes the one of the expected ID's trust domain.
+        wanted = {own, *(trust_domain for trust_domain, count in self._asked.items() if count)}
+        roots = {td.name: [root.der for root in bundles[td].x509_roots] for td in wanted if td in bundles}
+        self._core.publish(mtls.Material(trust_domain=own.name, bundles=roots))
         self._number += 1
-        try:
-            self._core.publish(mtls.Material(trust_domain=self._state.trust_domain.name, bundles=roots, svids=[]))
-            return self._core.connector(
-                path=str(Path(self._folder.name) / f"{self._number}.sock"),
-                addresses=[address(check_url(url))],
-                expect=str(endpoint_id),
-                alpn="http/1.1",
-            )
-        except mtls.MtlsError as error:
-            raise EndpointError(f"{url} cannot be asked: {error}") from None
+        return self._core.connector(
+            path=str(Path(self._folder.name) / f"{self._number}.sock"),
+            addresses=[address(check_url(one.url))],
+            expect=str(endpoint_id),
+            alpn="http/1.1",
+        )
 
 
-async def _answer(session: aiohttp.ClientSession, url: str) -> bytes | str:
-    """Return the bundle's text, or the URL that it is at for now. Raise EndpointError."""
+def _web_context(one: Relationship) -> ssl.SSLContext:
+    """Return what verifies a server of the web. Raise EndpointError."""
+    try:
+        context = ssl.create_default_context(cafile=str(one.ca_file) if one.ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise EndpointError(f"the CAs in {one.ca_file} cannot be read: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, headers=_HEADERS, cookie_jar=jar, auto_decompress=False)
+
+
+async def _get(session: aiohttp.ClientSession, one: Relationship) -> bytes:
+    """Return the bundle's text. Raise EndpointError."""
     # Behind a connector TLS is done already.
-    plain = isinstance(session.connector, aiohttp.UnixConnector)
-    asked = url.replace("https://", "http://", 1) if plain else url
+    behind = isinstance(session.connector, aiohttp.UnixConnector)
+    asked = one.url.replace("https://", "http://", 1) if behind else one.url
     try:
         async with session.get(asked, allow_redirects=False) as response:
-            if response.status in _TEMPORARY and "Location" in response.headers:
-                return urljoin(url, response.headers["Location"])
-            if response.status != 200:
-                raise EndpointError(f"{url} answers {response.status} {response.reason or ''}".rstrip())
-            return await _bounded(response.content, url)
+            if response.status != _OK:
+                raise EndpointError(f"{one.url} answers {response.status} {response.reason or ''}".rstrip())
+            return await _bounded(response.content, one.url)
     except aiohttp.ClientError as error:
-        if plain:
+        if behind:
             raise
-        raise EndpointError(f"{url}: {error}") from None
+        raise EndpointError(f"{one.url}: {error}") from None
     except OSError as error:
-        raise EndpointError(f"{url}: {error}") from None
+        raise EndpointError(f"{one.url}: {error}") from None
 
 
 async def _bounded(content: aiohttp.StreamReader, url: str) -> bytes:

@@ -35,6 +35,14 @@ class Metrics:
             "firedoor_broker_updates_refused", "Updates that a sidecar refused (Nack)", registry=registry
         )
         self.generation = Gauge("firedoor_broker_generation", "Number of the present generation", registry=registry)
+        self.bundles_fetched = Counter(
+            "firedoor_broker_bundles_fetched", "Fetches of other trust domains' bundles", ["outcome"], registry=registry
+        )
+        self.bundles_overdue = Gauge(
+            "firedoor_broker_bundles_overdue",
+            "Federated bundles that were not fetched last time",
+            registry=registry,
+        )
         self.authority_not_after = Gauge(
             "firedoor_broker_authority_not_after_seconds", "End of the active authority", registry=registry
         )

@@ -7,6 +7,7 @@ The trust domain is named, never taken from the URL (SPIFFE_Federation.md 5.1).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,6 +26,8 @@ class Relationship:
     trust_domain: TrustDomain
     url: str
     endpoint_id: SpiffeId | None
+    # https_web: CAs instead of the system's. SPIRE's API has no field for it; it comes from a file of ours.
+    ca_file: Path | None = None
 
     def message(self) -> types.FederationRelationship:
         """Return it as SPIRE's message, without the bundle."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from firedoor.broker.errors import AttestationRefused, ConfigError
+from firedoor.broker.files import stamp
 from firedoor.certs import (
     BundleError,
     IdPattern,
@@ -107,15 +108,7 @@ def read_ca_files(paths: Iterable[Path]) -> tuple[Certificate, ...]:
 
 def _seen(paths: Iterable[Path]) -> tuple[object, ...]:
     """Return what differs when a file was edited or replaced; cheap to ask for every second."""
-    return tuple(_stamp(path) for path in paths)
-
-
-def _stamp(path: Path) -> object:
-    try:
-        s = path.stat()
-    except OSError as error:
-        return error.errno
-    return s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino
+    return tuple(stamp(path) for path in paths)
 
 
 class OwnSvids:

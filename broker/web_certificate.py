@@ -17,6 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from firedoor.broker.errors import ConfigError
+from firedoor.broker.files import stamp
 
 _MAX_FILE: Final = 256 * 1024
 _DER: Final = serialization.Encoding.DER
@@ -59,7 +60,7 @@ class CertificateFiles:
 
     def stamp(self) -> tuple[object, ...]:
         """Return what differs when a file was edited or replaced; cheap to ask for every second."""
-        return _stamp(self.certificate), _stamp(self.key)
+        return stamp(self.certificate), stamp(self.key)
 
     def _chain(self) -> list[x509.Certificate]:
         try:
@@ -85,11 +86,3 @@ class CertificateFiles:
 
     def _wrong(self, key: str, path: Path, what: str) -> ConfigError:
         return ConfigError(f"{self.group}.{key}: {path} {what}")
-
-
-def _stamp(path: Path) -> object:
-    try:
-        s = path.stat()
-    except OSError as error:
-        return error.errno
-    return s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino

@@ -14,12 +14,14 @@ from firedoor.broker.db.entry_rows import delete_entry, update_entry
 from firedoor.broker.db.rows import Revoked, delete_bundle, put_bundle, revoke_issued
 from firedoor.broker.entry import Entry
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotFound
+from firedoor.broker.fetched import check_readable
 from firedoor.broker.messages import bundle_message
 from firedoor.broker.rpc.listing import page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.own_bundle import append
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.certs import CertsError, JwtKey, TrustBundle, TrustDomain, X509Root
+from firedoor.mtls import MtlsError
 from firedoor.wire import bundle_pb2, types
 
 if TYPE_CHECKING:
@@ -250,6 +252,7 @@ def parse_bundle(message: types.Bundle) -> TrustBundle:
     try:
         # What comes back from the database after a restart is what is in force from the beginning.
         read = TrustBundle.parse(trust_domain, given.to_json())
-    except (CertsError, ValueError, UnsupportedAlgorithm):
+        check_readable(read)
+    except (CertsError, ValueError, UnsupportedAlgorithm, MtlsError):
         raise InvalidRequest("a key or certificate of the bundle cannot be read") from None
     return replace(read, x509_roots=tuple(X509Root(root.der, root.der in tainted) for root in read.x509_roots))

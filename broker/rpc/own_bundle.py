@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from firedoor.broker.authority import change_bundle
 from firedoor.broker.errors import AlreadyExists, InvalidRequest
+from firedoor.broker.fetched import check_readable
 from firedoor.certs import BundleError, JwtKey, TrustBundle
+from firedoor.mtls import MtlsError
 from firedoor.wire import bundle_pb2, types
 
 if TYPE_CHECKING:
@@ -35,10 +37,18 @@ async def append(state: State, request: bundle_pb2.AppendBundleRequest) -> list[
         given.extend(sorted(added))
         given.extend(key.key_id for key in request.jwt_authorities)
         given.extend(key.key_id for key in request.wit_authorities)
+        _check(after)
         return after
 
     await change_bundle(state, change)
     return given
+
+
+def _check(bundle: TrustBundle) -> None:
+    try:
+        check_readable(bundle)
+    except MtlsError as error:
+        raise InvalidRequest(f"failed to convert an X.509 authority: {error}") from None
 
 
 def _with_roots(bundle: TrustBundle, given: Iterable[types.X509Certificate]) -> TrustBundle:

@@ -2,6 +2,7 @@
 """A broker for tests; `harness` has the parts, for suites elsewhere."""
 
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker.harness import RunningBroker, running
+from tests.web_pki import WebPki
 
 
 @pytest.fixture
@@ -24,3 +26,12 @@ async def broker(folder: Path) -> AsyncIterator[RunningBroker]:
     """A broker with two segments."""
     async with running(folder) as found:
         yield found
+
+
+@pytest.fixture
+def web_pki(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A web certificate for 127.0.0.1 that this process trusts."""
+    pki = WebPki()
+    (tmp_path / "ca.pem").write_bytes(pki.root_pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return pki.server("127.0.0.1")
