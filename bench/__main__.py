@@ -1,10 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table: how long a decision, a signature and a connection through two listeners take on this machine."""
+"""`python -m bench`: measures, prints the tables, and writes them down when told to."""
 
-from bench import connections, decisions, issuing
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import datapath, issuing, parts, reach, report, streams
+from bench.options import Options, parse
+from bench.processes import Failed, environment
+from bench.progress import say
+from bench.table import Table
+
+MEASURE: dict[str, Callable[[Options, Path], Iterator[Table]]] = {
+    "a": datapath.tables,
+    "b": issuing.tables,
+    "c": reach.tables,
+    "d": streams.tables,
+    "parts": parts.tables,
+}
+
+
+def main() -> int:
+    """Run what is asked for; 1 when a measurement failed."""
+    options, made, failed = parse(), [], False
+    # Compiled once, so that no program that is measured compiles itself.
+    code = "import firedoor.broker.run, firedoor.sidecar.process"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+    for name in options.only:
+        try:
+            for table in _measured(name, options):
+                made.append(table)
+                if options.output == "text":
+                    print(table.text(), flush=True)
+        except Failed as error:
+            failed = True
+            say(f"{name}: failed: {error}")
+    if options.output == "json":
+        print(json.dumps({"machine": report.machine(), "tables": [table.as_json() for table in made]}, indent=2))
+    if options.write and not failed:
+        report.write(options.write, made, options)
+        say(f"written to {options.write}")
+    return int(failed)
+
+
+def _measured(name: str, options: Options) -> Iterator[Table]:
+    # Not below a long TMPDIR: socket paths have 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="firedoor-bench-", dir="/tmp"))
+    try:
+        yield from MEASURE[name](options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 if __name__ == "__main__":
-    print(f"{'what':<52}{'µs':>10}")
-    for measure in (decisions.rows, issuing.rows, connections.rows):
-        for what, seconds in measure():
-            print(f"{what:<52}{seconds * 1e6:>10.1f}", flush=True)
+    sys.exit(main())

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `python -m bench` is told."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLES = {
+    "a": "data path: two sidecars against two Envoys",
+    "b": "processor time of the broker for an X.509-SVID",
+    "c": "time from `entry create` to the SVID at the workload",
+    "d": "9,000 control streams",
+    "parts": "single steps: decisions, signatures",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much is measured."""
+
+    only: tuple[str, ...]
+    seconds: float
+    rounds: int
+    streams: int
+    output: str
+    write: Path | None
+
+
+def parse(words: list[str] | None = None) -> Options:
+    """Read the command line."""
+    text = "\n".join(f"  {name:<6} {what}" for name, what in TABLES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure firedoor beside what it is compared with. Tables go to stdout, progress to stderr.",
+        epilog=f"tables:\n{text}\n\nexample:\n  python -m bench --only a --seconds 10 --rounds 5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="A,B", default="a,b,c,d", help="these tables (default: a,b,c,d)")
+    parser.add_argument("--seconds", type=_positive, default=6, help="how long each load runs (default: 6)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is repeated (default: 3)")
+    parser.add_argument("--streams", type=int, default=9000, help="control streams in table d (default: 9000)")
+    parser.add_argument("--output", choices=("text", "json"), default="text")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the tables as Markdown")
+    given = parser.parse_args(words)
+    only = tuple(name.strip() for name in given.only.split(","))
+    if unknown := [name for name in only if name not in TABLES]:
+        parser.error(f"--only: no such table: {', '.join(unknown)}; there are {', '.join(TABLES)}")
+    if given.rounds < 1 or given.streams < 1:
+        parser.error("--rounds and --streams are at least 1")
+    return Options(only, given.seconds, given.rounds, given.streams, given.output, given.write)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError("must be more than 0 and less than 3600")
+    return value

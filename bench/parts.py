@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Single steps on the way of every request and every SVID, timed from Python, the binding included."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.options import Options
+from bench.progress import say
+from bench.table import Table
+from bench.timing import per_call
+from firedoor.certs import (
+    KeyType,
+    TrustBundle,
+    TrustDomain,
+    generate_key,
+    issue_ca,
+    issue_x509,
+    make_csr,
+    parse_csr,
+    verify_x509_svid,
+)
+from firedoor.mtls import Engine
+from firedoor.segments import Document, compile_table, load, table_bytes
+
+NOW = 1_800_000_000
+SEGMENT = """\
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: s{n}}}
+spec:
+  {{function: bench, trust: medium, members: ["spiffe://{{td}}/segment/s{n}/**"], admission: {{entry: ["unix:uid:1"]}}}}
+---
+"""
+FLOW = """\
+apiVersion: firedoor.dev/v1alpha1
+kind: Flow
+metadata: {{name: f{n}}}
+spec:
+  owner: bench
+  reason: bench
+  from: {{segment: s{n}}}
+  to: {{segment: s{to}, port: 9000}}
+  allow: [{{http: {{methods: [GET, HEAD], paths: ["/models/**"]}}}}]
+---
+"""
+
+
+def tables(_options: Options, _folder: Path) -> Iterator[Table]:
+    """Return one table."""
+    rows = []
+    for what, seconds in (*decisions(), *certificates()):
+        say(f"parts: {what}: {seconds * 1e6:.1f} µs")
+        rows.append([what, f"{seconds * 1e6:.1f}"])
+    yield Table("parts", "single steps, one thread", ["what", "µs"], rows, data={what: float(us) for what, us in rows})
+
+
+def ring(segments: int) -> bytes:
+    """Compile a ring of segments, each with a flow to the next."""
+    texts = [SEGMENT.format(n=n) for n in range(segments)]
+    texts += [FLOW.format(n=n, to=(n + 1) % segments) for n in range(segments)]
+    return table_bytes(compile_table(load([Document("bench.yaml", "".join(texts))], TrustDomain.parse("td"))))
+
+
+def decisions() -> Iterator[tuple[str, float]]:
+    """Yield a row for each size of policy."""
+    for segments in (10, 1000):
+        engine = Engine(ring(segments))
+
+        def ask(engine: Engine = engine) -> bool:
+            return engine.decide(
+                source="spiffe://td/segment/s3/host/h/svc/x",
+                destination="spiffe://td/segment/s4/host/h/svc/y",
+                port=9000,
+                protocol="http",
+                method="GET",
+                path="/models/llama/weights.bin",
+                time=NOW,
+            ).allowed
+
+        assert ask()
+        yield f"decide, {segments} segments and flows", per_call(ask)
+
+
+def certificates() -> Iterator[tuple[str, float]]:
+    """Yield a row a step of making and checking an X.509-SVID."""
+    td = TrustDomain.parse("td")
+    ca = issue_ca(td, generate_key(KeyType.EC_P256), at=NOW, random=os.urandom)
+    key = generate_key(KeyType.EC_P256)
+    spiffe_id = td.with_path("/segment/a/x")
+    csr = make_csr(key)
+    yield "parse a CSR and check its signature", per_call(lambda: parse_csr(csr))
+    yield (
+        "sign an X.509-SVID, P-256",
+        per_call(lambda: issue_x509(spiffe_id, key.public_key(), ca, at=NOW, random=os.urandom)),
+    )
+    svid = issue_x509(spiffe_id, key.public_key(), ca, at=NOW, random=os.urandom)
+    bundles = {td: TrustBundle.of(td, [ca.der])}
+    yield "verify an X.509-SVID in Python", per_call(lambda: verify_x509_svid(svid.chain, bundles, NOW))

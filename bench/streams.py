@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""(d) A broker with an open control stream to each of thousands of sidecars.
+
+Each stream is an agent's own: it attested by a join token of its own, has its own key and SVID, an entry below it, and
+its own mTLS connection. What is not a whole sidecar is the process that they share: one Rust core makes all the
+connections, and Python answers Hello and Ack for each as a sidecar does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import select
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from bench.options import Options
+from bench.processes import PATIENCE, Failed
+from bench.progress import say
+from bench.table import Table
+from bench.world import SERVER as SERVER_PATH
+from bench.world import TRUST_DOMAIN, World, spiffe_id
+from firedoor.certs import KeyType, X509Svid, generate_key, make_csr, parse_x509_svid, private_key_der
+from firedoor.mtls import ControlClient, Core, Material, Svid
+from firedoor.wire import agent_grpc, agent_pb2, control_pb2, types
+
+BROKER_ID = spiffe_id("/spire/server")
+UNLIMITED = ("--rate-limits-attestation", "1000000", "--rate-limits-attestation-burst", "1000000")
+# Descriptors beside one a stream: the broker's own files and sockets, the programs' pipes.
+SPARE_DESCRIPTORS = 300
+ATTEST_AT_ONCE = 16
+# Fewer hands shake at once than the broker's front takes.
+CONNECT_AT_ONCE = 200
+UPDATES = 5
+ENTRIES_AT_ONCE = 500
+KIB = 1 << 10
+
+
+@dataclass(slots=True)
+class Sidecar:
+    """One stream, and the last generation that it was told."""
+
+    client: ControlClient
+    connected: bool = False
+    generation: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True)
+class Crowd:
+    """All streams. `core` holds their connections."""
+
+    core: Core
+    sidecars: list[Sidecar] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Wait for news and take it, for all."""
+        select.select([self.core.event_fd()], [], [], 0.05)
+        for one in self.sidecars:
+            for kind, data in one.client.drain(16):
+                if kind == "connected":
+                    one.connected = True
+                    one.client.send(_HELLO)
+                elif kind == "message":
+                    self._take(one, data)
+                else:
+                    one.connected = False
+
+    def _take(self, one: Sidecar, data: bytes) -> None:
+        update = control_pb2.FromBroker.FromString(data).update
+        one.generation = (update.generation.epoch, update.generation.number)
+        ack = control_pb2.Ack(generation=update.generation, view_hash=update.view_hash)
+        one.client.send(control_pb2.FromSidecar(ack=ack).SerializeToString())
+
+    def wait(self, least: tuple[int, int], seconds: float = PATIENCE) -> float:
+        """Read until all have this generation or a later one; return when that was. Raise Failed."""
+        end = time.monotonic() + seconds
+        while (missing := sum(one.generation < least for one in self.sidecars)) > 0:
+            if time.monotonic() > end:
+                raise Failed(f"{missing} of {len(self.sidecars)} streams have not got generation {least}")
+            self.read()
+        return time.monotonic()
+
+
+_HELLO = control_pb2.FromSidecar(hello=control_pb2.Hello(versions=[1], agent_version="bench")).SerializeToString()
+
+
+def tables(options: Options, folder: Path) -> Iterator[Table]:
+    """Measure and return the table."""
+    count = _possible(options.streams)
+    with ExitStack() as stack:
+        world = World(folder, *UNLIMITED)
+        stack.callback(world.stop)
+        core = Core(data_threads=1)
+        stack.callback(core.stop)
+        say(f"d: attesting {count} agents")
+        began = time.monotonic()
+        agents = asyncio.run(_attest(world, core, folder, count))
+        say(f"d: {count} agents in {time.monotonic() - began:.0f} s")
+        parents = [agent.id.removeprefix(f"spiffe://{TRUST_DOMAIN}") for agent in agents]
+        _entries(world, parents)
+        roots = [root.der for root in world.bundle().x509_roots]
+        core.publish(Material(trust_domain=TRUST_DOMAIN, bundles={TRUST_DOMAIN: roots}, svids=agents))
+        crowd = Crowd(core)
+        before = world.broker.resident_bytes()
+        began = time.monotonic()
+        _connect(world, crowd, [one.id for one in agents])
+        opened = time.monotonic() - began
+        grown = world.broker.resident_bytes() - before
+        say(f"d: {count} streams in {opened:.1f} s, {grown / count / KIB:.1f} KiB each")
+        quiet, updates = _updates(world, crowd, parents[0])
+    yield _table(count, opened, grown, quiet, updates)
+
+
+def _possible(wanted: int) -> int:
+    """Raise the limit on descriptors, and return how many streams it allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and wanted > hard - SPARE_DESCRIPTORS:
+        say(f"d: the limit on open files is {hard}; {hard - SPARE_DESCRIPTORS} streams instead of {wanted}")
+        return hard - SPARE_DESCRIPTORS
+    return wanted
+
+
+# --- making agents ----------------------------------------------------------------------------------------------
+
+
+async def _attest(world: World, core: Core, folder: Path, count: int) -> list[Svid]:
+    """Attest agents by join tokens, some at a time over one anonymous connection."""
+    roots = [root.der for root in world.bundle().x509_roots]
+    core.publish(Material(trust_domain=TRUST_DOMAIN, bundles={TRUST_DOMAIN: roots}, svids=[]))
+    door = core.connector(path=str(folder / "attest.sock"), addresses=[world.address], expect=BROKER_ID)
+    places = asyncio.Semaphore(ATTEST_AT_ONCE)
+    async with (
+        grpc.aio.insecure_channel(f"unix:{world.admin_socket}") as admin,
+        grpc.aio.insecure_channel(f"unix:{door.path}") as network,
+    ):
+        tokens, attesting = agent_grpc.AgentStub(admin), agent_grpc.AgentStub(network)
+
+        async def one() -> Svid:
+            async with places:
+                return await _attest_one(tokens, attesting)
+
+        made = await asyncio.gather(*(one() for _ in range(count)))
+    door.stop()
+    return list(made)
+
+
+async def _attest_one(tokens: agent_grpc.AgentAsyncStub, attesting: agent_grpc.AgentAsyncStub) -> Svid:
+    token = await tokens.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=3600))
+    key = generate_key(KeyType.EC_P256)
+    params = agent_pb2.AttestAgentRequest.Params(
+        data=types.AttestationData(type="join_token", payload=token.value.encode()),
+        params=agent_pb2.AgentX509SVIDParams(csr=make_csr(key)),
+    )
+    call = attesting.AttestAgent(iter([agent_pb2.AttestAgentRequest(params=params)]))
+    svid: X509Svid | None = None
+    async for answer in call:
+        svid = parse_x509_svid(tuple(answer.result.svid.cert_chain))
+    if svid is None:
+        raise Failed("an agent was not attested")
+    return Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key))
+
+
+def _entries(world: World, parents: list[str]) -> None:
+    """Create an entry below each agent."""
+    say(f"d: creating {len(parents)} entries")
+    wanted = [(parent, f"/segment/clients/host/{number}/svc/client") for number, parent in enumerate(parents)]
+    for start in range(0, len(wanted), ENTRIES_AT_ONCE):
+        world.create(wanted[start : start + ENTRIES_AT_ONCE])
+
+
+# --- streams ----------------------------------------------------------------------------------------------------
+
+
+def _connect(world: World, crowd: Crowd, agents: list[str]) -> None:
+    """Open a stream an agent, some at a time, and wait until each has its first view."""
+    for start in range(0, len(agents), CONNECT_AT_ONCE):
+        for agent_id in agents[start : start + CONNECT_AT_ONCE]:
+            client = crowd.core.control_client(addresses=[world.address], as_id=agent_id, expect=BROKER_ID)
+            crowd.sidecars.append(Sidecar(client))
+        crowd.wait((0, 1))
+        world.broker.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One small update: seconds until all had it, and what calls waited meanwhile."""
+
+    seconds: float
+    waits: list[float]
+
+
+def _updates(world: World, crowd: Crowd, parent: str) -> tuple[list[float], list[Update]]:
+    """Push small updates while another process calls; return what calls wait before them, and each update."""
+    words = [sys.executable, "-m", "bench.caller", str(world.admin_socket)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdin
+        assert caller.stdout
+        caller.stdout.readline()
+        quiet_from = time.monotonic()
+        time.sleep(1)
+        quiet_until = time.monotonic()
+        spans = [_push(world, crowd, parent, number) for number in range(UPDATES)]
+        caller.stdin.close()
+        calls = json.loads(caller.stdout.readline())
+    quiet = _overlapping(calls, quiet_from, quiet_until)
+    return quiet, [Update(end - begin, _overlapping(calls, begin, end)) for begin, end in spans]
+
+
+def _push(world: World, crowd: Crowd, parent: str, number: int) -> tuple[float, float]:
+    """Create an entry of one sidecar: a new generation for all of them, with news for one."""
+    epoch, now = max(one.generation for one in crowd.sidecars)
+    begin = time.monotonic()
+    world.create_entries(parent, f"{SERVER_PATH}-{number}")
+    end = crowd.wait((epoch, now + 1))
+    say(f"d: update {number + 1} of {UPDATES}: {end - begin:.2f} s until all have it")
+    return begin, end
+
+
+def _overlapping(calls: list[tuple[float, float]], begin: float, end: float) -> list[float]:
+    return [done - asked for asked, done in calls if asked < end and done > begin]
+
+
+def _table(count: int, opened: float, grown: int, quiet: list[float], updates: list[Update]) -> Table:
+    seconds = statistics.median(one.seconds for one in updates)
+    during = [wait for one in updates for wait in one.waits]
+    rows = [
+        ["until all are connected and have their view", f"{opened:.1f} s"],
+        ["memory of the broker a stream", f"{grown / count / KIB:.1f} KiB"],
+        ["until all have a small update", f"{seconds:.2f} s"],
+        ["a call meanwhile waits: p50 / p99 / max", _milliseconds(during)],
+        ["the same without an update", _milliseconds(quiet)],
+    ]
+    data: dict[str, Any] = {"streams": count, "opened_s": opened, "bytes_a_stream": grown / count, "update_s": seconds}
+    data |= {"wait_during_s": sorted(during), "wait_quiet_s": sorted(quiet)}
+    return Table(
+        "d",
+        f"{count} sidecars with an open control stream each",
+        ["what", "figure"],
+        rows,
+        notes=["The clients run on the same cores, and their work is in the times."],
+        data=data,
+    )
+
+
+def _milliseconds(waits: list[float]) -> str:
+    if len(waits) < 2:
+        return "no call was made"
+    p99 = statistics.quantiles(waits, n=100, method="inclusive")[98]
+    return f"{statistics.median(waits) * 1e3:.1f} / {p99 * 1e3:.1f} / {max(waits) * 1e3:.1f} ms"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trust domain to measure in: a broker and sidecars as processes of their own, started as an operator would."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bench.processes import Program, until
+from firedoor.certs import TrustBundle, TrustDomain
+from firedoor.wire import (
+    admin_grpc,
+    admin_pb2,
+    agent_grpc,
+    agent_pb2,
+    bundle_grpc,
+    bundle_pb2,
+    entry_grpc,
+    entry_pb2,
+    types,
+)
+
+TRUST_DOMAIN = "bench.test"
+CLIENT = "/segment/clients/host/a/svc/client"
+SERVER = "/segment/servers/host/b/svc/server"
+TCP_PORT, HTTP_PORT = 9000, 9001
+UID = f"uid:{os.geteuid()}"
+POLICY = f"""\
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: clients}}
+spec:
+  function: bench
+  trust: medium
+  mode: enforce
+  members: ["spiffe://{{td}}/segment/clients/**"]
+  admission: {{entry: ["unix:{UID}"], mint: true}}
+---
+apiVersion: firedoor.dev/v1alpha1
+kind: Segment
+metadata: {{name: servers}}
+spec:
+  function: bench
+  trust: medium
+  mode: enforce
+  members: ["spiffe://{{td}}/segment/servers/**"]
+  admission: {{entry: ["unix:{UID}"]}}
+---
+apiVersion: firedoor.dev/v1alpha1
+kind: Flow
+metadata: {{name: bytes}}
+spec:
+  owner: bench
+  reason: bench
+  from: {{segment: clients}}
+  to: {{segment: servers, port: {TCP_PORT}}}
+  allow: [{{tcp: {{}}}}]
+---
+apiVersion: firedoor.dev/v1alpha1
+kind: Flow
+metadata: {{name: requests}}
+spec:
+  owner: bench
+  reason: bench
+  from: {{segment: clients}}
+  to: {{segment: servers, port: {HTTP_PORT}}}
+  allow: [{{http: {{methods: [GET, HEAD], paths: ["/", "/mib"]}}}}]
+"""
+
+
+def spiffe_id(path: str) -> str:
+    """Return an ID of the trust domain."""
+    return f"spiffe://{TRUST_DOMAIN}{path}"
+
+
+class World:
+    """One broker, and what is needed to start sidecars."""
+
+    def __init__(self, folder: Path, *broker_words: str) -> None:
+        self.folder = folder
+        self.programs: list[Program] = []
+        (folder / "policy.yaml").write_text(POLICY)
+        self.broker = self._start(
+            "broker",
+            *("broker", "run", "--trust-domain", TRUST_DOMAIN, "--listen", "127.0.0.1:0", "--metrics", "off"),
+            *("--data-dir", str(folder / "broker"), "--admin-socket", str(self.admin_socket)),
+            *("--segments", str(folder / "policy.yaml"), "--x509-svid-ttl", "12h", "--ca-ttl", "72h"),
+            *broker_words,
+        )
+        found = re.search(r"listen=(\S+)", self.broker.ready())
+        assert found
+        self.address = found.group(1)
+
+    @property
+    def admin_socket(self) -> Path:
+        """The broker's admin socket."""
+        return self.folder / "broker.sock"
+
+    def admin(self) -> grpc.Channel:
+        """Return a channel to it."""
+        return grpc.insecure_channel(f"unix:{self.admin_socket}")
+
+    def _start(self, name: str, *words: str) -> Program:
+        program = Program(self.folder / f"{name}.log", [sys.executable, "-m", "firedoor.cli", *words])
+        self.programs.append(program)
+        return program
+
+    def sidecar(self, name: str, token: str, **listeners: Sequence[Mapping[str, Any]]) -> "Sidecar":
+        """Start a sidecar that attests by this token; `inbound` and `outbound` are as in its configuration."""
+        (self.folder / f"{name}-bundle.json").write_bytes(self.bundle().to_json())
+        (self.folder / f"{name}-token").write_text(token + "\n")
+        program = self._start(
+            name,
+            *("sidecar", "run", "--trust-domain", TRUST_DOMAIN, "--broker", self.address, "--metrics", "off"),
+            *("--bootstrap-bundle", str(self.folder / f"{name}-bundle.json")),
+            *("--join-token-file", str(self.folder / f"{name}-token"), "--data-dir", str(self.folder / name)),
+            *("--auth-socket", str(self.folder / f"{name}-auth.sock")),
+            *("--admin-socket", str(self.folder / f"{name}-admin.sock")),
+            *(word for key, value in listeners.items() for word in (f"--{key}", json.dumps(value))),
+        )
+        return Sidecar(self.folder, name, program)
+
+    def join_token(self) -> tuple[str, str]:
+        """Make a join token; return the path of its agent's ID, and the token."""
+        with self.admin() as channel:
+            request = agent_pb2.CreateJoinTokenRequest(ttl=600)
+            token = agent_grpc.AgentStub(channel).CreateJoinToken(request, timeout=10).value
+        return f"/spire/agent/join_token/{token}", token
+
+    def bundle(self) -> TrustBundle:
+        """Return the broker's bundle."""
+        with self.admin() as channel:
+            found = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=10)
+        return TrustBundle.of(TrustDomain.parse(TRUST_DOMAIN), [one.asn1 for one in found.x509_authorities])
+
+    def create_entries(self, parent: str, *paths: str) -> list[str]:
+        """Create an entry below a parent for each path and return their IDs."""
+        return self.create([(parent, path) for path in paths])
+
+    def create(self, entries: Sequence[tuple[str, str]]) -> list[str]:
+        """Create entries, each a parent's path and its own, and return their IDs."""
+        messages = [
+            types.Entry(
+                spiffe_id=types.SPIFFEID(trust_domain=TRUST_DOMAIN, path=path),
+                parent_id=types.SPIFFEID(trust_domain=TRUST_DOMAIN, path=parent),
+                selectors=[types.Selector(type="unix", value=UID)],
+            )
+            for parent, path in entries
+        ]
+        with self.admin() as channel:
+            stub = entry_grpc.EntryStub(channel)
+            made = stub.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=messages), timeout=60)
+        assert all(one.status.code == 0 for one in made.results), made.results[0].status.message
+        return [one.entry.id for one in made.results]
+
+    def stop(self) -> None:
+        """End every program, the youngest first."""
+        for program in reversed(self.programs):
+            program.stop()
+
+
+class Sidecar:
+    """A running sidecar."""
+
+    def __init__(self, folder: Path, name: str, program: Program) -> None:
+        self.program, self.auth_socket = program, folder / f"{name}-auth.sock"
+        self._admin_socket = folder / f"{name}-admin.sock"
+        program.ready()
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """Return what `firedoor sidecar status` shows."""
+        with grpc.insecure_channel(f"unix:{self._admin_socket}") as channel:
+            return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=10)
+
+    def listening(self, name: str) -> str:
+        """Wait until a listener is open and return where."""
+        return until(lambda: self._open(name), f"listener {name} is open")
+
+    def _open(self, name: str) -> str:
+        return next((one.listen for one in self.status().listeners if one.name == name and one.open), "")
