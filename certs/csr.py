@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from firedoor.certs.errors import CsrError
 from firedoor.certs.keys import MAX_RSA_BITS, PrivateKey, PublicKey, is_supported, signature_hash
@@ -55,7 +56,7 @@ def parse_csr(der: bytes, *, max_bytes: int = MAX_CSR_BYTES, max_rsa_bits: int =
         raise CsrError("unsupported_key")
     # is_supported() has just said so; mypy cannot see through it.
     assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey)  # noqa: S101
-    if not _signed(request):
+    if not _signed(request, key):
         raise CsrError("invalid_csr_signature")
     return Csr(key, *_names(request))
 
@@ -74,13 +75,27 @@ def _names(request: x509.CertificateSigningRequest) -> tuple[tuple[str, ...], tu
     )
 
 
-def _signed(request: x509.CertificateSigningRequest) -> bool:
+_ECDSA: Final = frozenset(
+    (
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+    )
+)
+
+
+def _signed(request: x509.CertificateSigningRequest, key: PublicKey) -> bool:
     """Check the self-signature; an algorithm that is too weak or unknown proves nothing."""
     try:
         digest = request.signature_hash_algorithm
-        weak = digest is not None and not isinstance(digest, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
-        return not weak and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if digest is not None and not isinstance(digest, hashes.SHA256 | hashes.SHA384 | hashes.SHA512):
+            return False
+        if isinstance(key, ec.EllipticCurvePublicKey) and digest and request.signature_algorithm_oid in _ECDSA:
+            # As below, without reading the key a second time: a fifth of the whole.
+            key.verify(request.signature, request.tbs_certrequest_bytes, ec.ECDSA(digest))
+            return True
+        return request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
         return False
 
 
