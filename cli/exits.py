@@ -25,7 +25,7 @@ SENTENCES = {
     Exit.USAGE: "the command line, a configuration or a policy file is wrong, or what they name cannot be used",
     Exit.UNREACHABLE: "the broker or the sidecar does not answer",
     Exit.REFUSED: "the broker or the sidecar refused",
-    Exit.NOT_FOUND: "there is no such entry, agent or segment",
+    Exit.NOT_FOUND: "there is no such entry, agent, segment or trust domain",
     Exit.MISSING: "an optional part is not installed; the message says which",
     Exit.FAULT: "a fault in firedoor itself",
     Exit.INTERRUPTED: "interrupted",

@@ -35,7 +35,6 @@ _STATUS: Final[Mapping[type[e.BrokerError], StatusCode]] = MappingProxyType(
         e.StorageError: StatusCode.UNAVAILABLE,
         e.AuthorityError: StatusCode.UNAVAILABLE,
         e.PolicyUnavailable: StatusCode.FAILED_PRECONDITION,
-        e.EndpointError: StatusCode.UNAVAILABLE,
         e.Starting: StatusCode.UNAVAILABLE,
     }
 )

@@ -1,50 +1,126 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`firedoor bundle show`: what a sidecar starts with and what peers verify with."""
+"""`firedoor bundle`: what peers verify with, our own and those of other trust domains."""
 
 import argparse
-import json
+from collections.abc import Iterator
 
-from firedoor.certs import JwtKey, TrustBundle, TrustDomain, X509Root
-from firedoor.cli.admin import add_broker_socket, broker
+from firedoor.cli.admin import PAGE, Admin, add_broker_socket, broker, check_status
 from firedoor.cli.exits import Exit
-from firedoor.cli.output import show, show_json
+from firedoor.cli.output import show, show_json, table
 from firedoor.cli.parsing import Group
+from firedoor.cli.trust_bundles import add_format, read_file, show_bundle, trust_domain
 from firedoor.wire import bundle_grpc, bundle_pb2, types
 
 EXAMPLE = """\
 $ firedoor bundle show > bundle.json
-$ firedoor sidecar run --bootstrap-bundle bundle.json ..."""
+$ firedoor sidecar run --bootstrap-bundle bundle.json ...
+$ firedoor bundle show partner.example --format pem"""
+LIST_EXAMPLE = "$ firedoor bundle list"
+SET_EXAMPLE = "$ firedoor bundle set partner.example partner.json"
+DELETE_EXAMPLE = "$ firedoor bundle delete partner.example --mode dissociate"
+
+_MODES = {
+    "restrict": bundle_pb2.BatchDeleteFederatedBundleRequest.RESTRICT,
+    "delete": bundle_pb2.BatchDeleteFederatedBundleRequest.DELETE,
+    "dissociate": bundle_pb2.BatchDeleteFederatedBundleRequest.DISSOCIATE,
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    shown = Group(parser).leaf("show", "print the trust bundle", EXAMPLE, run)
-    shown.add_argument(
-        "--format", choices=("spiffe", "pem"), default="spiffe", help="spiffe (JWKS, the default) or pem"
+    words = Group(parser)
+    shown = words.leaf("show", "print the trust bundle, or that of another trust domain", EXAMPLE, run_show)
+    shown.add_argument("trust_domain", metavar="TD", nargs="?", help="another trust domain")
+    add_format(shown)
+    listing = words.leaf("list", "show the bundles of other trust domains", LIST_EXAMPLE, run_list)
+    put = words.leaf("set", "set the bundle of another trust domain", SET_EXAMPLE, run_set)
+    put.add_argument("trust_domain", metavar="TD")
+    put.add_argument("file", metavar="FILE", help="SPIFFE's format or PEM")
+    delete = words.leaf("delete", "delete the bundle of another trust domain", DELETE_EXAMPLE, run_delete)
+    delete.add_argument("trust_domain", metavar="TD")
+    delete.add_argument(
+        "--mode",
+        choices=tuple(_MODES),
+        default="restrict",
+        help="what of entries that federate with it: restrict refuses (default), delete them, dissociate them",
     )
-    add_broker_socket(shown)
+    for leaf in (shown, listing, put, delete):
+        add_broker_socket(leaf)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the bundle."""
+def run_show(options: argparse.Namespace) -> int:
+    """Print one bundle."""
     with broker(options) as connection:
-        carried = connection.call(bundle_grpc.BundleStub(connection.channel).GetBundle, bundle_pb2.GetBundleRequest())
-    bundle = read(carried)
-    if options.format == "pem" and options.output == "text":
-        show(bundle.to_pem())
-    else:
-        show_json(json.loads(bundle.to_json()))
+        stub = bundle_grpc.BundleStub(connection.channel)
+        if options.trust_domain is None:
+            carried = connection.call(stub.GetBundle, bundle_pb2.GetBundleRequest())
+        else:
+            request = bundle_pb2.GetFederatedBundleRequest(trust_domain=trust_domain(options.trust_domain).name)
+            carried = connection.call(stub.GetFederatedBundle, request)
+    show_bundle(carried, options)
     return Exit.DONE
 
 
-def read(carried: types.Bundle) -> TrustBundle:
-    """Return a bundle of SPIRE's APIs as a value."""
-    domain = TrustDomain.parse(carried.trust_domain.removeprefix("spiffe://"))
-    return TrustBundle(
-        domain,
-        tuple(X509Root(one.asn1, one.tainted) for one in carried.x509_authorities),
-        tuple(JwtKey(one.key_id, one.public_key, one.expires_at, one.tainted) for one in carried.jwt_authorities),
-        carried.sequence_number,
-        carried.refresh_hint,
-        tuple(JwtKey(one.key_id, one.public_key, one.expires_at, one.tainted) for one in carried.wit_authorities),
-    )
+def run_list(options: argparse.Namespace) -> int:
+    """Show what is held of other trust domains."""
+    with broker(options) as connection:
+        found = list(_pages(connection))
+    if options.output == "json":
+        show_json([as_json(one) for one in found])
+        return Exit.DONE
+    rows = [
+        (one.trust_domain, str(len(one.x509_authorities)), str(len(one.jwt_authorities)), str(one.sequence_number))
+        for one in found
+    ]
+    show(table(("TRUST DOMAIN", "X.509 AUTHORITIES", "JWT AUTHORITIES", "SEQUENCE"), rows))
+    return Exit.DONE
+
+
+def _pages(connection: Admin) -> Iterator[types.Bundle]:
+    stub, token = bundle_grpc.BundleStub(connection.channel), ""
+    while True:
+        request = bundle_pb2.ListFederatedBundlesRequest(page_size=PAGE, page_token=token)
+        answer = connection.call(stub.ListFederatedBundles, request)
+        yield from answer.bundles
+        token = answer.next_page_token
+        if not token:
+            return
+
+
+def run_set(options: argparse.Namespace) -> int:
+    """Set one bundle, whatever its sequence number."""
+    domain = trust_domain(options.trust_domain)
+    request = bundle_pb2.BatchSetFederatedBundleRequest(bundle=[read_file(options.file, domain)])
+    with broker(options) as connection:
+        answer = connection.call(bundle_grpc.BundleStub(connection.channel).BatchSetFederatedBundle, request)
+    check_status(answer.results[0].status)
+    if options.output == "json":
+        show_json(as_json(answer.results[0].bundle))
+    else:
+        show(f"set the bundle of {domain}")
+    return Exit.DONE
+
+
+def run_delete(options: argparse.Namespace) -> int:
+    """Delete one bundle."""
+    domain = trust_domain(options.trust_domain)
+    request = bundle_pb2.BatchDeleteFederatedBundleRequest(trust_domains=[domain.name], mode=_MODES[options.mode])
+    with broker(options) as connection:
+        answer = connection.call(bundle_grpc.BundleStub(connection.channel).BatchDeleteFederatedBundle, request)
+    check_status(answer.results[0].status)
+    if options.output == "json":
+        show_json({"deleted": domain.name})
+    else:
+        show(f"deleted the bundle of {domain}")
+    return Exit.DONE
+
+
+def as_json(bundle: types.Bundle) -> dict[str, object]:
+    """Return what is known of a bundle, without its keys."""
+    return {
+        "trust_domain": bundle.trust_domain,
+        "x509_authorities": len(bundle.x509_authorities),
+        "jwt_authorities": len(bundle.jwt_authorities),
+        "sequence": bundle.sequence_number,
+        "refresh_hint": bundle.refresh_hint,
+    }

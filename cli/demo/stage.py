@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firedoor.certs import SpiffeId
+from firedoor.cli import trust_bundles as bundles
 from firedoor.cli.admin import Admin, admin, check_status, wire_id
-from firedoor.cli.commands import bundle as bundles
 from firedoor.cli.demo.errors import DemoError
 from firedoor.cli.demo.files import brief_identity, write_all
 from firedoor.cli.demo.processes import Child, Children

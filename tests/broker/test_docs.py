@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 from firedoor.broker import config
+from firedoor.broker.relationship_file import read_relationships
 from firedoor.certs import TrustDomain, read_roots, verify_node_certificate
 from firedoor.segments import Document, accept
 from firedoor.sidecar import config as sidecar_config
 from tests.node_pki import NOW, NodePki
+from tests.simulator import SimulatedTrustDomain
+from tests.web_pki import WebPki
 
 TEXT = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
 BLOCKS = dict(re.findall(r"```yaml (\w+)\n(.*?)```", TEXT, re.DOTALL))
@@ -26,6 +29,26 @@ def test_the_examples_load(tmp_path: Path) -> None:
     assert (node.certificate, node.key) == (Path("/etc/firedoor/node.pem"), Path("/etc/firedoor/node.key"))
     policy, warnings = accept([Document("policy.yaml", BLOCKS["policy"])], TD)
     assert (len(policy.segments), warnings) == (1, [])
+
+
+def test_the_examples_of_federation_load(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
+    blocks = dict(re.findall(r"```yaml (\S+)\n(.*?)```", text, re.DOTALL))
+    loaded = {}
+    for name in ("broker", "broker-web", "broker-file"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(blocks[name])
+        loaded[name] = config.load(file, {}, {})
+    served, by_web = loaded["broker"].bundle_endpoint, loaded["broker-web"].bundle_endpoint
+    assert served
+    assert by_web
+    assert (served.endpoint.profile, by_web.endpoint.profile, served.refresh_hint) == ("https_spiffe", "https_web", 300)
+    assert loaded["broker-file"].federation_relationships == Path("/etc/firedoor/federation.yaml")
+    (tmp_path / "partner.json").write_bytes(SimulatedTrustDomain("partner.example").bundle.to_json())
+    (tmp_path / "cloud-ca.pem").write_bytes(WebPki().root_pem)
+    (tmp_path / "federation.yaml").write_text(blocks["relationships"])
+    found = read_relationships(tmp_path / "federation.yaml", TD)
+    assert [one.relationship.trust_domain.name for one in found] == ["partner.example", "cloud.example"]
 
 
 def test_the_selectors_are_those_of_a_certificate() -> None:

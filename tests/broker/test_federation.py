@@ -140,7 +140,7 @@ async def test_https_spiffe_wants_the_id_that_was_named(broker: RunningBroker, o
         async with endpoint(context, lambda _: json(stranger)) as server:
             await create(broker, relationship(server.url, SERVER))
             code, words = await refresh(broker)
-            assert (code, words.startswith("failed to refresh bundle: ")) == ("UNAVAILABLE", True), words
+            assert (code, words.startswith("failed to refresh bundle: ")) == ("INTERNAL", True), words
             assert server.asked == 0
             await stub(broker).BatchDeleteFederationRelationship(
                 pb.BatchDeleteFederationRelationshipRequest(trust_domains=["other.org"])
@@ -157,7 +157,7 @@ async def test_our_own_bundle_vouches_for_no_foreign_endpoint(
     async with endpoint(spiffe_context(other), lambda _: json(other)) as server:
         await create(broker, relationship(server.url, SERVER))
         code, words = await refresh(broker)
-        assert (code, "there is no bundle of other.org to verify" in words) == ("UNAVAILABLE", True)
+        assert (code, "there is no bundle of other.org to verify" in words) == ("INTERNAL", True)
 
 
 async def test_https_web(web_pki: ssl.SSLContext, broker: RunningBroker, other: SimulatedTrustDomain) -> None:
@@ -173,10 +173,10 @@ async def test_https_web_goes_by_the_hosts_name_and_known_roots(
     async with endpoint(web_pki, lambda _: json(other)) as server:
         await create(broker, relationship(server.url.replace("127.0.0.1", "localhost")))
         code, words = await refresh(broker)
-        assert (code, "certificate" in words) == ("UNAVAILABLE", True), words
+        assert (code, "certificate" in words) == ("INTERNAL", True), words
         monkeypatch.delenv("SSL_CERT_FILE")
         await update(broker, relationship(server.url))
-        assert (await refresh(broker))[0] == "UNAVAILABLE"
+        assert (await refresh(broker))[0] == "INTERNAL"
         # An SVID is no web certificate either.
     assert held(broker) == []
 
@@ -208,7 +208,7 @@ async def test_what_is_no_answer_changes_nothing(
     async with endpoint(context, answer) as server:
         await create(broker, relationship(server.url, SERVER if profile == "https_spiffe" else None))
         code, said = await refresh(broker)
-        assert (code, words in said) == ("UNAVAILABLE", True), said
+        assert (code, words in said) == ("INTERNAL", True), said
         assert server.asked <= 2
     assert held(broker) == before
 
@@ -228,7 +228,7 @@ async def test_no_redirect_is_followed(
         async with endpoint(context, lambda _: web.Response(status=status, headers=moved)) as server:
             await create(broker, relationship(server.url, SERVER if profile == "https_spiffe" else None))
             code, said = await refresh(broker)
-            assert (code, f"answers {status}" in said) == ("UNAVAILABLE", True), said
+            assert (code, f"answers {status}" in said) == ("INTERNAL", True), said
         assert target.asked == 0
     assert held(broker) == before
 
@@ -241,7 +241,7 @@ async def test_an_endpoint_that_hangs_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as stuck:
         await create(broker, relationship(f"https://127.0.0.1:{stuck.getsockname()[1]}/", SERVER))
         code, words = await refresh(broker)
-    assert (code, "does not answer within" in words) == ("UNAVAILABLE", True)
+    assert (code, "does not answer within" in words) == ("INTERNAL", True)
 
 
 async def test_bundles_are_fetched_by_themselves(

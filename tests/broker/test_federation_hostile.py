@@ -94,7 +94,7 @@ async def test_a_bundle_that_is_refused_changes_nothing(
         await create(broker, relationship(server.url, SERVER))
         generation = broker.broker.state.generation
         code, said = await refresh(broker)
-        assert (code, words in said) == ("UNAVAILABLE", True), said
+        assert (code, words in said) == ("INTERNAL", True), said
         # Its twin is taken.
         server.answer = lambda _: json(other)
         assert (held(broker), broker.broker.state.generation) == (before, generation)
@@ -118,7 +118,7 @@ async def test_a_sequence_number_that_goes_back_is_refused_until_a_person_says_s
         before = held(broker)
         server.answer = lambda _: web.Response(body=old)
         code, said = await refresh(broker)
-        assert (code, "went back from 8 to 7; the one before stays" in said) == ("UNAVAILABLE", True), said
+        assert (code, "went back from 8 to 7; the one before stays" in said) == ("INTERNAL", True), said
         assert held(broker) == before
         assert [event["reason"] for event in broker.audit() if event.get("event") == "bundle_refused"]
         # Set by hand, without a number: that counts until the next fetch, which may be any.
@@ -187,7 +187,7 @@ async def test_a_root_that_the_core_cannot_read_goes_to_no_sidecar(
     async with endpoint(spiffe_context(other), lambda _: web.Response(body=with_odd)) as server:
         await create(broker, relationship(server.url, SERVER))
         code, said = await refresh(broker)
-        assert (code, "the bundle cannot be used" in said) == ("UNAVAILABLE", True), said
+        assert (code, "the bundle cannot be used" in said) == ("INTERNAL", True), said
     # Nor by hand, nor into our own.
     given = types.Bundle(trust_domain="other.org", x509_authorities=[types.X509Certificate(asn1=odd)])
     request = bundle_pb2.BatchSetFederatedBundleRequest(bundle=[given])
@@ -291,7 +291,7 @@ async def test_an_endpoint_that_wastes_time_is_given_up(
     async with Raw(context, talk) as url:
         await create(broker, relationship(url, SERVER if profile == "https_spiffe" else None))
         code, said = await refresh(broker)
-        assert (code, words in said) == ("UNAVAILABLE", True), said
+        assert (code, words in said) == ("INTERNAL", True), said
     assert held(broker) == before
 
 
@@ -316,7 +316,7 @@ async def test_what_is_not_spoken(
     secure = web_pki if profile == "https_web" else spiffe_context(other)
     async with Raw(of_tls12(secure) if name == "TLS 1.2" else None, answer) as url:
         await create(broker, relationship(url, SERVER if profile == "https_spiffe" else None))
-        assert (await refresh(broker))[0] == "UNAVAILABLE"
+        assert (await refresh(broker))[0] == "INTERNAL"
     assert held(broker) == before
 
 

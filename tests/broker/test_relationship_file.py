@@ -166,12 +166,12 @@ async def test_the_given_cas_alone_vouch_for_the_web(folder: Path, file: Path, o
         declare(file, f"- {{trust_domain: other.org, url: '{server.url}', ca_file: ca.pem}}")
         async with running(folder, federation_relationships=str(file)) as broker:
             code, words = await refresh(broker)
-            assert (code, "certificate verify failed" in words) == ("UNAVAILABLE", True), words
+            assert (code, "certificate verify failed" in words) == ("INTERNAL", True), words
             (folder / "ca.pem").write_bytes(pki.root_pem)
             assert await refresh(broker) == ("OK", "")
             (folder / "ca.pem").write_text("nothing")
             code, words = await refresh(broker)
-            assert (code, "ca.pem cannot be read" in words) == ("UNAVAILABLE", True), words
+            assert (code, "ca.pem cannot be read" in words) == ("INTERNAL", True), words
 
 
 async def test_a_wrong_file_stops_the_start(folder: Path, file: Path) -> None:
