@@ -101,6 +101,8 @@ async def test_may_do_what_its_rows_say(folder: Path, caller: str) -> None:
     make, who = CALLERS[caller]
     async with running(folder, rate_limits_attestation="1000") as broker:
         channel: grpc.aio.Channel = await make(broker)  # type: ignore[misc]
+        # A connection that is slow to come would look like an answer.
+        await channel.channel_ready()
         for path in METHODS:
             found = await outcome(channel, path)
             if path in LOCAL_PATHS and Who.LOCAL not in who:
