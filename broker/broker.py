@@ -20,8 +20,6 @@ from firedoor.broker.agent import JOIN_TOKEN_PATH
 from firedoor.broker.attest import Attestor, JoinTokenAttestor
 from firedoor.broker.audit import Audit
 from firedoor.broker.authority_kinds import AuthorityManager, JwtAuthorityManager, WitAuthorityManager
-from firedoor.broker.bundle_endpoint import PATH as BUNDLE_PATH
-from firedoor.broker.bundle_endpoint import BundlePage
 from firedoor.broker.clock import Clock
 from firedoor.broker.config import Config, read_passphrase
 from firedoor.broker.db import Database
@@ -44,7 +42,7 @@ from firedoor.broker.push import Pusher
 from firedoor.broker.relationship_file import RelationshipFile
 from firedoor.broker.rpc.agents import AgentService
 from firedoor.broker.rpc.gate import Gate
-from firedoor.broker.sites import Site
+from firedoor.broker.sites import Endpoint, Site, planned
 from firedoor.broker.state import State
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
@@ -83,7 +81,7 @@ class Broker:
         self.failed = False
         self.listen = ""
         self.metrics_address = ""
-        self.sites: list[Site] = []
+        self.sites: dict[Endpoint, Site] = {}
 
     async def start(self) -> None:
         """Open everything. Raise BrokerError, and leave nothing open."""
@@ -217,13 +215,11 @@ class Broker:
 
     async def _open_sites(self) -> None:
         """Open the listeners with documents that anybody may have."""
-        config = self.config
-        if config.bundle_endpoint is not None:
-            pages = {BUNDLE_PATH: BundlePage(self.state, config.bundle_endpoint.refresh_hint)}
-            site = Site(config.bundle_endpoint.endpoint, pages, self.core, self.state.server_id)
+        for endpoint, pages in planned(self.config, self.state).items():
+            site = Site(endpoint, pages, self.core, self.state.server_id)
             self._stack.push_async_callback(site.stop)
             await site.open()
-            self.sites.append(site)
+            self.sites[endpoint] = site
 
     def missing(self) -> list[str]:
         """Return what keeps the broker from being ready; nothing when it is."""
@@ -280,7 +276,7 @@ class Broker:
             if self.vouchers is not None:
                 await _survive("x509pop", self.vouchers.poll())
             await _survive("federation", self.federation.poll())
-            for site in self.sites:
+            for site in self.sites.values():
                 await _survive("certificate", site.poll())
             try:
                 self.identity.refresh()

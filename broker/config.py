@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from firedoor.broker import endpoint_config, values
-from firedoor.broker.endpoint_config import BundleEndpoint
+from firedoor.broker.endpoint_config import BundleEndpoint, Oidc
 from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import MAX_SOCKET_PATH
+from firedoor.broker.oidc import read_issuer
 from firedoor.broker.policy import compile_documents, read_files
 from firedoor.broker.ratelimit import Rate
 from firedoor.broker.relationship_file import read_relationships
@@ -62,6 +63,7 @@ OPTIONS: Final = (
     _option("ca_key_type", "TYPE", "ec-p256, ec-p384, rsa-2048 or rsa-4096"),
     _option("x509_svid_ttl", "DURATION", "how long an SVID lives"),
     _option("jwt_svid_ttl", "DURATION", "how long a JWT-SVID lives"),
+    _option("jwt_issuer", "URL", "the iss of JWT-SVIDs, for relying parties of OIDC; none unless given"),
     _option("agent_ttl", "DURATION", "how long an agent's SVID lives"),
     _option("key_manager", "disk|memory", "where authority keys are kept"),
     _option("key_passphrase_file", "FILE", "encrypts the keys on disk"),
@@ -95,6 +97,8 @@ class Config:
     x509_svid_ttl: int
     jwt_svid_ttl: int
     agent_ttl: int
+    # Empty: tokens have none.
+    jwt_issuer: str
     key_manager: Literal["disk", "memory"]
     key_passphrase_file: Path | None
     # None: off.
@@ -108,6 +112,7 @@ class Config:
     x509pop_agent_path: AgentPath
     # None: off.
     bundle_endpoint: BundleEndpoint | None
+    oidc: Oidc | None
     federation_relationships: Path | None
     attestation: Rate
     signing: Rate
@@ -141,6 +146,8 @@ def _parse(top: Section, findings: Findings) -> Config:
     x509_svid_ttl = top.parse("x509_svid_ttl", ttl, 3600)
     audit_log: Path | None = data_dir / "audit.jsonl"
     agent_path, ca_bundles, prefix = _x509pop(top.section("x509pop"), findings)
+    bundle_endpoint = endpoint_config.bundle_endpoint(top.section("bundle_endpoint"))
+    jwt_issuer = top.parse("jwt_issuer", read_issuer, "")
     config = Config(
         trust_domain=top.require("trust_domain", TrustDomain.parse, TrustDomain.parse("missing"), hint),
         listen=top.parse("listen", host_port, "0.0.0.0:8081"),
@@ -153,6 +160,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         x509_svid_ttl=x509_svid_ttl,
         jwt_svid_ttl=top.parse("jwt_svid_ttl", ttl, 300),
         agent_ttl=top.parse("agent_ttl", ttl, x509_svid_ttl),
+        jwt_issuer=jwt_issuer,
         key_manager=cast("Literal['disk', 'memory']", top.parse("key_manager", choice("disk", "memory"), "disk")),
         key_passphrase_file=top.parse("key_passphrase_file", values.path, None),
         metrics=top.parse("metrics", metrics, _METRICS),
@@ -162,7 +170,8 @@ def _parse(top: Section, findings: Findings) -> Config:
         x509pop_ca_bundles=ca_bundles,
         x509pop_spiffe_prefix=prefix,
         x509pop_agent_path=agent_path,
-        bundle_endpoint=endpoint_config.bundle_endpoint(top.section("bundle_endpoint")),
+        bundle_endpoint=bundle_endpoint,
+        oidc=endpoint_config.oidc(top.section("oidc"), jwt_issuer, bundle_endpoint),
         federation_relationships=top.section("federation").parse("relationships", values.path, None),
         # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
         attestation=_rate(top, "attestation", Rate(1.0, 100)),
@@ -226,8 +235,10 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
     if config.key_passphrase_file is not None:
         yield partial(read_passphrase, config.key_passphrase_file)
     yield partial(read_ca_files, config.x509pop_ca_bundles)
-    if config.bundle_endpoint is not None and config.bundle_endpoint.endpoint.files is not None:
-        yield config.bundle_endpoint.endpoint.files.read
+    served = [one.endpoint.files for one in (config.bundle_endpoint, config.oidc) if one is not None]
+    for files in dict.fromkeys(served):
+        if files is not None:
+            yield files.read
     if config.federation_relationships is not None:
         yield partial(read_relationships, config.federation_relationships, config.trust_domain)
 

@@ -72,6 +72,7 @@ def ready_line(broker: Broker) -> str:
     words = [f"firedoor broker ready: {broker.config.trust_domain} listen={broker.listen}"]
     words.append(f"admin={broker.config.admin_socket}")
     words.append(f"metrics={broker.metrics_address or 'off'}")
-    if broker.sites:
-        words.append(f"bundle_endpoint={broker.sites[0].address}")
+    for name, served in (("bundle_endpoint", broker.config.bundle_endpoint), ("oidc", broker.config.oidc)):
+        if served is not None:
+            words.append(f"{name}={broker.sites[served.endpoint].address}")
     return " ".join(words)

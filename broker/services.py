@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits) -> dict[ServiceDescriptor, object]:
     """Return what the network and the admin socket serve; who may call what is in rpc/matrix.py."""
     state, policy, metrics, config = broker.state, broker.policy, broker.metrics, broker.config
-    tokens = TokenSigner(state, broker.jwt_authority.issuer, metrics)
+    tokens = TokenSigner(state, broker.jwt_authority.issuer, metrics, config.jwt_issuer)
     wits = WitSigner(state, broker.wit_authority.issuer, metrics)
     ttls = Ttls(config.x509_svid_ttl, config.jwt_svid_ttl)
     authorities = LocalAuthorityService(broker.authority, broker.jwt_authority, broker.wit_authority)

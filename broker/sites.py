@@ -10,12 +10,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from firedoor import mtls
+from firedoor.broker.bundle_endpoint import PATH, BundlePage
 from firedoor.broker.errors import ConfigError, StorageError
 from firedoor.broker.http import Answer, HttpServer, Request
+from firedoor.broker.oidc import Discovery
 from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import SpiffeId
+
+if TYPE_CHECKING:
+    from firedoor.broker.config import Config
+    from firedoor.broker.state import State
 
 _log = logging.getLogger("firedoor.broker.web")
 
@@ -33,6 +40,16 @@ class Endpoint:
     def profile(self) -> str:
         """As SPIFFE_Federation.md 5.2 names it."""
         return "https_web" if self.files else "https_spiffe"
+
+
+def planned(config: Config, state: State) -> dict[Endpoint, dict[str, Page]]:
+    """Return which documents are at which listener."""
+    found: dict[Endpoint, dict[str, Page]] = {}
+    if (bundle := config.bundle_endpoint) is not None:
+        found.setdefault(bundle.endpoint, {})[PATH] = BundlePage(state, bundle.refresh_hint)
+    if (oidc := config.oidc) is not None:
+        found.setdefault(oidc.endpoint, {}).update(Discovery(state, oidc.issuer, oidc.domains).pages())
+    return found
 
 
 class Site:

@@ -82,14 +82,16 @@ def read_audience(audience: Sequence[str]) -> tuple[str, ...]:
 class TokenSigner:
     """Signs tokens with the active JWT authority."""
 
-    def __init__(self, state: State, issuer: Callable[[], JwtIssuer], metrics: Metrics) -> None:
-        self._state, self._issuer, self._metrics = state, issuer, metrics
+    def __init__(self, state: State, issuer: Callable[[], JwtIssuer], metrics: Metrics, iss: str = "") -> None:
+        self._state, self._issuer, self._metrics, self._iss = state, issuer, metrics, iss
 
     def sign(self, proof: AuthorizedToken, audience: Sequence[str]) -> JwtSvid:
         """Sign one token. The caller has it audited before it leaves. Raise AuthorityError or InvalidRequest."""
         at, token_id = self._state.clock.now_for_issuing(), secrets.token_hex(_TOKEN_ID_BYTES)
         try:
-            made = mint_jwt(proof.spiffe_id, audience, self._issuer(), at=at, token_id=token_id, ttl=proof.ttl)
+            made = mint_jwt(
+                proof.spiffe_id, audience, self._issuer(), at=at, token_id=token_id, ttl=proof.ttl, iss=self._iss
+            )
         except IssueError as error:
             raise InvalidRequest(str(error)) from None
         self._metrics.issued.labels("token" if proof.entry_id else "minted_token").inc()

@@ -146,6 +146,10 @@ class TrustBundle:
         """Write the JWKS with the wit-svid keys alone, as the Workload API wants it."""
         return jwks.write(wit=_triples(self.wit_keys), sequence=self.sequence, refresh_hint=self.refresh_hint)
 
+    def to_oidc_json(self) -> bytes:
+        """Write the keys for JWT-SVIDs as an OIDC provider's JWK set (RFC 7517 section 5)."""
+        return jwks.write_oidc([(key.key_id, key.public_key) for key in self.jwt_keys])
+
     def to_pem(self) -> str:
         """Write the CA certificates in PEM."""
         return pem_encode([root.der for root in self.x509_roots])

@@ -108,6 +108,19 @@ def write(
     return json.dumps(document, separators=(",", ":")).encode("ascii")
 
 
+def write_oidc(keys: Sequence[tuple[str, bytes]]) -> bytes:
+    """Write a JWK set as relying parties of OIDC read it, of (kid, SubjectPublicKeyInfo) pairs."""
+    found = [_oidc_jwk(key_id, load_der_public_key(spki)) for key_id, spki in keys]
+    return json.dumps({"keys": found}, separators=(",", ":")).encode("ascii")
+
+
+def _oidc_jwk(key_id: str, key: object) -> dict[str, object]:
+    said = parameters(key)
+    # RSA keys sign with RS256 here and at SPIRE.
+    algorithm = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}.get(str(said.get("crv")), "RS256")
+    return {"kid": key_id, "use": "sig", "alg": algorithm, **said}
+
+
 def _load(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text.decode("utf-8"), object_pairs_hook=unique_members, parse_constant=refuse_constant)

@@ -137,8 +137,12 @@ def mint_jwt(
     at: int,
     token_id: str,
     ttl: int = DEFAULT_JWT_SVID_TTL,
+    iss: str = "",
 ) -> JwtSvid:
-    """Sign a token: sub, aud as a list, iat, exp (not past the key's end) and jti. Raise IssueError."""
+    """Sign a token: sub, aud as a list, iat, exp (not past the key's end), jti, and iss when given. Raise IssueError.
+
+    `iss` is for relying parties of OIDC, who look the keys up there. Whoever goes by the trust bundle does not need it.
+    """
     if spiffe_id.trust_domain != issuer.trust_domain:
         raise IssueError("foreign_trust_domain")
     if not spiffe_id.path:
@@ -151,6 +155,7 @@ def mint_jwt(
     expires_at = min(at + ttl, issuer.not_after)
     header = {"alg": issuer.algorithm, "kid": issuer.authority_id, "typ": "JWT"}
     claims = {"sub": str(spiffe_id), "aud": list(names), "exp": expires_at, "iat": at, "jti": token_id}
+    claims |= {"iss": iss} if iss else {}
     signed = f"{encode_part(header)}.{encode_part(claims)}"
     # What escapes of control characters make of it is known only now.
     if len(signed) > MAX_TOKEN_BYTES - jose.MAX_SIGNATURE_CHARS:

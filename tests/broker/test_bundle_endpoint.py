@@ -32,7 +32,7 @@ async def spiffe_broker(folder: Path) -> AsyncIterator[RunningBroker]:
 
 
 def url(broker: RunningBroker, host: str = "127.0.0.1") -> str:
-    (site,) = broker.broker.sites
+    (site,) = broker.broker.sites.values()
     return f"https://{host}:{site.address.rpartition(':')[2]}/"
 
 
@@ -69,7 +69,7 @@ async def test_it_is_the_servers_svid_that_proves_it(spiffe_broker: RunningBroke
     inside.mkdir(mode=0o700)
     try:
         core.publish(mtls.Material(trust_domain=TD, bundles={TD: spiffe_broker.roots()}))
-        addresses = [spiffe_broker.broker.sites[0].address]
+        addresses = [url(spiffe_broker).removeprefix("https://").removesuffix("/")]
         for expect, status in ((SERVER, 200), (f"spiffe://{TD}/spire/other", None)):
             made = core.connector(path=str(inside / "c"), addresses=addresses, expect=expect, alpn="http/1.1")
             async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(made.path)) as session:
@@ -110,7 +110,7 @@ async def test_there_is_one_path_and_one_method(spiffe_broker: RunningBroker) ->
 
 async def test_it_is_off_unless_it_is_told_where(folder: Path) -> None:
     async with running(folder) as broker:
-        assert broker.broker.sites == []
+        assert broker.broker.sites == {}
 
 
 # --- https_web ------------------------------------------------------------------------------------------------------

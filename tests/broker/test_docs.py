@@ -35,7 +35,7 @@ def test_the_examples_of_federation_load(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
     blocks = dict(re.findall(r"```yaml (\S+)\n(.*?)```", text, re.DOTALL))
     loaded = {}
-    for name in ("broker", "broker-web", "broker-file"):
+    for name in ("broker", "broker-web", "broker-file", "broker-oidc"):
         file = tmp_path / f"{name}.yaml"
         file.write_text(blocks[name])
         loaded[name] = config.load(file, {}, {})
@@ -44,6 +44,9 @@ def test_the_examples_of_federation_load(tmp_path: Path) -> None:
     assert by_web
     assert (served.endpoint.profile, by_web.endpoint.profile, served.refresh_hint) == ("https_spiffe", "https_web", 300)
     assert loaded["broker-file"].federation_relationships == Path("/etc/firedoor/federation.yaml")
+    oidc = loaded["broker-oidc"].oidc
+    assert oidc
+    assert (oidc.issuer, oidc.domains) == ("https://oidc.example.org", ("oidc.example.org",))
     (tmp_path / "partner.json").write_bytes(SimulatedTrustDomain("partner.example").bundle.to_json())
     (tmp_path / "cloud-ca.pem").write_bytes(WebPki().root_pem)
     (tmp_path / "federation.yaml").write_text(blocks["relationships"])
