@@ -30,7 +30,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
@@ -308,7 +308,20 @@ def check_signature(signed: bytes, signature: bytes, algorithm: str, key: JwtKey
         raise JwtSvidError("bad_signature") from None
 
 
-def check_not_revoked(token: ValidatedJwt, revocations: Iterable[Revocation]) -> None:
+class Revocable(Protocol):
+    """What a revocation can name of a validated token, JWT- or WIT-SVID."""
+
+    @property
+    def id(self) -> SpiffeId: ...  # noqa: D102
+    @property
+    def key_id(self) -> str: ...  # noqa: D102
+    @property
+    def issued_at(self) -> float: ...  # noqa: D102
+    @property
+    def claims(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+def check_not_revoked(token: Revocable, revocations: Iterable[Revocation]) -> None:
     """Check revocations that came after a token was validated. Raise JwtSvidError."""
     for revoked in revocations:
         if revoked.serial and revoked.serial == token.claims.get("jti"):

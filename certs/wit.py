@@ -17,7 +17,7 @@ that it has that key. Whoever validates a token here has proved nothing about wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -31,6 +31,7 @@ from firedoor.certs.errors import BundleError, IssueError, JwtSvidError, WitSvid
 from firedoor.certs.ids import SpiffeId, TrustDomain
 from firedoor.certs.jwt import (
     JwtIssuer,
+    check_not_revoked,
     check_signature,
     encode_part,
     find_key,
@@ -39,6 +40,7 @@ from firedoor.certs.jwt import (
     read_time,
     split_token,
 )
+from firedoor.certs.verify import Revocation
 
 # SPIRE's default. It is worth nothing without the key, so it may live as long as a certificate.
 DEFAULT_WIT_SVID_TTL: Final = 3600
@@ -67,6 +69,8 @@ class ValidatedWit:
 
     id: SpiffeId
     key_id: str
+    # Unix seconds; `issued_at` 0 when the token does not say. It refuses nothing but by a revocation.
+    issued_at: float
     expires_at: float
     # The workload's public key as a JWK, with `alg`.
     confirmation: Mapping[str, Any]
@@ -125,10 +129,14 @@ def mint_wit(
     return WitSvid(spiffe_id, at, expires_at, issuer.authority_id, token_id, token)
 
 
-def validate_wit_svid(token: str, bundles: Mapping[TrustDomain, TrustBundle], at: float) -> ValidatedWit:
-    """Validate a token at a time in Unix seconds. Raise WitSvidError."""
+def validate_wit_svid(
+    token: str, bundles: Mapping[TrustDomain, TrustBundle], at: float, *, revocations: Iterable[Revocation] = ()
+) -> ValidatedWit:
+    """Validate a token at a time in Unix seconds; revocations name what they name of a JWT-SVID. Raise WitSvidError."""
     try:
-        return _validate(token, bundles, at)
+        made = _validate(token, bundles, at)
+        check_not_revoked(made, revocations)
+        return made
     except JwtSvidError as error:
         raise WitSvidError(error.code, error.detail) from None
 
@@ -152,6 +160,7 @@ def _validate(token: str, bundles: Mapping[TrustDomain, TrustBundle], at: float)
     values = {
         "id": subject,
         "key_id": key_id,
+        "issued_at": read_time(claims, "iat"),
         "expires_at": expires_at,
         "confirmation": MappingProxyType(confirmation),
         "claims": MappingProxyType(claims),

@@ -103,10 +103,8 @@ class Answers:
         if not audience:
             raise RequestRefused("audience must be specified")
         entries = await self.entries_soon(selectors)
-        if spiffe_id:
-            entries = _of(entries, spiffe_id)
-        elif hints:
-            entries = distinct_hints(entries)
+        if spiffe_id or hints:
+            entries = named(entries, spiffe_id)
         return await jwt_tokens(self._tokens, entries, audience, lambda: self.entries(selectors))
 
     async def token(self, entry: Entry, audience: Sequence[str]) -> Token:
@@ -124,6 +122,11 @@ def jwt_bundles(bundles: Iterable[TrustBundle]) -> dict[str, bytes]:
     return {str(one.trust_domain.id): one.to_jwt_json() for one in bundles}
 
 
+def wit_bundles(bundles: Iterable[TrustBundle]) -> dict[str, str]:
+    """Return bundles by trust domain ID, as JWKS with keys for WIT-SVIDs alone."""
+    return {str(one.trust_domain.id): one.to_wit_json().decode() for one in bundles}
+
+
 def distinct_hints(entries: Sequence[Entry]) -> list[Entry]:
     """Leave out each entry whose hint an older one has: hints are unique in an answer."""
     seen: set[str] = set()
@@ -136,8 +139,10 @@ def distinct_hints(entries: Sequence[Entry]) -> list[Entry]:
     return kept
 
 
-def _of(entries: Sequence[Entry], wanted: str) -> Sequence[Entry]:
-    """Return the entries that give an ID. Raise NotEntitled, also when nobody has it."""
+def named(entries: Sequence[Entry], wanted: str) -> Sequence[Entry]:
+    """Return the entries that give an ID; none named, all with distinct hints. Raise NotEntitled, RequestRefused."""
+    if not wanted:
+        return distinct_hints(entries)
     try:
         spiffe_id = SpiffeId.parse(wanted)
     except SpiffeIdError as error:

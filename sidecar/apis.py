@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 
+from firedoor.sidecar import tokens, wits
 from firedoor.sidecar.answers import Answers
 from firedoor.sidecar.attestor import Names, UnixAttestor
 from firedoor.sidecar.auth import AuthApi
@@ -12,7 +13,6 @@ from firedoor.sidecar.config import Config
 from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.streams import Streams
-from firedoor.sidecar.tokens import Fetch, Tokens
 from firedoor.sidecar.workload import WorkloadApi
 
 
@@ -20,12 +20,19 @@ class Apis:
     """The services, and what they keep between calls."""
 
     def __init__(
-        self, config: Config, holder: Holder, now: Callable[[], float], names: Names, fetch_token: Fetch
+        self,
+        config: Config,
+        holder: Holder,
+        now: Callable[[], float],
+        names: Names,
+        fetch_token: tokens.Fetch,
+        fetch_wit: wits.Fetch,
     ) -> None:
-        attestor = UnixAttestor(names)
-        self.tokens = Tokens(holder, fetch_token, now, max_held=config.jwt_svid_cache_max_size)
+        attestor, most = UnixAttestor(names), config.jwt_svid_cache_max_size
+        self.tokens = tokens.Tokens(holder, fetch_token, now, max_held=most)
+        self.wits = wits.Wits(holder, fetch_wit, now, max_held=most)
         self.streams = Streams(holder, config.max_streams)
-        self.workload = WorkloadApi(holder, attestor, now, self.tokens, self.streams)
+        self.workload = WorkloadApi(holder, attestor, now, self.tokens, self.wits, self.streams)
         own = self.workload.answers
         self.auth = AuthApi(self.workload.callers, own, config.inbound)
         others = Answers(holder, now, self.tokens, for_others=True)

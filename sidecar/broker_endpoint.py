@@ -9,6 +9,7 @@ from firedoor.mtls import Core, Front, ListenError, private_address
 from firedoor.sidecar.broker_api import BrokerApi
 from firedoor.sidecar.config import BrokerApiConfig
 from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.reading import ReadsRequests
 from firedoor.wire import brokerapi_grpc
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class BrokerEndpoint:
         """Start the server; nobody reaches it before `adjust`."""
         if self._config is None:
             return
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[ReadsRequests()], options=SERVER_OPTIONS)
         brokerapi_grpc.add_APIServicer_to_server(self._api, self._server)
         self._server.add_insecure_port(self.backend)
         await self._server.start()

@@ -2,7 +2,8 @@
 """Trust bundles in and out: from the wire, from the bootstrap file, to and from `bundle.json`. Pure."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from firedoor.certs import BundleError, CertsError, JwtKey, TrustBundle, TrustDomain, X509Root
 from firedoor.certs.jwks import check_jwt_key
@@ -28,19 +29,22 @@ def from_wire(bundle: types.Bundle) -> TrustBundle:
         ) from error
     tainted = {one.asn1 for one in bundle.x509_authorities if one.tainted}
     roots = dict.fromkeys(one.asn1 for one in bundle.x509_authorities)
+    jwt_keys, wit_keys = _keys(bundle, bundle.jwt_authorities), _keys(bundle, bundle.wit_authorities)
     return TrustBundle(
         trust_domain,
         tuple(X509Root(der, der in tainted) for der in roots),
-        tuple(_jwt_keys(bundle)),
+        jwt_keys,
         bundle.sequence_number,
         bundle.refresh_hint,
+        wit_keys,
     )
 
 
-def _jwt_keys(bundle: types.Bundle) -> Iterator[JwtKey]:
-    """Yield the keys that can verify a JWT-SVID; as in a bundle's JSON, others are ignored. Raise UpdateRefused."""
+def _keys(bundle: types.Bundle, keys: Iterable[types.JWTKey] | Iterable[types.WITKey]) -> tuple[JwtKey, ...]:
+    """Return the keys that can verify a token; as in a bundle's JSON, others are ignored. Raise UpdateRefused."""
     seen: set[str] = set()
-    for one in bundle.jwt_authorities:
+    found = []
+    for one in keys:
         if one.key_id in seen:
             raise UpdateRefused("malformed_bundle", f"the bundle of {bundle.trust_domain!r} has two keys of one ID")
         seen.add(one.key_id)
@@ -49,7 +53,8 @@ def _jwt_keys(bundle: types.Bundle) -> Iterator[JwtKey]:
         except BundleError:
             continue
         if one.key_id:
-            yield JwtKey(one.key_id, one.public_key, max(0, one.expires_at), one.tainted)
+            found.append(JwtKey(one.key_id, one.public_key, max(0, one.expires_at), one.tainted))
+    return tuple(found)
 
 
 def read_bootstrap(text: bytes, trust_domain: TrustDomain, place: str) -> TrustBundle:
@@ -85,9 +90,7 @@ def load(text: bytes) -> Mapping[TrustDomain, TrustBundle]:
             bundle = TrustBundle.parse(TrustDomain.parse(name), json.dumps(each).encode())
             tainted = set(document["tainted"].get(name, ()))
             roots = tuple(X509Root(one.der, one.authority_id in tainted) for one in bundle.x509_roots)
-            found[bundle.trust_domain] = TrustBundle(
-                bundle.trust_domain, roots, bundle.jwt_keys, bundle.sequence, bundle.refresh_hint
-            )
+            found[bundle.trust_domain] = replace(bundle, x509_roots=roots)
     except (CertsError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError("bundle.json is damaged; delete it, and the bootstrap bundle is used again") from error
     return found

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys of the agent and of workloads: ECDSA P-256, a fresh one at each rotation."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -8,8 +9,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from firedoor.certs import SpiffeId
+from firedoor.certs import SpiffeId, jose, jwks
 
+# What a key that `generate` made signs with.
+ALGORITHM = "ES256"
 _PUBLIC = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 _PRIVATE = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
@@ -56,6 +59,14 @@ def csr(key: Key, spiffe_id: SpiffeId | None = None) -> bytes:
 def public_key_of(certificate: bytes) -> bytes:
     """Return a certificate's public key, PKIX DER. Raise ValueError when it cannot be read."""
     return x509.load_der_x509_certificate(certificate).public_key().public_bytes(*_PUBLIC)
+
+
+def private_jwk(key: Key) -> str:
+    """Write a key as a JWK, private part and all, with the algorithm that it is for (RFC 7518 section 6.2)."""
+    private = key.signer()
+    size = (private.curve.key_size + 7) // 8
+    secret = private.private_numbers().private_value.to_bytes(size)
+    return json.dumps({**jwks.parameters(private.public_key()), "alg": ALGORITHM, "d": jose.encode(secret)})
 
 
 def to_pem(keys: Iterable[Key]) -> bytes:

@@ -29,6 +29,7 @@ GAUGES = frozenset(
         "ready",
         "records_waiting",
         "svids",
+        "wit_svids",
     }
 )
 

@@ -85,7 +85,7 @@ class Process:
         self.holder = Holder(self.core, view, self.clock.now, lambda selectors: rule_of(selectors, names), demand)
         self.agent = Agent(self.core, config, self.state, self.holder, self.clock.now, table)
         self.datapath = DataPath(self.core, self.holder, config.listeners)
-        self.apis = Apis(config, self.holder, self.clock.now, names, self._fetch_token)
+        self.apis = Apis(config, self.holder, self.clock.now, names, self._fetch_token, self._fetch_wit)
         self.broker_endpoint = BrokerEndpoint(self.core, self.holder, config.broker_api, self.apis.broker)
         self.report = Report(
             Parts(
@@ -106,6 +106,10 @@ class Process:
     async def _fetch_token(self, entry_id: str, audience: tuple[str, ...]) -> str:
         """Have the server that we are connected to now sign a token."""
         return await self.agent.link.server.jwt_svid(entry_id, audience)
+
+    async def _fetch_wit(self, entry_id: str, public_key: bytes, algorithm: str) -> str:
+        """Have the same server sign a WIT-SVID."""
+        return await self.agent.link.server.wit_svid(entry_id, public_key, algorithm)
 
     def _make_run_dir(self) -> None:
         folder = self.config.run_dir

@@ -4,7 +4,8 @@
 Any local program may send what it likes, as often as it likes.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -52,11 +53,15 @@ def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[An
     return answer
 
 
-def _streaming(method: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+def _streaming(
+    method: Callable[[Any, Context], AsyncGenerator[Any, None]],
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         await _check(request, context)
-        async for response in method(request, context):
-            yield response
+        # Closed with this one, and not when somebody collects it.
+        async with aclosing(method(request, context)) as responses:
+            async for response in responses:
+                yield response
 
     return stream
 

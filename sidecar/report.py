@@ -123,6 +123,7 @@ class Report:
             "entries": float(len(self._holder.view.entries)),
             "svids": float(len(self._holder.live(self._now()))),
             "jwt_svids": float(len(self._parts.apis.tokens)),
+            "wit_svids": float(len(self._parts.apis.wits)),
             "api_streams": float(len(self._parts.apis.streams)),
         }
 

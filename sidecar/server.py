@@ -23,6 +23,7 @@ from firedoor.sidecar.errors import (
     AgentLost,
     AttestationRefused,
     NotEntitled,
+    NotServed,
     RequestRefused,
     ServerError,
     ServerUnavailable,
@@ -85,6 +86,8 @@ _LOST = frozenset(
         types.PermissionDeniedDetails.AGENT_MUST_REATTEST,
     }
 )
+# Codes with which one item of a batch says that the identity is not issued to this agent.
+_NOT_THIS_ENTRY = frozenset({details.PERMISSION_DENIED, details.NOT_FOUND})
 # Codes with which an attestation is refused for good; others are worth another try.
 _REFUSED = frozenset(
     {
@@ -228,6 +231,27 @@ class Server:
                 if _is_about_the_entry(error):
                     raise NotEntitled from None
                 raise
+
+    async def wit_svid(self, entry_id: str, public_key: bytes, algorithm: str) -> str:
+        """Have a WIT-SVID signed for a key and return the token. Raise NotEntitled, NotServed or ServerError."""
+        params = svid_pb2.NewWITSVIDParams(entry_id=entry_id, public_key=public_key, signing_algorithm=algorithm)
+        async with self._calling():
+            try:
+                request = svid_pb2.BatchNewWITSVIDRequest(params=[params])
+                response = await self._svid.BatchNewWITSVID(request, timeout=PROBE_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                    raise NotServed("the server issues no WIT-SVIDs") from None
+                raise
+        if len(response.results) != 1:
+            raise ServerUnavailable(f"the server answered {len(response.results)} times to one request")
+        (result,) = response.results
+        # SPIRE sets no status where all went well.
+        if result.status.code in _NOT_THIS_ENTRY:
+            raise NotEntitled
+        if result.status.code != 0:
+            raise ServerUnavailable(result.status.message or f"status {result.status.code}")
+        return result.svid.token
 
     async def _ready(self) -> None:
         """Give the channel a moment to connect; the call that follows says why it has not."""

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JWT-SVIDs of local workloads: fetched from the server when asked for, checked, and kept for half of their life.
-
-What is kept has a hard cap, and goes at once when its entry changes, its key is tainted or leaves the bundle, or it is
-revoked. While the server is away, what is held is handed out until it expires. Tokens are in memory alone and in no
-log.
-"""
+"""JWT-SVIDs of local workloads: fetched when they are asked for, checked, kept for a while; and validating others'."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from firedoor.certs import IssueError, JwtSvidError, TrustBundle, ValidatedJwt, check_audience, validate_jwt_svid
-from firedoor.certs.jwt import check_not_revoked
+from firedoor.certs import (
+    IssueError,
+    JwtKey,
+    JwtSvidError,
+    TrustBundle,
+    ValidatedJwt,
+    check_audience,
+    validate_jwt_svid,
+)
 from firedoor.sidecar.config import CACHE
-from firedoor.sidecar.errors import NotEntitled, RequestRefused, ServerError, ServerUnavailable
+from firedoor.sidecar.errors import NotEntitled, RequestRefused, ServerUnavailable
 from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.token_cache import TokenCache
 from firedoor.sidecar.view import Entry, View
 from firedoor.wire import workload_pb2
 
@@ -26,7 +28,6 @@ REGISTERED = frozenset({"iss", "sub", "aud", "exp", "nbf", "iat", "jti"})
 
 # Returns a token for an entry ID and an audience. Raises SidecarError.
 Fetch = Callable[[str, tuple[str, ...]], Awaitable[str]]
-_Key = tuple[str, tuple[object, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,93 +46,39 @@ class Token:
 
 
 class Tokens:
-    """Fetches tokens and keeps some. Several who ask for the same one at once wait for one answer."""
+    """Fetches JWT-SVIDs and keeps some."""
 
     def __init__(self, holder: Holder, fetch: Fetch, now: Callable[[], float], *, max_held: int = CACHE) -> None:
-        # Of at most 16 KiB each; the one that was not asked for the longest goes first.
-        self._holder, self._fetch, self._now, self._max_held = holder, fetch, now, max_held
-        self._held: OrderedDict[_Key, Token] = OrderedDict()
-        self._asked: dict[_Key, asyncio.Task[Token]] = {}
-        self._view: View | None = None
+        self._holder, self._fetch, self._now = holder, fetch, now
+        self._kept: TokenCache[Token] = TokenCache(holder, now, max_held, self._fetched, _keys)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._kept)
 
     async def get(self, entry: Entry, audience: Sequence[str]) -> Token:
         """Return a token for an entry that the caller is entitled to. Raise SidecarError."""
         try:
-            key = (entry.id, entry.revision, check_audience(audience))
+            return await self._kept.get(entry, check_audience(audience))
         except IssueError as error:
             raise RequestRefused(str(error)) from None
-        self._purge()
-        held, now = self._held.get(key), self._now()
-        if held is not None and now < held.renew_at:
-            self._held.move_to_end(key)
-            return held
-        try:
-            return await self._obtain(key, entry)
-        except NotEntitled:
-            self._held.pop(key, None)
-            raise
-        except ServerError:
-            self._purge()
-            held = self._held.get(key)
-            if held is not None and self._now() < held.proof.expires_at:
-                return held
-            raise
 
-    async def _obtain(self, key: _Key, entry: Entry) -> Token:
-        task = self._asked.get(key)
-        if task is None:
-            task = self._asked[key] = asyncio.ensure_future(self._ask(key, entry))
-            task.add_done_callback(lambda done: self._answered(key, done))
-        # Whoever asked first may go away; the others still wait.
-        return await asyncio.shield(task)
-
-    def _answered(self, key: _Key, done: asyncio.Task[Token]) -> None:
-        del self._asked[key]
-        # Looked at, so that nobody warns of an error that nobody is left to hear.
-        _ = done.cancelled() or done.exception()
-
-    async def _ask(self, key: _Key, entry: Entry) -> Token:
-        text = await self._fetch(entry.id, key[2])
+    async def _fetched(self, entry: Entry, audience: tuple[str, ...]) -> Token:
+        text = await self._fetch(entry.id, audience)
         now, holder = self._now(), self._holder
         try:
             proof = validate_jwt_svid(
-                text, key[2][0], holder.view.bundles, now, revocations=holder.verifier.revocations
+                text, audience[0], holder.view.bundles, now, revocations=holder.verifier.revocations
             )
         except JwtSvidError as error:
             raise ServerUnavailable(f"the server sent a JWT-SVID that cannot be used: {error}") from None
-        if proof.id != entry.spiffe_id or set(_listed(proof.claims["aud"])) != set(key[2]):
+        if proof.id != entry.spiffe_id or set(_listed(proof.claims["aud"])) != set(audience):
             raise ServerUnavailable("the server sent a JWT-SVID of another ID or for another audience")
-        token = Token(text, proof, now + (proof.expires_at - now) / 2)
-        self._purge()
-        self._held[key] = token
-        self._held.move_to_end(key)
-        while len(self._held) > self._max_held:
-            self._held.popitem(last=False)
-        return token
+        return Token(text, proof, now + (proof.expires_at - now) / 2)
 
-    def _purge(self) -> None:
-        """Forget what the present view gives no longer."""
-        view = self._holder.view
-        if view is self._view:
-            return
-        self._view = view
-        own = view.bundles.get(view.trust_domain)
-        # What a tainted key signed holds until the key is revoked, and is not handed out any more.
-        keys = {one.key_id for one in own.jwt_keys if not one.tainted} if own else set()
-        for key, token in list(self._held.items()):
-            entry = view.entries.get(key[0])
-            if entry is None or entry.revision != key[1] or token.proof.key_id not in keys or self._revoked(token):
-                del self._held[key]
 
-    def _revoked(self, token: Token) -> bool:
-        try:
-            check_not_revoked(token.proof, self._holder.verifier.revocations)
-        except JwtSvidError:
-            return True
-        return False
+def _keys(view: View) -> Iterable[JwtKey]:
+    own = view.bundles.get(view.trust_domain)
+    return own.jwt_keys if own else ()
 
 
 async def jwt_tokens(

@@ -9,11 +9,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from firedoor.sidecar.answers import Answers, jwt_bundles, x509_bundles
+from firedoor.sidecar.answers import Answers, jwt_bundles, named, wit_bundles, x509_bundles
 from firedoor.sidecar.attestor import UnixAttestor
 from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.demand import Subscription
@@ -21,6 +20,7 @@ from firedoor.sidecar.errors import HeaderMissing, SidecarError
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.streams import Answer, Selectors, Streams
 from firedoor.sidecar.tokens import Tokens, validate
+from firedoor.sidecar.wits import Wits, WitStream
 from firedoor.wire import workload_grpc, workload_pb2
 
 M = TypeVar("M", bound=Message)
@@ -37,7 +37,7 @@ def check_header(metadata: Iterable[tuple[str, str | bytes]] | None, header: str
 
 
 class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
-    """Serves X.509 and JWT; WIT answers Unimplemented, as the standard asks of a profile that is absent."""
+    """Serves X.509 and JWT, and WIT where our server issues that: else it is Unimplemented, as the standard asks."""
 
     def __init__(
         self,
@@ -45,9 +45,10 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
         attestor: UnixAttestor,
         now: Callable[[], float],
         tokens: Tokens,
+        wits: Wits,
         streams: Streams | None = None,
     ) -> None:
-        self._holder, self._now = holder, now
+        self._holder, self._now, self._wits = holder, now, wits
         self._streams = Streams(holder) if streams is None else streams
         self.answers = Answers(holder, now, tokens)
         self.callers = Callers(holder, attestor)
@@ -115,24 +116,30 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     async def FetchWITSVID(
         self, request: workload_pb2.WITSVIDRequest, context: Context
     ) -> AsyncIterator[workload_pb2.WITSVIDResponse]:
-        """Answer Unimplemented."""
-        raise await self._unimplemented(context, "WIT-SVID")
-        yield
+        """Stream WIT-SVIDs of the caller, with the key of each: of one identity, or of all."""
+        stream = WitStream(self._wits)
+
+        async def answer(selectors: Selectors, _: Subscription) -> workload_pb2.WITSVIDResponse:
+            self._wits.check_served()
+            entries = named(self.answers.entries(selectors), request.spiffe_id)
+            return await stream.answer(entries, lambda: self.answers.entries(selectors))
+
+        async with self._stream(context, answer, stream.due) as responses:
+            async for response in responses:
+                yield response
 
     async def FetchWITBundles(
         self, request: workload_pb2.WITBundlesRequest, context: Context
     ) -> AsyncIterator[workload_pb2.WITBundlesResponse]:
-        """Answer Unimplemented."""
-        raise await self._unimplemented(context, "WIT-SVID")
-        yield
+        """Stream the keys with which the caller may verify WIT-SVIDs."""
 
-    async def _unimplemented(self, context: Context, profile: str) -> Exception:
-        """End the call; `abort` raises, so that nothing is ever returned."""
-        try:
-            check_header(context.invocation_metadata())
-        except HeaderMissing as error:
-            await context.abort(error.status, str(error))
-        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server does not serve the {profile} profile")
+        async def answer(selectors: Selectors, _: Subscription) -> workload_pb2.WITBundlesResponse:
+            self._wits.check_served()
+            return workload_pb2.WITBundlesResponse(bundles=wit_bundles(self.answers.bundles(selectors)))
+
+        async with self._stream(context, answer) as responses:
+            async for response in responses:
+                yield response
 
     async def _answer(self, context: Context, answer: Callable[[Selectors], Awaitable[T]]) -> T:
         """Attest the caller and answer once."""
@@ -143,14 +150,16 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
             await context.abort(error.status, str(error))
             raise
 
-    def _stream(self, context: Context, answer: Answer[M]) -> aclosing[AsyncGenerator[M, None]]:
+    def _stream(
+        self, context: Context, answer: Answer[M], due: Callable[[], float | None] = lambda: None
+    ) -> aclosing[AsyncGenerator[M, None]]:
         """Attest the caller once, then answer at once and at every change that changes the answer."""
 
         async def run() -> AsyncGenerator[M, None]:
             try:
                 check_header(context.invocation_metadata())
                 caller = self.callers.connection(context.peer())
-                async with aclosing(self._streams.run(caller.user, caller, answer)) as responses:
+                async with aclosing(self._streams.run(caller.user, caller, answer, due)) as responses:
                     async for response in responses:
                         yield response
             except SidecarError as error:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firedoor.certs import JwtIssuer, SpiffeId, TrustBundle, TrustDomain, mint_jwt, public_key_der
+from firedoor.certs import JwtIssuer, SpiffeId, TrustBundle, TrustDomain, mint_jwt, mint_wit, public_key_der
 
 # 2027-01-15 08:00:00 UTC. Nothing reads the clock of the machine.
 NOW = 1_800_000_000
@@ -131,6 +131,7 @@ class SimulatedTrustDomain:
         self.at = at
         self.roots: list[Authority] = []
         self.jwt_issuers: list[JwtIssuer] = []
+        self.wit_issuers: list[JwtIssuer] = []
         self.sequence = 0
         self.rotate()
 
@@ -142,7 +143,8 @@ class SimulatedTrustDomain:
     @property
     def bundle(self) -> TrustBundle:
         roots = TrustBundle.of(self.td, [root.der for root in self.roots], sequence=self.sequence)
-        return replace(roots, jwt_keys=tuple(issuer.public for issuer in self.jwt_issuers))
+        jwt_keys, wit_keys = (tuple(one.public for one in each) for each in (self.jwt_issuers, self.wit_issuers))
+        return replace(roots, jwt_keys=jwt_keys, wit_keys=wit_keys)
 
     def bundles(self, *others: SimulatedTrustDomain) -> dict[TrustDomain, TrustBundle]:
         """Return this bundle and those of others, as `verify_x509_svid` takes them."""
@@ -161,18 +163,31 @@ class SimulatedTrustDomain:
 
     def rotate_jwt(self) -> JwtIssuer:
         """Make a new key for JWT-SVIDs that signs from now on and add it to the bundle."""
+        self.jwt_issuers.append(self._issuer())
+        return self.jwt_issuers[-1]
+
+    def rotate_wit(self) -> JwtIssuer:
+        """Make a new key for WIT-SVIDs that signs from now on and add it to the bundle."""
+        self.wit_issuers.append(self._issuer())
+        return self.wit_issuers[-1]
+
+    def _issuer(self) -> JwtIssuer:
         key = ec.generate_private_key(ec.SECP256R1())
         key_id, public = os.urandom(8).hex(), public_key_der(key.public_key())
-        made = JwtIssuer.load(self.td, key_id, public, key, not_after=self.at + 24 * 3600)
-        self.jwt_issuers.append(made)
         self.sequence += 1
-        return made
+        return JwtIssuer.load(self.td, key_id, public, key, not_after=self.at + 24 * 3600)
 
     def token(self, path: str, *audience: str, ttl: int = 300) -> str:
         """Mint a JWT-SVID with the newest key."""
         spiffe_id = self.td.with_path(path)
         issuer = self.jwt_issuers[-1]
         return mint_jwt(spiffe_id, audience, issuer, at=self.at, token_id=os.urandom(8).hex(), ttl=ttl).token
+
+    def wit(self, path: str, public_key: bytes, algorithm: str = "ES256", *, ttl: int = 3600) -> str:
+        """Mint a WIT-SVID for a key with the newest key of ours."""
+        spiffe_id, token_id = self.td.with_path(path), os.urandom(8).hex()
+        issuer = self.wit_issuers[-1]
+        return mint_wit(spiffe_id, public_key, algorithm, issuer, at=self.at, token_id=token_id, ttl=ttl).token
 
     def forget(self, root: Authority) -> None:
         """Remove a root from the bundle."""

@@ -16,6 +16,7 @@ from firedoor.wire.well_known import Any
 
 # Where gRPC carries a google.rpc.Status.
 DETAILS_KEY = "grpc-status-details-bin"
+NOT_FOUND = 5
 PERMISSION_DENIED = 7
 
 

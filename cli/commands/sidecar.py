@@ -93,7 +93,7 @@ def _held(status: admin_pb2.GetStatusResponse) -> str:
     many = status.counters
     return (
         f"{many['svids']} X.509-SVIDs for {many['entries']} entries, {many['jwt_svids']} JWT-SVIDs, "
-        f"{many['api_streams']} open streams"
+        f"{many['wit_svids']} WIT-SVIDs, {many['api_streams']} open streams"
     )
 
 

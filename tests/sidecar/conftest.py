@@ -26,6 +26,7 @@ from firedoor.sidecar.listeners import Inbound
 from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import Entry, View
+from firedoor.sidecar.wits import Wits
 from firedoor.sidecar.workload import WorkloadApi
 from tests.sidecar.harness import Running, Start, write_files
 from tests.sidecar.harness import entry as wire_entry
@@ -68,6 +69,9 @@ class Bench:
     core: Core
     # Entry IDs of the tokens that were signed.
     fetched: list[str] = field(default_factory=list)
+    # How long WIT-SVIDs live, and whether none can be had.
+    wit_ttl: int = 3600
+    away: bool = False
 
     def entitle(self, *entries: Entry, issue: bool = True, others: tuple[SimulatedTrustDomain, ...] = ()) -> None:
         """Make these the entries, with SVIDs for those that have none."""
@@ -84,13 +88,27 @@ class Bench:
         self.fetched.append(entry_id)
         return self.trust.token(self.holder.view.entries[entry_id].spiffe_id.path, *audience)
 
+    async def fetch_wit(self, entry_id: str, public_key: bytes, algorithm: str) -> str:
+        """Sign a WIT-SVID as the server would."""
+        if not self.trust.wit_issuers or self.away:
+            raise ServerUnavailable("the server is away")
+        self.fetched.append(entry_id)
+        path = self.holder.view.entries[entry_id].spiffe_id.path
+        return self.trust.wit(path, public_key, algorithm, ttl=self.wit_ttl)
+
+    def wits(self, max_held: int = 100) -> Wits:
+        """Return where the Workload API gets its WIT-SVIDs."""
+        return Wits(self.holder, self.fetch_wit, lambda: float(self.trust.at), max_held=max_held)
+
     def tokens(self) -> Tokens:
         """Return where the Workload API gets its tokens."""
         return Tokens(self.holder, self.fetch, lambda: float(self.trust.at))
 
     def apis(self, inbound: Sequence[Inbound] = (), streams: Streams | None = None) -> tuple[WorkloadApi, AuthApi]:
         """Return what the auth socket serves, by the trust domain's clock."""
-        api = WorkloadApi(self.holder, UnixAttestor(), lambda: float(self.trust.at), self.tokens(), streams)
+        api = WorkloadApi(
+            self.holder, UnixAttestor(), lambda: float(self.trust.at), self.tokens(), self.wits(), streams
+        )
         return api, AuthApi(api.callers, api.answers, inbound)
 
     def delegated(self, *delegates: Entry, streams: Streams | None = None) -> DelegatedIdentity:

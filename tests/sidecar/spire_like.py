@@ -30,7 +30,10 @@ AGENT = "/spire/agent/join_token/t"
 
 def wire_bundle(trust: SimulatedTrustDomain, tainted: Collection[bytes] = ()) -> types.Bundle:
     roots = [types.X509Certificate(asn1=one.der, tainted=one.der in tainted) for one in trust.roots]
-    return types.Bundle(trust_domain=trust.td.name, x509_authorities=roots, sequence_number=trust.sequence)
+    wits = [types.WITKey(public_key=one.public_key, key_id=one.key_id) for one in trust.bundle.wit_keys]
+    return types.Bundle(
+        trust_domain=trust.td.name, x509_authorities=roots, sequence_number=trust.sequence, wit_authorities=wits
+    )
 
 
 class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc.EntryServicer, svid_grpc.SVIDServicer):
@@ -160,6 +163,25 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
             result = response.results.add(status=types.Status(code=code, message=message))
             if code == 0:
                 result.svid.CopyFrom(self.sign(self.entries[one.entry_id].spiffe_id.path, one.csr))
+        return response
+
+    async def BatchNewWITSVID(
+        self, request: svid_pb2.BatchNewWITSVIDRequest, context: Any
+    ) -> svid_pb2.BatchNewWITSVIDResponse:
+        """As a spire-server does: not at all, or without a status where all is well."""
+        await self._agents_only(context)
+        if not self.trust.wit_issuers:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "WIT-SVID functionality is disabled")
+        response = svid_pb2.BatchNewWITSVIDResponse()
+        for one in request.params:
+            code, message = self.refuse(one.entry_id)
+            if code:
+                response.results.add(status=types.Status(code=code, message=message))
+                continue
+            self.trust.at = int(time.time())
+            path = self.entries[one.entry_id].spiffe_id.path
+            token = self.trust.wit(path, one.public_key, one.signing_algorithm)
+            response.results.add(svid=types.WITSVID(token=token))
         return response
 
     async def _agents_only(self, context: Any) -> None:

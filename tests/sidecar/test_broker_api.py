@@ -59,6 +59,7 @@ class Client:
     """A client of the API with an SVID of its own, or without one."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
         self.stub: Any = brokerapi_grpc.APIStub(channel)  # type: ignore[no-untyped-call]
 
     def call(self, rpc: str, reference: Any, metadata: Any = HEADER, **fields: Any) -> Any:
@@ -346,6 +347,12 @@ async def test_too_many_streams(service: Service, client: Client) -> None:
             one.cancel()
         await until(lambda: len(service.streams) == 0, "the end of all streams")
         assert descriptors() <= before
+
+
+async def test_a_request_that_is_no_message(service: Service, client: Client) -> None:
+    call = client.channel.unary_stream("/spiffe.broker.API/SubscribeToX509SVID")
+    sentence = "the request is no message of this method"
+    assert await ending(call(b"\x0a\x05", metadata=HEADER, timeout=20)) == (INVALID_ARGUMENT, sentence, None)
 
 
 async def test_a_request_that_is_too_large(client: Client) -> None:

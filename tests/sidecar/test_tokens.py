@@ -355,3 +355,14 @@ def test_all_claims_that_validate_fit_into_a_struct(claims: dict[str, Any]) -> N
     response = workload_pb2.ValidateJWTSVIDResponse()
     response.claims.update(read)
     assert workload_pb2.ValidateJWTSVIDResponse.FromString(response.SerializeToString()) == response
+
+
+async def test_a_tainted_key_means_another_token(bench: Bench) -> None:
+    bench.trust.rotate_jwt()
+    bench.entitle(A)
+    tokens = bench.tokens()
+    first = await tokens.get(A, ["models"])
+    bench.trust.rotate_jwt()
+    bundle = bench.trust.bundle.with_tainted_key(first.proof.key_id)
+    bench.holder.set(view=bench.holder.view.with_bundles([bundle]))
+    assert (await tokens.get(A, ["models"])).proof.key_id == bench.trust.jwt_issuers[-1].authority_id
