@@ -77,7 +77,9 @@ class Sidecar:
         made = self.trust.svid(entry.spiffe_id.path, **fields)
         svid = parse_x509_svid(made.chain)
         key = Key(made.key_der, public_key_of(made.chain[0]))
-        fresh = Identity(entry, svid, key, (svid.authority_id,), float(svid.not_after))
+        # The path's authorities, the root's last.
+        path = tuple(dict.fromkeys((svid.authority_id, self.trust.authority.authority_id)))
+        fresh = Identity(entry, svid, key, path, float(svid.not_after))
 
         async def change() -> None:
             holder = self.bench.holder
