@@ -125,9 +125,10 @@ class Program:
 class World:
     """One trust domain: a broker, and what is needed to start sidecars."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, trust_domain: str = "example.org") -> None:
+        self.folder, self.trust_domain = folder, trust_domain
         self.address = "127.0.0.1:0"
+        self.ready_line = ""
         self.programs: list[Program] = []
         (folder / "policy.yaml").write_text(POLICY)
 
@@ -136,7 +137,7 @@ class World:
         folder = self.folder
         return self._start(
             "broker.log",
-            *("broker", "run", "--trust-domain", "example.org", "--listen", self.address, "--metrics", "off"),
+            *("broker", "run", "--trust-domain", self.trust_domain, "--listen", self.address, "--metrics", "off"),
             *("--data-dir", str(folder / "broker"), "--admin-socket", str(folder / "b.sock")),
             *("--segments", str(folder / "policy.yaml"), *words),
         )
@@ -144,17 +145,21 @@ class World:
     def start_broker(self, *words: str) -> Program:
         """Start the broker, at the same port as before."""
         broker = self.launch_broker(*words)
-        line = broker.ready()
-        found = re.search(r"listen=(\S+)", line)
-        assert found, line
-        self.address = found.group(1)
+        self.ready_line = broker.ready()
+        self.address = self.said("listen")
         return broker
+
+    def said(self, what: str) -> str:
+        """Return an address that the broker told when it was ready."""
+        found = re.search(rf"\b{what}=(\S+)", self.ready_line)
+        assert found, self.ready_line
+        return found.group(1)
 
     def start_sidecar(self, *words: str, name: str = "s", evidence: Sequence[str] = ()) -> Program:
         """Start a sidecar, which attests by the join token unless something else is given."""
         return self._start(
             f"{name}.log",
-            *("sidecar", "run", "--trust-domain", "example.org", "--broker", self.address, "--metrics", "off"),
+            *("sidecar", "run", "--trust-domain", self.trust_domain, "--broker", self.address, "--metrics", "off"),
             *("--bootstrap-bundle", str(self.folder / "bundle.json")),
             *(evidence or ("--join-token-file", str(self.folder / "token"))),
             *("--auth-socket", str(self.auth_socket(name)), "--admin-socket", str(self.folder / f"{name}-admin.sock")),
@@ -181,7 +186,7 @@ class World:
             bundle = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=10)
             token = agent_grpc.AgentStub(channel).CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=600), timeout=10)
         roots = [one.asn1 for one in bundle.x509_authorities]
-        text = TrustBundle.of(TrustDomain.parse("example.org"), roots).to_json()
+        text = TrustBundle.of(TrustDomain.parse(self.trust_domain), roots).to_json()
         (self.folder / "bundle.json").write_bytes(text)
         (self.folder / "token").write_text(token.value + "\n")
         return f"/spire/agent/join_token/{token.value}"
@@ -194,8 +199,8 @@ class World:
     def create_entry(self, parent: str, path: str, *selectors: str, **fields: object) -> str:
         """Create an entry and return its ID."""
         entry = types.Entry(
-            spiffe_id=types.SPIFFEID(trust_domain="example.org", path=path),
-            parent_id=types.SPIFFEID(trust_domain="example.org", path=parent),
+            spiffe_id=types.SPIFFEID(trust_domain=self.trust_domain, path=path),
+            parent_id=types.SPIFFEID(trust_domain=self.trust_domain, path=parent),
             selectors=[types.Selector(type="unix", value=one) for one in selectors or (UID,)],
             **fields,  # type: ignore[arg-type]
         )
@@ -215,13 +220,13 @@ class World:
     def ban(self, agent: str) -> None:
         """Ban an agent."""
         with self.admin() as channel:
-            one = types.SPIFFEID(trust_domain="example.org", path=agent)
+            one = types.SPIFFEID(trust_domain=self.trust_domain, path=agent)
             agent_grpc.AgentStub(channel).BanAgent(agent_pb2.BanAgentRequest(id=one), timeout=10)
 
     def evict(self, agent: str) -> None:
         """Make the broker forget an agent."""
         with self.admin() as channel:
-            one = types.SPIFFEID(trust_domain="example.org", path=agent)
+            one = types.SPIFFEID(trust_domain=self.trust_domain, path=agent)
             agent_grpc.AgentStub(channel).DeleteAgent(agent_pb2.DeleteAgentRequest(id=one), timeout=10)
 
     def agents(self) -> list[str]:
