@@ -53,7 +53,15 @@ FLOWS = {
     ),
     "opaque": FLOW.format(name="opaque", source="inference", destination="registry", port=9001, action="{tcp: {}}"),
     "short": FLOW.format(name="short", source="batch", destination="store", port=9002, action="{tcp: {}}"),
+    "brief": FLOW.format(name="brief", source="batch", destination="store", port=9003, action=GET.format("follow")),
 }
+# A name, who connects to whom, the protocol and the service port.
+LISTENERS = (
+    ("http", "inference", "registry", "http", 9000),
+    ("opaque", "inference", "registry", "tcp", 9001),
+    ("short", "batch", "store", "tcp", 9002),
+    ("brief", "batch", "store", "http", 9003),
+)
 IDS = {name: f"/segment/{name}/host/h/svc/x" for name in ("inference", "registry", "batch", "store")}
 
 
@@ -81,7 +89,7 @@ class Estate(World):
         super().__init__(folder)
         self.app = app
         # Of the inbound listeners, once they are bound.
-        self._addresses: tuple[str, ...] = ()
+        self._addresses: tuple[str, ...] = ("127.0.0.1:0",) * len(LISTENERS)
         self.write(policy())
 
     def write(self, text: str) -> None:
@@ -105,15 +113,15 @@ class Estate(World):
 
     @property
     def http(self) -> Path:
-        return self.folder / "http.sock"
+        return self.socket("http")
 
     @property
     def opaque(self) -> Path:
-        return self.folder / "opaque.sock"
+        return self.socket("opaque")
 
-    @property
-    def short(self) -> Path:
-        return self.folder / "short.sock"
+    def socket(self, listener: str) -> Path:
+        """Return where an outbound listener is bound."""
+        return self.folder / f"{listener}.sock"
 
     def begin(self, *words: str, server: tuple[str, ...] = ()) -> None:
         """Start the broker with these words, and both sidecars."""
@@ -135,27 +143,20 @@ class Estate(World):
 
     def start_server(self, *words: str) -> Program:
         """Start the sidecar before the programs, at the ports that it had before."""
+        apps = {"http": self.app.http, "tcp": self.app.opaque}
         found = [
-            listener("http", "registry", "http", 9000, app={"address": self.app.http}),
-            listener("opaque", "registry", "tcp", 9001, app={"address": self.app.opaque}),
-            listener("short", "store", "tcp", 9002, app={"address": self.app.opaque}),
+            listener(name, peer, protocol, port, app={"address": apps[protocol]}, listen=address)
+            for (name, _, peer, protocol, port), address in zip(LISTENERS, self._addresses, strict=True)
         ]
-        for one, address in zip(found, self._addresses or ["127.0.0.1:0"] * 3, strict=True):
-            one["listen"] = address
         return self.start("server", "--inbound", json.dumps(found), *words)
 
     def start_client(self, *words: str) -> Program:
         """Start the sidecar of those that ask."""
         self._addresses = self.addresses()
-        specs = (
-            ("http", "inference", "http", 9000, self.http, "registry"),
-            ("opaque", "inference", "tcp", 9001, self.opaque, "registry"),
-            ("short", "batch", "tcp", 9002, self.short, "store"),
-        )
         found = [
-            listener(name, identity, protocol, port, listen=f"unix:{path}", addresses=[address])
+            listener(name, identity, protocol, port, listen=f"unix:{self.socket(name)}", addresses=[address])
             | {"expect": [f"spiffe://example.org/segment/{peer}/**"]}
-            for (name, identity, protocol, port, path, peer), address in zip(specs, self._addresses, strict=True)
+            for (name, identity, peer, protocol, port), address in zip(LISTENERS, self._addresses, strict=True)
         ]
         return self.start("client", "--outbound", json.dumps(found), *words)
 

@@ -8,7 +8,6 @@ import contextlib
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -258,18 +257,31 @@ class Stream:
         self.ended.set()
 
 
-async def follow(path: Path) -> AsyncIterator[int]:
-    """Yield how much of a response without end has arrived, chunk by chunk. Raise EOFError or OSError at its end."""
-    link = await Link.open(path)
-    try:
-        link.writer.write(b"GET /follow/stream HTTP/1.1\r\nHost: models\r\nX-Number: 0\r\n\r\n")
-        line, _ = await read_head(link.reader)
-        if not line.startswith("HTTP/1.1 200 "):
-            raise ValueError(line)
-        offset = 0
-        while size := int(await link.reader.readuntil(b"\r\n"), 16):
-            data = await link.reader.readexactly(size + 2)
-            offset = check(offset, data[:-2])
-            yield offset
-    finally:
-        await close(link.writer)
+@dataclass
+class Body:
+    """A long HTTP response."""
+
+    path: Path
+    received: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    # Unix seconds.
+    over: float = 0.0
+
+    async def run(self) -> None:
+        """Read until `ended` is set, and check that nothing is missing. Raise OSError, EOFError or ValueError."""
+        link = await Link.open(self.path)
+        try:
+            link.writer.write(b"GET /follow/stream HTTP/1.1\r\nHost: models\r\nX-Number: 0\r\n\r\n")
+            line, _ = await read_head(link.reader)
+            if not line.startswith("HTTP/1.1 200 "):
+                raise ValueError(line)
+            while not self.ended.is_set():
+                size = int(await link.reader.readuntil(b"\r\n"), 16)
+                data = await link.reader.readexactly(size + 2)
+                self.received = check(self.received, data[:-2])
+        finally:
+            self.over = time.time()
+            await close(link.writer)
+
+    async def end(self) -> None:
+        self.ended.set()
