@@ -19,6 +19,7 @@ import pytest
 from firedoor.certs import X509Svid, parse_x509_svid, split_der
 from firedoor.wire import workload_grpc, workload_pb2
 from tests.e2e.conftest import until
+from tests.e2e.test_datapath import records
 from tests.load.conftest import IDS, Estate
 from tests.load.programs import Body, KeepAlive, Stream, get_once, say_once
 from tests.load.traffic import Traffic
@@ -69,6 +70,7 @@ class Short:
     def __init__(self, estate: Estate, traffic: Traffic, make: Callable[[], Stream | Body]) -> None:
         self._estate, self._traffic, self._make = estate, traffic, make
         self.ends: list[tuple[float, int]] = []
+        self.refused: list[str] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -83,9 +85,15 @@ class Short:
             until(lambda stream=stream, done=done: stream.received or done.done(), "the first bytes")
             if self._deadline() != before:
                 self._give_up(stream)
-            with suppress(OSError, EOFError):
+            try:
                 done.result(60)
                 continue
+            except ValueError as error:
+                # Told by the records.
+                self.refused.append(f"{error}, {stream.over - before:.3f} s after {before}")
+                continue
+            except (OSError, EOFError):
+                pass
             self.ends.append((stream.over, before))
 
     def _give_up(self, stream: Stream | Body) -> None:
@@ -135,6 +143,7 @@ def test_rotation_loses_nothing(estate: Estate, leaves: dict[str, Leaves], traff
     print(*done, sep="\n")
     for one in short:
         one.stop()
+    assert ([one.refused for one in short], denials(estate)) == ([[], []], [])
     # The long ones have outlived every certificate of their beginning, and lost nothing.
     assert not any(one.done() for one in streaming)
     for one, ending in zip(long, streaming, strict=True):
@@ -146,6 +155,11 @@ def test_rotation_loses_nothing(estate: Estate, leaves: dict[str, Leaves], traff
         assert load.answered == load.sent >= load.rate * SECONDS * 0.98
     assert len({one.serial for one in used(estate, leaves)}) > LEAVES
     assert len(leaves["server"].of("registry")) > LEAVES
+
+
+def denials(estate: Estate) -> list[dict[str, object]]:
+    """Return every record of a denial, of both sidecars."""
+    return [one for name in ("server", "client") for one in records(estate, name) if one["decision"] != "allowed"]
 
 
 def used(estate: Estate, leaves: dict[str, Leaves]) -> list[X509Svid]:
