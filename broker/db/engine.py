@@ -10,8 +10,9 @@ handed out after the commit only: whoever has an answer has it for good.
 falls behind what is committed.
 
 `append` is for rows that nothing else depends on, those of what was issued: the rows of all who wait go in by one
-statement, after the jobs that waited with them. While several ask at once, the first waits a moment for the others, as
-PostgreSQL's commit_delay has it: at eight callers an SVID then pays a quarter of what a commit of its own costs.
+statement, after the jobs that waited with them. While several ask at once, the first waits for the others as long as
+they keep coming, a few milliseconds at most, as PostgreSQL's commit_delay has it: a commit costs more processor time
+than signing does, most of it in threads that hand the interpreter's lock to each other.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ _log = logging.getLogger("firedoor.broker.db")
 # More jobs in one commit save nothing measurable and make the first one wait.
 _GROUP: Final = 64
 _READERS: Final = 2
-# How long rows wait for others that come at the same time, when the last ones had company.
-_GATHER_SECONDS: Final = 0.002
+# How long rows wait for others that come at the same time, when the last ones had company: until none came for so long,
+_GATHER_SECONDS: Final = 0.001
+# and no longer than this, or until there is a group.
+_GATHER_MOST_SECONDS: Final = 0.01
 # Another process (a backup) may hold the lock for a moment.
 _BUSY_MS: Final = 5000
 
@@ -100,9 +103,24 @@ class Database:
         job = _Job(lambda connection: _insert(connection, into, rows), None, loop.create_future(), loop, rows, into)
         self._gathered.append(job)
         if len(self._gathered) == 1:
-            loop.call_later(_GATHER_SECONDS if self._together > 1 else 0, self._flush)
+            if self._together > 1:
+                self._gather(loop, 1, loop.time() + _GATHER_MOST_SECONDS)
+            else:
+                loop.call_soon(self._flush)
         # Cancelled, it is not waited for; the rows are written all the same.
         await job.future
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int, until: float) -> None:
+        """Hand the gathered rows to the writer once nobody joins them any more."""
+
+        def look() -> None:
+            found = len(self._gathered)
+            if seen < found < _GROUP and loop.time() < until:
+                self._gather(loop, found, until)
+            else:
+                self._flush()
+
+        loop.call_later(_GATHER_SECONDS, look)
 
     def _flush(self) -> None:
         """Hand the gathered rows to the writer."""
