@@ -19,7 +19,7 @@ from firedoor.cli.errors import CliError, NotFound, Refused, Unreachable, UsageE
 from firedoor.wire import types
 
 Request = TypeVar("Request")
-Response = TypeVar("Response")
+Response = TypeVar("Response", bound=Any)
 
 # Long enough for a busy broker, short enough for a person.
 CALL_SECONDS = 30.0
@@ -83,6 +83,16 @@ class Admin:
             return method(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             self._raise(error)
+
+    def pages(self, method: Callable[..., Response], request: Any) -> Iterator[Response]:
+        """Make a List call page by page, until there is no more."""
+        request.page_size = PAGE
+        while True:
+            answer = self.call(method, request)
+            yield answer
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
 
     def _raise(self, error: grpc.RpcError) -> NoReturn:
         code, details = error.code(), error.details() or "no reason given"

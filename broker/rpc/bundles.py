@@ -16,7 +16,7 @@ from firedoor.broker.entry import Entry
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotFound
 from firedoor.broker.fetched import check_readable
 from firedoor.broker.messages import bundle_message
-from firedoor.broker.rpc.listing import page
+from firedoor.broker.rpc.listing import batch, page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.own_bundle import append
 from firedoor.broker.rpc.status import OK, status_of
@@ -118,7 +118,7 @@ class BundleService:
             raise InvalidRequest(f"failed to parse deletion mode: unhandled delete mode {request.mode}")
         call.audit["mode"] = bundle_pb2.BatchDeleteFederatedBundleRequest.Mode.Name(request.mode)
         results, records = [], []
-        for name in _batch(request.trust_domains):
+        for name in batch(request.trust_domains, MAX_BATCH):
             try:
                 await self._delete(self._foreign(name, "removing"), request.mode)
                 status = OK.in_batch()
@@ -170,7 +170,7 @@ class BundleService:
         whole: Callable[[types.Bundle], types.Bundle] = lambda message: message,
     ) -> list[tuple[types.Status, TrustBundle | None]]:
         results: list[tuple[types.Status, TrustBundle | None]] = []
-        for message in _batch(messages):
+        for message in batch(messages, MAX_BATCH):
             try:
                 bundle = self._parse(whole(message))
                 check(bundle.trust_domain)
@@ -227,12 +227,6 @@ class BundleService:
 def _without(entry: Entry, trust_domain: TrustDomain) -> Entry:
     others = tuple(other for other in entry.federates_with if other != trust_domain)
     return replace(entry, federates_with=others, revision_number=entry.revision_number + 1)
-
-
-def _batch(items: Any) -> Any:
-    if len(items) > MAX_BATCH:
-        raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
-    return items
 
 
 def parse_bundle(message: types.Bundle) -> TrustBundle:

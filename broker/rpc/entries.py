@@ -18,7 +18,7 @@ from firedoor.broker.db.rows import Revoked, revoke_issued
 from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_spiffe_id
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotAdmitted, NotFound
 from firedoor.broker.messages import entry_message
-from firedoor.broker.rpc.listing import filter_selectors, matches, page
+from firedoor.broker.rpc.listing import batch, filter_selectors, matches, page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.certs import CertsError, SpiffeId
@@ -75,7 +75,7 @@ class EntryService:
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
         for message, outcome in zip(
-            request.entries, await asyncio.gather(*map(self._create, _batch(request.entries))), strict=True
+            request.entries, await asyncio.gather(*map(self._create, batch(request.entries, MAX_BATCH))), strict=True
         ):
             results.append(entry_pb2.BatchCreateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
             records.append(self._record(outcome, message))
@@ -104,7 +104,7 @@ class EntryService:
         input_mask = request.input_mask if request.HasField("input_mask") else None
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
-        for message in _batch(request.entries):
+        for message in batch(request.entries, MAX_BATCH):
             outcome = await self._update(message, input_mask)
             results.append(entry_pb2.BatchUpdateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
             records.append(self._record(outcome, message))
@@ -145,7 +145,7 @@ class EntryService:
     ) -> entry_pb2.BatchDeleteEntryResponse:
         """Delete entries, each by itself, and revoke what was issued through them."""
         results, records = [], []
-        deletions = (self._delete(entry_id, keep_svids=call.keep_svids) for entry_id in _batch(request.ids))
+        deletions = (self._delete(entry_id, keep_svids=call.keep_svids) for entry_id in batch(request.ids, MAX_BATCH))
         statuses = await asyncio.gather(*deletions)
         for entry_id, status in zip(request.ids, statuses, strict=True):
             results.append(entry_pb2.BatchDeleteEntryResponse.Result(status=status, id=entry_id))
@@ -312,12 +312,6 @@ def _filter_id(message: types.SPIFFEID, what: str) -> SpiffeId:
         return parse_spiffe_id(message)
     except CertsError as error:
         raise InvalidRequest(f"malformed {what} filter: {error}") from None
-
-
-def _batch(items: Sequence[Any]) -> Sequence[Any]:
-    if len(items) > MAX_BATCH:
-        raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
-    return items
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters and pages of SPIRE's List and Count calls.
+"""Filters and pages of SPIRE's List and Count calls, and how much a batch may hold.
 
 A page is cut from what is there: no number that a client sends is ever allocated (SPIRE 1.9.3). The page token is the
 last key of the page before.
@@ -7,7 +7,7 @@ last key of the page before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from collections.abc import Set as AbstractSet
 from heapq import nsmallest
 from typing import Any, Final, TypeVar
@@ -19,6 +19,7 @@ from firedoor.wire import types
 
 T = TypeVar("T")
 E = TypeVar("E")
+B = TypeVar("B", bound=Sized)
 
 # SelectorMatch and FederatesWithMatch have the same behaviours. SUBSET: what the candidate has is among what was given.
 _BEHAVIOURS: Final[dict[int, Callable[[AbstractSet[Any], AbstractSet[Any]], bool]]] = {
@@ -45,6 +46,13 @@ def filter_selectors(match: types.SelectorMatch) -> frozenset[Selector]:
         return parse_selectors(match.selectors)
     except InvalidRequest as error:
         raise InvalidRequest(f"malformed selectors filter: {error}") from None
+
+
+def batch(items: B, most: int) -> B:
+    """Return the items of a batch, unless there are more than `most`. Raise InvalidRequest."""
+    if len(items) > most:
+        raise InvalidRequest(f"a batch has at most {most} items")
+    return items
 
 
 def page(items: Iterable[T], key: Callable[[T], str], size: int, token: str) -> tuple[list[T], str]:

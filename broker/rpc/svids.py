@@ -19,6 +19,7 @@ from firedoor.broker.issuing import (
     read_named_csr,
 )
 from firedoor.broker.messages import svid_message, token_message
+from firedoor.broker.rpc.listing import batch
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.broker.rpc.wit_svids import MAX_BATCH, WitSvids, read_minted_id, read_ttl
 from firedoor.broker.tokens import authorize_minted_token, authorize_token, read_audience
@@ -69,8 +70,7 @@ class SvidService:
         """Sign SVIDs for entries that the agent is entitled to; each is answered by itself, in the order asked."""
         if not request.params:
             raise InvalidRequest("missing parameters")
-        if len(request.params) > MAX_BATCH:
-            raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
+        batch(request.params, MAX_BATCH)
         agent_id = call.the_agent().id
         call.audit.update(event="issue", agent_id=str(agent_id))
         self._limits.signing(call.caller, len(request.params))

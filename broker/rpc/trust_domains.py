@@ -10,7 +10,7 @@ from firedoor.broker.errors import BrokerError, EndpointError, InvalidRequest, N
 from firedoor.broker.messages import bundle_message
 from firedoor.broker.relationship import Relationship, parse_relationship
 from firedoor.broker.rpc.bundles import parse_bundle
-from firedoor.broker.rpc.listing import page
+from firedoor.broker.rpc.listing import batch, page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.status import OK, RpcStatus, status_of
 from firedoor.certs import CertsError, SpiffeIdError, TrustBundle, TrustDomain
@@ -97,7 +97,7 @@ class TrustDomainService:
     ) -> pb.BatchDeleteFederationRelationshipResponse:
         """Forget relationships; what was fetched stays until the bundle is deleted."""
         results, records = [], []
-        for name in _batch(request.trust_domains):
+        for name in batch(request.trust_domains, MAX_BATCH):
             try:
                 if not name:
                     raise InvalidRequest("missing trust domain")
@@ -132,7 +132,7 @@ class TrustDomainService:
     ) -> list[tuple[types.Status, types.FederationRelationship | None]]:
         made: list[tuple[types.Status, types.FederationRelationship | None]] = []
         records: list[dict[str, Any]] = []
-        for message in _batch(messages):
+        for message in batch(messages, MAX_BATCH):
             try:
                 one = await work(message)
                 status: RpcStatus = OK
@@ -196,9 +196,3 @@ def _read_trust_domain(name: str) -> TrustDomain:
         return TrustDomain.parse(name.removeprefix("spiffe://"))
     except SpiffeIdError as error:
         raise InvalidRequest(f"failed to parse trust domain: {error}") from None
-
-
-def _batch(items: Sequence[Any]) -> Sequence[Any]:
-    if len(items) > MAX_BATCH:
-        raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
-    return items

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from firedoor.broker.entry import MAX_TTL, check_workload_id, parse_spiffe_id
 from firedoor.broker.errors import BrokerError, InvalidRequest
 from firedoor.broker.messages import wit_message
+from firedoor.broker.rpc.listing import batch
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.broker.tokens import authorize_minted_token, authorize_wit
 from firedoor.certs import SpiffeId, SpiffeIdError, TrustDomain, WitSvid
@@ -39,8 +40,7 @@ class WitSvids:
         """Sign for entries that the agent is entitled to; each is answered by itself, and always with a status."""
         if not request.params:
             raise InvalidRequest("missing parameters")
-        if len(request.params) > MAX_BATCH:
-            raise InvalidRequest(f"a batch has at most {MAX_BATCH} items")
+        batch(request.params, MAX_BATCH)
         agent_id = call.the_agent().id
         call.audit.update(event="issue_wit", agent_id=str(agent_id))
         self._limits.wits(call.caller, len(request.params))

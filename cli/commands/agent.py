@@ -2,12 +2,9 @@
 """`firedoor agent`: the sidecars (and other agents) that have attested."""
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 from firedoor.cli.admin import (
-    PAGE,
-    Admin,
     add_broker_socket,
     add_keep_svids,
     broker,
@@ -44,7 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run_list(options: argparse.Namespace) -> int:
     """Show all agents."""
     with broker(options) as connection:
-        found = list(_pages(connection))
+        stub = agent_grpc.AgentStub(connection.channel)
+        found = [
+            one for page in connection.pages(stub.ListAgents, agent_pb2.ListAgentsRequest()) for one in page.agents
+        ]
     if options.output == "json":
         show_json([as_json(agent) for agent in found])
         return Exit.DONE
@@ -53,16 +53,6 @@ def run_list(options: argparse.Namespace) -> int:
     ]
     show(table(("AGENT", "ATTESTED BY", "SVID EXPIRES", "BANNED"), rows))
     return Exit.DONE
-
-
-def _pages(connection: Admin) -> Iterator[types.Agent]:
-    stub, token = agent_grpc.AgentStub(connection.channel), ""
-    while True:
-        answer = connection.call(stub.ListAgents, agent_pb2.ListAgentsRequest(page_size=PAGE, page_token=token))
-        yield from answer.agents
-        token = answer.next_page_token
-        if not token:
-            return
 
 
 def run_show(options: argparse.Namespace) -> int:

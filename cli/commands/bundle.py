@@ -2,9 +2,8 @@
 """`firedoor bundle`: what peers verify with, our own and those of other trust domains."""
 
 import argparse
-from collections.abc import Iterator
 
-from firedoor.cli.admin import PAGE, Admin, add_broker_socket, broker, check_status
+from firedoor.cli.admin import add_broker_socket, broker, check_status
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
 from firedoor.cli.parsing import Group
@@ -64,7 +63,9 @@ def run_show(options: argparse.Namespace) -> int:
 def run_list(options: argparse.Namespace) -> int:
     """Show what is held of other trust domains."""
     with broker(options) as connection:
-        found = list(_pages(connection))
+        listed = bundle_grpc.BundleStub(connection.channel).ListFederatedBundles
+        pages = connection.pages(listed, bundle_pb2.ListFederatedBundlesRequest())
+        found = [one for page in pages for one in page.bundles]
     if options.output == "json":
         show_json([as_json(one) for one in found])
         return Exit.DONE
@@ -74,17 +75,6 @@ def run_list(options: argparse.Namespace) -> int:
     ]
     show(table(("TRUST DOMAIN", "X.509 AUTHORITIES", "JWT AUTHORITIES", "SEQUENCE"), rows))
     return Exit.DONE
-
-
-def _pages(connection: Admin) -> Iterator[types.Bundle]:
-    stub, token = bundle_grpc.BundleStub(connection.channel), ""
-    while True:
-        request = bundle_pb2.ListFederatedBundlesRequest(page_size=PAGE, page_token=token)
-        answer = connection.call(stub.ListFederatedBundles, request)
-        yield from answer.bundles
-        token = answer.next_page_token
-        if not token:
-            return
 
 
 def run_set(options: argparse.Namespace) -> int:

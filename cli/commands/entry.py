@@ -2,12 +2,9 @@
 """`firedoor entry`: which workload, seen below which agent, gets which SPIFFE ID."""
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 from firedoor.cli.admin import (
-    PAGE,
-    Admin,
     add_broker_socket,
     add_keep_svids,
     broker,
@@ -165,24 +162,15 @@ def run_list(options: argparse.Namespace) -> int:
         superset = types.SelectorMatch.MATCH_SUPERSET
         wanted.by_selectors.CopyFrom(types.SelectorMatch(selectors=_selectors(options.selector), match=superset))
     with broker(options) as connection:
-        found = list(_pages(connection, wanted))
+        listed = entry_grpc.EntryStub(connection.channel).ListEntries
+        pages = connection.pages(listed, entry_pb2.ListEntriesRequest(filter=wanted))
+        found = [one for page in pages for one in page.entries]
     if options.output == "json":
         show_json([as_json(entry) for entry in found])
         return Exit.DONE
     rows = [(e.id, id_text(e.spiffe_id), id_text(e.parent_id), " ".join(_selector_texts(e))) for e in found]
     show(table(("ENTRY", "SPIFFE ID", "PARENT", "SELECTORS"), rows))
     return Exit.DONE
-
-
-def _pages(connection: Admin, wanted: entry_pb2.ListEntriesRequest.Filter) -> Iterator[types.Entry]:
-    stub, token = entry_grpc.EntryStub(connection.channel), ""
-    while True:
-        request = entry_pb2.ListEntriesRequest(filter=wanted, page_size=PAGE, page_token=token)
-        answer = connection.call(stub.ListEntries, request)
-        yield from answer.entries
-        token = answer.next_page_token
-        if not token:
-            return
 
 
 def run_show(options: argparse.Namespace) -> int:

@@ -2,9 +2,8 @@
 """`firedoor federation`: trust domains whose bundles the broker fetches, from where, and what servers must prove."""
 
 import argparse
-from collections.abc import Iterator
 
-from firedoor.cli.admin import PAGE, Admin, add_broker_socket, broker, check_status, spiffe_id
+from firedoor.cli.admin import add_broker_socket, broker, check_status, spiffe_id
 from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
@@ -105,24 +104,15 @@ def run_show(options: argparse.Namespace) -> int:
 def run_list(options: argparse.Namespace) -> int:
     """Show all relationships."""
     with broker(options) as connection:
-        found = list(_pages(connection))
+        listed = trustdomain_grpc.TrustDomainStub(connection.channel).ListFederationRelationships
+        pages = connection.pages(listed, pb.ListFederationRelationshipsRequest())
+        found = [one for page in pages for one in page.federation_relationships]
     if options.output == "json":
         show_json([as_json(one) for one in found])
         return Exit.DONE
     rows = [(one.trust_domain, _profile(one), one.bundle_endpoint_url, _held(one)) for one in found]
     show(table(("TRUST DOMAIN", "PROFILE", "ENDPOINT", "BUNDLE"), rows))
     return Exit.DONE
-
-
-def _pages(connection: Admin) -> Iterator[types.FederationRelationship]:
-    stub, token = trustdomain_grpc.TrustDomainStub(connection.channel), ""
-    while True:
-        request = pb.ListFederationRelationshipsRequest(page_size=PAGE, page_token=token)
-        answer = connection.call(stub.ListFederationRelationships, request)
-        yield from answer.federation_relationships
-        token = answer.next_page_token
-        if not token:
-            return
 
 
 def run_delete(options: argparse.Namespace) -> int:
