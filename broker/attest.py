@@ -8,7 +8,7 @@ wins. A challenge lives in the stream that it was sent on, and takes one answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol, final
 
@@ -72,7 +72,7 @@ class Asked:
     """A challenge to send, and what takes the agent's answer to it. Raise InvalidRequest or AttestationRefused."""
 
     challenge: bytes
-    answer: Callable[[bytes], AttestedNode]
+    answer: Callable[[bytes], Awaitable[AttestedNode]]
 
 
 class Attestor(Protocol):

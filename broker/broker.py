@@ -33,21 +33,33 @@ from firedoor.broker.epoch import Mark, follow
 from firedoor.broker.errors import BrokerError, StorageError
 from firedoor.broker.federation import Federation
 from firedoor.broker.files import FileStore, lock, make_private_folder, prepare_socket
+from firedoor.broker.http_challenge import HttpChallengeAttestor
 from firedoor.broker.identity import ServerIdentity
 from firedoor.broker.issuing import Signer
 from firedoor.broker.limits import Limits
 from firedoor.broker.metrics import Metrics
 from firedoor.broker.policy import PolicyKeeper
 from firedoor.broker.push import Pusher
+from firedoor.broker.read_files import ReadFiles
 from firedoor.broker.relationship_file import RelationshipFile
 from firedoor.broker.rpc.agents import AgentService
 from firedoor.broker.rpc.gate import Gate
 from firedoor.broker.sites import Endpoint, Site, planned
+from firedoor.broker.sshpop import SshPopAttestor, ssh_authorities
 from firedoor.broker.state import State
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
 from firedoor.broker.x509pop import X509PopAttestor
-from firedoor.certs import X509POP, CertsError, DiskKeyManager, KeyManager, MemoryKeyManager, SpiffeId
+from firedoor.certs import (
+    HTTP_CHALLENGE,
+    SSHPOP,
+    X509POP,
+    CertsError,
+    DiskKeyManager,
+    KeyManager,
+    MemoryKeyManager,
+    SpiffeId,
+)
 
 _log = logging.getLogger("firedoor.broker")
 
@@ -76,6 +88,7 @@ class Broker:
         self._ending: list[Callable[[], None]] = []
         self._stack = contextlib.AsyncExitStack()
         self.vouchers: Vouchers | None = None
+        self.ssh_authorities: ReadFiles[frozenset[bytes]] | None = None
         # Set when the broker should be stopped, by a signal or because a part of it failed.
         self.ended = asyncio.Event()
         self.failed = False
@@ -135,9 +148,9 @@ class Broker:
     async def _open_vouchers(self) -> Vouchers | None:
         """Return who vouches for nodes' certificates, None when nobody does. Raise ConfigError."""
         config = self.config
-        if config.x509pop_spiffe_prefix:
-            return OwnSvids(self.state, config.x509pop_spiffe_prefix)
-        return await asyncio.to_thread(CaFiles, config.x509pop_ca_bundles) if config.x509pop_ca_bundles else None
+        if config.x509pop.spiffe_prefix:
+            return OwnSvids(self.state, config.x509pop.spiffe_prefix)
+        return await asyncio.to_thread(CaFiles, config.x509pop.ca_bundles) if config.x509pop.ca_bundles else None
 
     def _key_manager(self) -> KeyManager:
         config = self.config
@@ -154,6 +167,8 @@ class Broker:
     async def _open_network(self) -> None:
         config, state = self.config, self.state
         self.vouchers = await self._open_vouchers()
+        if config.sshpop is not None:
+            self.ssh_authorities = await asyncio.to_thread(ssh_authorities, config.sshpop.cert_authorities)
         self.core = mtls.Core()
         self._stack.callback(self.core.stop)
         self.identity = ServerIdentity(state, self.authority, self.core)
@@ -195,11 +210,21 @@ class Broker:
 
     def _attestors(self) -> dict[str, Attestor]:
         """Return what checks nodes' evidence, by the type that agents name."""
-        found: dict[str, Attestor] = {"join_token": JoinTokenAttestor(self.config.trust_domain)}
+        config, trust_domain = self.config, self.config.trust_domain
+        found: dict[str, Attestor] = {"join_token": JoinTokenAttestor(trust_domain)}
         if self.vouchers is not None:
-            x509pop = X509PopAttestor(self.config.trust_domain, self.vouchers, self.config.x509pop_agent_path)
+            x509pop = X509PopAttestor(trust_domain, self.vouchers, config.x509pop.agent_path)
             self._stack.callback(x509pop.close)
             found[X509POP] = x509pop
+        if config.sshpop is not None and self.ssh_authorities is not None:
+            rules = config.sshpop
+            sshpop = SshPopAttestor(trust_domain, self.ssh_authorities, rules.canonical_domain, rules.agent_path)
+            self._stack.callback(sshpop.close)
+            found[SSHPOP] = sshpop
+        if config.http_challenge is not None:
+            http_challenge = HttpChallengeAttestor(trust_domain, config.http_challenge)
+            self._stack.callback(http_challenge.close)
+            found[HTTP_CHALLENGE] = http_challenge
         return found
 
     async def _open_web(self) -> None:
@@ -232,6 +257,8 @@ class Broker:
         self.audit.reopen()
         if self.vouchers is not None:
             await self.vouchers.reread()
+        if self.ssh_authorities is not None:
+            await self.ssh_authorities.reread()
         await self.federation.reread()
         await self.policy.reread()
 
@@ -275,6 +302,8 @@ class Broker:
             await _survive("entries", self._expire_entries())
             if self.vouchers is not None:
                 await _survive("x509pop", self.vouchers.poll())
+            if self.ssh_authorities is not None:
+                await _survive("sshpop", self.ssh_authorities.poll())
             await _survive("federation", self.federation.poll())
             for site in self.sites.values():
                 await _survive("certificate", site.poll())

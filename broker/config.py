@@ -20,16 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from firedoor.broker import endpoint_config, values
+from firedoor.broker import attestor_config, endpoint_config, values
+from firedoor.broker.attestor_config import SshPopRules, X509PopRules
 from firedoor.broker.endpoint_config import BundleEndpoint, Oidc
 from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import MAX_SOCKET_PATH
+from firedoor.broker.http_challenge import HttpChallengeRules
 from firedoor.broker.oidc import read_issuer
 from firedoor.broker.policy import compile_documents, read_files
 from firedoor.broker.ratelimit import Rate
 from firedoor.broker.relationship_file import read_relationships
+from firedoor.broker.sshpop import read_authority_files
 from firedoor.broker.vouchers import read_ca_files
-from firedoor.broker.x509pop import AgentPath
 from firedoor.certs import KeyType, TrustDomain
 from firedoor.segments import PolicyErrors, SettingsError
 from firedoor.segments.setting_values import choice, duration, host_port, integer, metrics, number, text
@@ -71,9 +73,7 @@ OPTIONS: Final = (
     _option("audit_log", "FILE|off", "one JSON line an event; in the data directory by default"),
     _option("log.format", "text|json", "how logs on stderr look"),
     _option("log.level", "debug|info|warning|error", "how much is logged"),
-    _option("x509pop.ca_bundles", "FILE", "CAs that vouch for nodes' certificates, PEM", several=True),
-    _option("x509pop.spiffe_prefix", "PATH", "take our own SVIDs below it instead"),
-    _option("x509pop.agent_path", "TEMPLATE", "agents' IDs, such as cn/{cn}; {fingerprint}"),
+    *attestor_config.options(ENVIRONMENT),
     *endpoint_config.options(ENVIRONMENT),
     _option("rate_limits.attestation", "N", "attestations a second and address"),
     _option("rate_limits.attestation_burst", "N", "attestations at once"),
@@ -106,11 +106,10 @@ class Config:
     audit_log: Path | None
     log_format: LogFormat
     log_level: LogLevel
-    x509pop_ca_bundles: tuple[Path, ...]
-    # Empty: nodes' certificates are no SVIDs.
-    x509pop_spiffe_prefix: str
-    x509pop_agent_path: AgentPath
+    x509pop: X509PopRules
     # None: off.
+    sshpop: SshPopRules | None
+    http_challenge: HttpChallengeRules | None
     bundle_endpoint: BundleEndpoint | None
     oidc: Oidc | None
     federation_relationships: Path | None
@@ -145,7 +144,6 @@ def _parse(top: Section, findings: Findings) -> Config:
     data_dir = top.parse("data_dir", values.path, _state_dir("state"))
     x509_svid_ttl = top.parse("x509_svid_ttl", ttl, 3600)
     audit_log: Path | None = data_dir / "audit.jsonl"
-    agent_path, ca_bundles, prefix = _x509pop(top.section("x509pop"), findings)
     bundle_endpoint = endpoint_config.bundle_endpoint(top.section("bundle_endpoint"))
     jwt_issuer = top.parse("jwt_issuer", read_issuer, "")
     config = Config(
@@ -167,9 +165,9 @@ def _parse(top: Section, findings: Findings) -> Config:
         audit_log=top.parse("audit_log", values.path_or_off, audit_log),
         log_format=cast("LogFormat", log.parse("format", choice("text", "json"), "text")),
         log_level=cast("LogLevel", log.parse("level", choice("debug", "info", "warning", "error"), "info")),
-        x509pop_ca_bundles=ca_bundles,
-        x509pop_spiffe_prefix=prefix,
-        x509pop_agent_path=agent_path,
+        x509pop=attestor_config.x509pop(top.section("x509pop")),
+        sshpop=attestor_config.sshpop(top),
+        http_challenge=attestor_config.http_challenge(top),
         bundle_endpoint=bundle_endpoint,
         oidc=endpoint_config.oidc(top.section("oidc"), jwt_issuer, bundle_endpoint),
         federation_relationships=top.section("federation").parse("relationships", values.path, None),
@@ -187,18 +185,6 @@ def _rate(top: Section, what: str, default: Rate) -> Rate:
         section.parse(what, number(0.01, 1e6), default.per_second),
         section.parse(f"{what}_burst", integer(1, 1_000_000), default.burst),
     )
-
-
-def _x509pop(section: Section, findings: Findings) -> tuple[AgentPath, tuple[Path, ...], str]:
-    ca_bundles, prefix = section.each("ca_bundles", values.path), section.parse("spiffe_prefix", values.id_path, "")
-    path = section.parse("agent_path", AgentPath.parse, AgentPath.parse("{path}" if prefix else "{fingerprint}"))
-    if section.get("ca_bundles") is not None:
-        section.require_some("ca_bundles", "files with the certificates of CAs")
-    if prefix and ca_bundles:
-        findings.add(section.at("spiffe_prefix"), "x509pop.spiffe_prefix", "stands without x509pop.ca_bundles")
-    if path.names_path and not prefix:
-        findings.add(section.at("agent_path"), "x509pop.agent_path", "{path} needs x509pop.spiffe_prefix")
-    return path, ca_bundles, prefix
 
 
 def _check(config: Config, top: Section, findings: Findings) -> None:
@@ -234,7 +220,9 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
     """Yield what reads each file as the broker will. Each raises ConfigError."""
     if config.key_passphrase_file is not None:
         yield partial(read_passphrase, config.key_passphrase_file)
-    yield partial(read_ca_files, config.x509pop_ca_bundles)
+    yield partial(read_ca_files, config.x509pop.ca_bundles)
+    if config.sshpop is not None:
+        yield partial(read_authority_files, config.sshpop.cert_authorities)
     served = [one.endpoint.files for one in (config.bundle_endpoint, config.oidc) if one is not None]
     for files in dict.fromkeys(served):
         if files is not None:

@@ -30,7 +30,7 @@
         ├── StorageError         a file cannot be written or read
         ├── AuthorityError       there is no authority that can sign
         ├── PolicyUnavailable    no segments are declared
-        ├── EndpointError        another trust domain's bundle endpoint does not answer as it should
+        ├── EndpointError        a bundle endpoint, or a host that attests, does not answer as it should
         └── Starting             not ready yet
 
 `str()` is a sentence for the person who must act. No message carries a key, a token or a selector's value.
@@ -212,7 +212,7 @@ class PolicyUnavailable(BrokerFault):
 
 
 class EndpointError(BrokerFault):
-    """Another trust domain's bundle endpoint does not answer, or not as it should."""
+    """Another trust domain's bundle endpoint, or a host that attests, does not answer, or not as it should."""
 
     code = "bundle_endpoint"
 

@@ -6,15 +6,14 @@ A verifier is taken on the event loop, with what counts at that moment, and used
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from firedoor.broker.errors import AttestationRefused, ConfigError
-from firedoor.broker.files import stamp
+from firedoor.broker.read_files import ReadFiles, read_capped
 from firedoor.certs import (
     BundleError,
     IdPattern,
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from firedoor.certs.certificate import Certificate
 
 _log = logging.getLogger("firedoor.broker.x509pop")
-# One byte more than the reader takes, so that it says so.
-_MAX_FILE: Final = 4 * 1024 * 1024 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +60,23 @@ class Vouchers(Protocol):
 
 
 class CaFiles:
-    """CA certificates in PEM files, read again when they change. Files that are wrong change nothing."""
+    """CA certificates in PEM files, read again when they change."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-        self._seen = _seen(paths)
-        self._roots = read_ca_files(paths)
+        self._files = ReadFiles(paths, read_ca_files, "CAs that vouch for nodes", _log)
 
     def verifier(self) -> Verifier:
         """Return what checks a chain by the CAs of all files."""
-        roots = self._roots
+        roots = self._files.value
         return lambda chain, now: Vouched(verify_node_certificate(chain, roots, now))
 
     async def poll(self) -> None:
         """Read the files again if one changed."""
-        seen = await asyncio.to_thread(_seen, self._paths)
-        if seen != self._seen:
-            self._seen = seen
-            await self.reread()
+        await self._files.poll()
 
     async def reread(self) -> None:
         """Read the files now."""
-        try:
-            self._roots = await asyncio.to_thread(read_ca_files, self._paths)
-        except ConfigError as error:
-            _log.error("the CAs that vouch for nodes stay as they were: %s", error)
-        else:
-            _log.info("%d CAs vouch for nodes", len(self._roots))
+        await self._files.reread()
 
 
 def read_ca_files(paths: Iterable[Path]) -> tuple[Certificate, ...]:
@@ -97,18 +84,10 @@ def read_ca_files(paths: Iterable[Path]) -> tuple[Certificate, ...]:
     found: dict[bytes, Certificate] = {}
     for path in paths:
         try:
-            with path.open("rb") as file:
-                found |= {root.der: root for root in read_roots(file.read(_MAX_FILE))}
-        except OSError as error:
-            raise ConfigError(f"x509pop.ca_bundles: {path} cannot be read: {error.strerror}") from error
+            found |= {root.der: root for root in read_roots(read_capped("x509pop.ca_bundles", path))}
         except BundleError as error:
             raise ConfigError(f"x509pop.ca_bundles: {path}: {error}") from None
     return tuple(found.values())
-
-
-def _seen(paths: Iterable[Path]) -> tuple[object, ...]:
-    """Return what differs when a file was edited or replaced; cheap to ask for every second."""
-    return tuple(stamp(path) for path in paths)
 
 
 class OwnSvids:

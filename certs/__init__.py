@@ -12,6 +12,7 @@ from firedoor.certs.errors import (
     CallerError,
     CertsError,
     CsrError,
+    DnsPatternError,
     EvidenceError,
     FingerprintError,
     IssueError,
@@ -24,10 +25,20 @@ from firedoor.certs.errors import (
     PeerError,
     SelectorError,
     SpiffeIdError,
+    SshCertificateError,
     SvidError,
     WitSvidError,
 )
 from firedoor.certs.fingerprints import Fingerprint
+from firedoor.certs.http_challenge import (
+    FIRST_OPEN_PORT,
+    HTTP_CHALLENGE,
+    DnsPattern,
+    HttpChallenge,
+    HttpNode,
+    is_agent_name,
+    is_host_name,
+)
 from firedoor.certs.ids import SpiffeId, TrustDomain
 from firedoor.certs.jwt import (
     DEFAULT_JWT_SVID_TTL,
@@ -60,6 +71,14 @@ from firedoor.certs.node_certificate import (
 )
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.selectors import Selector
+from firedoor.certs.ssh_certificate import (
+    SSHPOP,
+    SshNode,
+    check_ssh_certificate,
+    read_ssh_authorities,
+    verify_ssh_certificate,
+)
+from firedoor.certs.sshpop import SshChallenge, SshPrivateKey, read_ssh_evidence, write_ssh_evidence
 from firedoor.certs.svid import (
     NOT_BEFORE_CUSHION,
     X509Issuer,
@@ -82,7 +101,10 @@ from firedoor.certs.x509pop import Challenge, read_evidence, write_evidence
 __all__ = [
     "DEFAULT_JWT_SVID_TTL",
     "DEFAULT_WIT_SVID_TTL",
+    "FIRST_OPEN_PORT",
+    "HTTP_CHALLENGE",
     "NOT_BEFORE_CUSHION",
+    "SSHPOP",
     "X509POP",
     "Authority",
     "AuthorityError",
@@ -94,11 +116,15 @@ __all__ = [
     "Csr",
     "CsrError",
     "DiskKeyManager",
+    "DnsPattern",
+    "DnsPatternError",
     "Due",
     "Event",
     "EvidenceError",
     "Fingerprint",
     "FingerprintError",
+    "HttpChallenge",
+    "HttpNode",
     "IdPattern",
     "IssueError",
     "JournalError",
@@ -123,6 +149,10 @@ __all__ = [
     "SelectorError",
     "SpiffeId",
     "SpiffeIdError",
+    "SshCertificateError",
+    "SshChallenge",
+    "SshNode",
+    "SshPrivateKey",
     "Status",
     "SvidError",
     "TrustBundle",
@@ -139,7 +169,10 @@ __all__ = [
     "check_confirmation",
     "check_dns_name",
     "check_node_chain",
+    "check_ssh_certificate",
     "generate_key",
+    "is_agent_name",
+    "is_host_name",
     "issue_ca",
     "issue_x509",
     "make_csr",
@@ -152,10 +185,14 @@ __all__ = [
     "public_key_der",
     "read_evidence",
     "read_roots",
+    "read_ssh_authorities",
+    "read_ssh_evidence",
     "split_der",
     "validate_jwt_svid",
     "validate_wit_svid",
     "verify_node_certificate",
+    "verify_ssh_certificate",
     "verify_x509_svid",
     "write_evidence",
+    "write_ssh_evidence",
 ]

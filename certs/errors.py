@@ -5,6 +5,7 @@
     ├── CallerError              the value that was handed in breaks a rule
     │   ├── SpiffeIdError        a SPIFFE ID or trust domain name
     │   ├── PatternError         an ID pattern
+    │   ├── DnsPatternError      a pattern of hosts' names
     │   ├── SelectorError        a selector
     │   ├── FingerprintError     a fingerprint
     │   ├── CsrError             a certificate signing request
@@ -16,7 +17,8 @@
     │   ├── SvidError            an X.509-SVID or its chain, as a peer presents it
     │   ├── JwtSvidError         a JWT-SVID, as a peer presents it
     │   ├── WitSvidError         a WIT-SVID, as a peer presents it
-    │   └── NodeCertificateError a node's certificate, as a node presents it
+    │   ├── NodeCertificateError a node's certificate, as a node presents it
+    │   └── SshCertificateError  a host's SSH certificate, as a node presents it
     └── OurError
         ├── KeyManagerError      a key that is missing, damaged or locked
         └── JournalError         an authority journal that cannot be read back
@@ -105,6 +107,14 @@ class PatternError(CallerError):
     )
 
 
+class DnsPatternError(CallerError):
+    """A text is no pattern of hosts' names."""
+
+    sentences = MappingProxyType(
+        {"malformed_dns_pattern": "a pattern is a DNS name in lower case; * is one whole label, ** begins it"}
+    )
+
+
 class SelectorError(CallerError):
     """A text is not a selector `type:value`."""
 
@@ -171,6 +181,8 @@ class BundleError(CallerError):
             "malformed_certificate": "a certificate in the trust bundle cannot be read",
             "not_a_ca": "a certificate in the trust bundle is none of a CA that may sign SVIDs",
             "not_a_node_ca": "a certificate is none of a CA for nodes whose key has an allowed kind and size",
+            "malformed_ssh_key": "a CA of hosts is no public key as ssh-keygen writes it: Ed25519, ECDSA or RSA",
+            "unsupported_ssh_key": "an RSA key of a CA of hosts has 2048 to 8192 bits and an exponent up to 65537",
             "malformed_jwt_key": "a jwt-svid or wit-svid key in the trust bundle cannot be read",
             "unknown_authority": "the trust bundle holds no authority of that ID",
             "not_tainted": "an authority is tainted before it is revoked",
@@ -179,18 +191,23 @@ class BundleError(CallerError):
 
 
 class EvidenceError(CallerError):
-    """A message of the x509pop exchange cannot be read."""
+    """A message of a node's attestation cannot be read."""
 
     sentences = MappingProxyType(
         {
-            "malformed_evidence": "the evidence is not the JSON of x509pop",
+            "malformed_evidence": "the evidence is not the JSON of its attestor",
             "no_certificate": "the evidence holds no certificate",
             "too_many_certificates": "the evidence holds more than a certificate and 4 intermediates",
             "malformed_certificate": "a certificate of the evidence cannot be read or is longer than 16 KiB",
-            "malformed_challenge": "the challenge is not the JSON of x509pop",
-            "malformed_answer": "the answer to the challenge is not the JSON of x509pop",
+            "malformed_challenge": "the challenge is not the JSON of its attestor",
+            "malformed_answer": "the answer to the challenge is not the JSON of its attestor",
             "wrong_nonce": "a nonce has 32 bytes",
             "wrong_kind": "the challenge is for another kind of key",
+            "bad_host_name": (
+                "the host name is no DNS name in lower case without a dot at its end, or it is an address, or localhost"
+            ),
+            "bad_agent_name": "an agent's name is a letter, then letters, digits and dashes, at most 32 in all",
+            "bad_port": "a port is a whole number from 1 to 65535",
         }
     )
 
@@ -285,6 +302,32 @@ class NodeCertificateError(PeerError):
             "not_yet_valid": "the node's certificate, or a CA above it, is not yet valid",
             "expired": "the node's certificate, or a CA above it, has expired",
             "bad_signature": "the challenge is not signed by the key of the node's certificate",
+        }
+    )
+
+
+class SshCertificateError(PeerError):
+    """An SSH certificate does not prove which host it is, in the order in which the rules are checked."""
+
+    grpc_status = "PERMISSION_DENIED"
+    sentences = MappingProxyType(
+        {
+            "unsupported_key": (
+                "a key is none of Ed25519, ECDSA P-256, P-384 and P-521, and RSA of 2048 to 8192 bits with an exponent "
+                "up to 65537"
+            ),
+            "weak_signature": "the host's certificate is signed with SHA-1 or by a kind of key that is not known here",
+            "not_a_host": "the certificate is none of a host",
+            "no_principal": "the host's certificate names no host, and would be good for every one",
+            "too_many_principals": "the host's certificate has more than 256 principals",
+            "critical_option": "the host's certificate has a critical option, and none is known for hosts",
+            "bad_principal": "the first principal of the host's certificate is no name of a host",
+            "wrong_domain": "the first principal of the host's certificate is not in the canonical domain",
+            "ca_unknown": "the host's certificate is not of a CA that is configured for sshpop",
+            "not_yet_valid": "the host's certificate is not yet valid",
+            "expired": "the host's certificate has expired",
+            "bad_ca_signature": "the host's certificate is not signed by its CA",
+            "bad_signature": "the challenge is not signed by the key of the host's certificate",
         }
     )
 

@@ -12,9 +12,6 @@ the first answer.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, final
@@ -25,15 +22,22 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 
 from firedoor.certs.errors import EvidenceError, NodeCertificateError
+from firedoor.certs.evidence import (
+    NONCE_BYTES,
+    from_base64,
+    read_field,
+    read_message,
+    read_nonce,
+    signed_digest,
+    to_base64,
+    to_json,
+)
 from firedoor.certs.jose import read_object
 from firedoor.certs.keys import MAX_RSA_BITS, PrivateKey
 from firedoor.certs.node_certificate import MAX_INTERMEDIATES, NodeKey
 
-NONCE_BYTES: Final = 32
 # Five certificates of RSA-8192 take 16 KiB.
 MAX_EVIDENCE_BYTES: Final = 64 * 1024
-# A signature of RSA-8192 takes 1.4 KiB.
-MAX_MESSAGE_BYTES: Final = 4 * 1024
 
 _Kind = Literal["rsa_signature", "ecdsa_signature"]
 _KINDS: Final[tuple[_Kind, _Kind]] = ("rsa_signature", "ecdsa_signature")
@@ -42,7 +46,7 @@ _HASH: Final = Prehashed(hashes.SHA256())
 
 def write_evidence(chain: Sequence[bytes]) -> bytes:
     """Return what a node shows first: its certificate and the intermediates above it."""
-    return _json({"certificates": [base64.b64encode(der).decode() for der in chain]})
+    return to_json({"certificates": [to_base64(der) for der in chain]})
 
 
 def read_evidence(payload: bytes) -> tuple[bytes, ...]:
@@ -60,7 +64,7 @@ def read_evidence(payload: bytes) -> tuple[bytes, ...]:
     if len(found) > 1 + MAX_INTERMEDIATES:
         raise EvidenceError("too_many_certificates")
     try:
-        return tuple(_decode(each) for each in found)
+        return tuple(from_base64(each) for each in found)
     except ValueError:
         raise EvidenceError("malformed_evidence", "a certificate is not in base64") from None
 
@@ -83,12 +87,12 @@ class Challenge:
     def read(cls, message: bytes) -> Challenge:
         """Read a server's challenge. Raise EvidenceError."""
         kind, fields = _only(message, "malformed_challenge")
-        return cls(kind, _nonce(fields, "malformed_challenge"))
+        return cls(kind, read_nonce(fields.get("nonce"), "malformed_challenge"))
 
     def message(self) -> bytes:
         """Return what the server sends."""
-        nonce = {"nonce": base64.b64encode(self.nonce).decode()}
-        return _json({kind: nonce if kind == self.kind else None for kind in _KINDS})
+        nonce = {"nonce": to_base64(self.nonce)}
+        return to_json({kind: nonce if kind == self.kind else None for kind in _KINDS})
 
     def answer(self, key: PrivateKey, nonce: bytes) -> bytes:
         """Return what the node answers, with a fresh nonce of its own. Raise EvidenceError for another kind of key."""
@@ -100,29 +104,29 @@ class Challenge:
         else:
             r, s = decode_dss_signature(key.sign(digest, ec.ECDSA(_HASH)))
             fields |= {"r": _big_endian(r), "s": _big_endian(s)}
-        written = {name: base64.b64encode(value).decode() for name, value in fields.items()}
-        return _json({kind: written if kind == self.kind else None for kind in _KINDS})
+        written = {name: to_base64(value) for name, value in fields.items()}
+        return to_json({kind: written if kind == self.kind else None for kind in _KINDS})
 
     def check(self, answer: bytes, key: NodeKey) -> None:
         """Check an answer by the key that the challenge was made for. Raise EvidenceError or NodeCertificateError."""
         kind, fields = _only(answer, "malformed_answer")
         if kind != self.kind or kind != _kind(key):
             raise EvidenceError("malformed_answer", "it is for another kind of key")
-        digest = self._digest(_nonce(fields, "malformed_answer"))
+        digest = self._digest(read_nonce(fields.get("nonce"), "malformed_answer"))
         try:
             if isinstance(key, rsa.RSAPublicKey):
-                signature = _field(fields, "signature", MAX_RSA_BITS // 8)
+                signature = read_field(fields.get("signature"), "signature", MAX_RSA_BITS // 8)
                 # Go signs with the longest salt that fits.
                 key.verify(signature, digest, _pss(padding.PSS.AUTO), _HASH)
             else:
                 size = (key.curve.key_size + 7) // 8
-                r, s = (int.from_bytes(_field(fields, name, size)) for name in ("r", "s"))
+                r, s = (int.from_bytes(read_field(fields.get(name), name, size)) for name in ("r", "s"))
                 key.verify(encode_dss_signature(r, s), digest, ec.ECDSA(_HASH))
         except InvalidSignature:
             raise NodeCertificateError("bad_signature") from None
 
     def _digest(self, nonce: bytes) -> bytes:
-        return hashlib.sha256(self.nonce + nonce).digest()
+        return signed_digest(self.nonce, nonce)
 
 
 def _kind(key: object) -> _Kind:
@@ -137,49 +141,10 @@ def _big_endian(number: int) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8)
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _decode(text: object) -> bytes:
-    """Read base64 in its one canonical form, as Go writes it. Raise ValueError."""
-    if not isinstance(text, str):
-        raise ValueError("not text")
-    data = base64.b64decode(text, validate=True)
-    if base64.b64encode(data).decode() != text:
-        raise ValueError("not canonical")
-    return data
-
-
 def _only(message: bytes, code: str) -> tuple[_Kind, dict[str, Any]]:
     """Return the one member of a challenge or an answer that is not null."""
-    if len(message) > MAX_MESSAGE_BYTES:
-        raise EvidenceError(code, f"it is longer than {MAX_MESSAGE_BYTES // 1024} KiB")
-    try:
-        members = read_object(message)
-    except ValueError:
-        raise EvidenceError(code) from None
+    members = read_message(message, code)
     given = [(kind, members[kind]) for kind in _KINDS if members.get(kind) is not None]
     if len(given) != 1 or not isinstance(given[0][1], dict):
         raise EvidenceError(code, "it holds not exactly one of rsa_signature and ecdsa_signature")
     return given[0]
-
-
-def _nonce(fields: dict[str, Any], code: str) -> bytes:
-    try:
-        nonce = _decode(fields.get("nonce"))
-    except ValueError:
-        raise EvidenceError(code, "its nonce is not in base64") from None
-    if len(nonce) != NONCE_BYTES:
-        raise EvidenceError("wrong_nonce")
-    return nonce
-
-
-def _field(fields: dict[str, Any], name: str, most: int) -> bytes:
-    try:
-        value = _decode(fields.get(name))
-    except ValueError:
-        raise EvidenceError("malformed_answer", f"its {name} is not in base64") from None
-    if len(value) > most:
-        raise EvidenceError("malformed_answer", f"its {name} is longer than a signature's")
-    return value

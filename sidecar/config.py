@@ -24,10 +24,12 @@ from firedoor.segments import SettingsError
 from firedoor.segments import document as yaml_text
 from firedoor.segments.setting_values import boolean, choice, host_port, integer, ip_port, metrics
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
-from firedoor.sidecar import settings
+from firedoor.sidecar import evidence_config, settings
 from firedoor.sidecar.errors import ConfigError
+from firedoor.sidecar.http_challenge import HttpNonce
 from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inbound, parse_outbound
 from firedoor.sidecar.node_certificate import X509Pop
+from firedoor.sidecar.ssh_certificate import SshPop
 
 L = TypeVar("L", bound=Listener)
 
@@ -53,9 +55,7 @@ OPTIONS = (
     _option("broker", "HOST:PORT", "the broker or SPIRE server; several are tried in turn", several=True),
     _option("bootstrap_bundle", "FILE", "trust bundle for the first connection: SPIFFE JSON or PEM"),
     _option("join_token_file", "FILE", "a join token, used once"),
-    _option("x509pop.certificate", "FILE", "this node's certificate, PEM; intermediates may follow it"),
-    _option("x509pop.key", "FILE", "its key, PEM; the node attests with both as often as it has to"),
-    _option("x509pop.intermediates", "FILE", "further certificates up to the broker's CA, PEM"),
+    *evidence_config.options(ENVIRONMENT),
     _option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
     _option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
     _option("authorized_delegates", "ID", "who may ask there for identities of other programs", several=True),
@@ -114,8 +114,10 @@ class Config:
     broker: tuple[str, ...]
     bootstrap_bundle: Path | None
     join_token_file: Path | None
-    # None: the node has no certificate of its own.
+    # At most one of these and of the token; None: the node has no such thing.
     x509pop: X509Pop | None
+    sshpop: SshPop | None
+    http_challenge: HttpNonce | None
     auth_socket: Path
     admin_socket: Path
     authorized_delegates: frozenset[SpiffeId]
@@ -205,7 +207,9 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         broker=top.each("broker", host_port),
         bootstrap_bundle=top.parse("bootstrap_bundle", settings.path, None),
         join_token_file=top.parse("join_token_file", settings.path, None),
-        x509pop=_x509pop(top, findings),
+        x509pop=evidence_config.x509pop(top),
+        sshpop=evidence_config.sshpop(top),
+        http_challenge=evidence_config.http_challenge(top),
         auth_socket=top.parse("auth_socket", settings.socket_path, places.sockets / "auth.sock"),
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         authorized_delegates=frozenset(top.each("authorized_delegates", settings.own_workload_id(trust_domain))),
@@ -223,23 +227,10 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         inbound=_listeners(top, "inbound", trust_domain, findings, parse_inbound),
         outbound=_listeners(top, "outbound", trust_domain, findings, parse_outbound),
     )
+    evidence_config.check_one(top)
     _check_socket_paths(config, top, findings)
     _check_names(config, findings)
     return config
-
-
-def _x509pop(top: Section, findings: Findings) -> X509Pop | None:
-    if top.get("x509pop") is None:
-        return None
-    section = top.section("x509pop")
-    if top.get("join_token_file") is not None:
-        findings.add(top.at("x509pop"), "x509pop", "a node attests by it or by join_token_file, not by both")
-    nowhere = Path()
-    return X509Pop(
-        certificate=section.require("certificate", settings.path, nowhere),
-        key=section.require("key", settings.path, nowhere),
-        intermediates=section.parse("intermediates", settings.path, None),
-    )
 
 
 def _broker_api(top: Section, trust_domain: TrustDomain) -> BrokerApiConfig | None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent SVID: attested once with a join token, renewed at half life, kept on disk.
+"""The agent SVID: attested once with a join token or by a DNS name, renewed at half life, kept on disk.
 
-With a node's certificate it is attested again instead of renewed, and not kept.
+With a node's certificate, X.509 or SSH, it is attested again instead of renewed, and not kept.
 
 A renewed SVID becomes the one that counts when it is first used; the server refuses the old one after that. So whoever
 renews opens new connections, and closes the old ones.
@@ -27,7 +27,8 @@ BOOT_SOCKET = "server-boot.sock"
 
 def evidence_of(config: Config) -> Evidence | None:
     """Return what the configuration says to attest with, None when it says nothing."""
-    return config.x509pop or (JoinToken(config.join_token_file) if config.join_token_file else None)
+    own = config.x509pop or config.sshpop or config.http_challenge
+    return own or (JoinToken(config.join_token_file) if config.join_token_file else None)
 
 
 class Enrolment:
@@ -59,7 +60,8 @@ class Enrolment:
         evidence = self._evidence
         if evidence is None:
             raise TokenMissing(
-                "this sidecar has no usable agent SVID, and neither join_token_file nor x509pop is configured; "
+                "this sidecar has no usable agent SVID, and none of join_token_file, x509pop, sshpop and "
+                "http_challenge is configured; "
                 "make a token with `firedoor token create`"
             )
         shown, key = evidence.show(self._now()), keys.generate()
@@ -68,7 +70,8 @@ class Enrolment:
         socket = self._config.run_dir / BOOT_SOCKET
         server = Server.open(self._core, socket, self._config.broker, self._config.server_id)
         try:
-            spiffe_id, chain, reattestable = await server.attest(evidence.kind, shown, keys.csr(key))
+            async with shown.serving():
+                spiffe_id, chain, reattestable = await server.attest(evidence.kind, shown, keys.csr(key))
         except AttestationRefused as error:
             raise AttestationRefused(f"{error}; {evidence.advice}") from error
         finally:

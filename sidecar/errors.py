@@ -6,7 +6,8 @@
     │   ├── ConfigError          the configuration, with every finding
     │   ├── StateError           the data directory
     │   ├── TokenMissing         a first attestation without a join token
-    │   └── NodeCertificateUnusable   the files of x509pop
+    │   ├── NodeCertificateUnusable   the files of x509pop and sshpop
+    │   └── ChallengeNotServed   the address of http_challenge
     ├── WorkloadError            a program on the auth socket
     │   ├── HeaderMissing
     │   ├── CallerRefused        the connection or the process behind it is gone or changed
@@ -77,6 +78,12 @@ class NodeCertificateUnusable(OperatorError):
     """The node's certificate or its key cannot attest. The sentence begins with the setting and the file."""
 
     code = "node_certificate"
+
+
+class ChallengeNotServed(OperatorError):
+    """The server could not find the nonce here: nothing can listen where it would look."""
+
+    code = "challenge_not_served"
 
 
 class WorkloadError(SidecarError):

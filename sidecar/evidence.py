@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node proves itself with: a join token, once, or a certificate of its own (node_certificate.py)."""
+"""What this node proves itself with: a join token, once, or what it has of its own.
+
+That is an X.509 certificate (node_certificate.py), an SSH certificate (ssh_certificate.py), or a DNS name
+(http_challenge.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -16,10 +21,14 @@ LONGEST_TOKEN = 1024
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Evidence of this moment. `answer` takes the server's challenge; it may take a tenth of a second."""
+    """Evidence of this moment. `answer` takes the server's challenge; it may take a tenth of a second.
+
+    `serving` is open from before the payload is shown until the server has decided.
+    """
 
     payload: bytes
     answer: Callable[[bytes], bytes] | None = None
+    serving: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
 
 
 class Evidence(Protocol):

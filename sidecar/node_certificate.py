@@ -6,10 +6,9 @@ Everything that the server would refuse and that can be seen from here is said b
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -19,11 +18,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from firedoor.certs import X509POP, CertsError, Challenge, PrivateKey, check_node_chain, write_evidence
-from firedoor.sidecar.errors import AttestationRefused, NodeCertificateUnusable
+from firedoor.sidecar.errors import AttestationRefused
 from firedoor.sidecar.evidence import Shown
+from firedoor.sidecar.node_files import read_file, unusable
 
 _NONCE_BYTES: Final = 32
-_MAX_FILE: Final = 256 * 1024
 _DER: Final = serialization.Encoding.DER
 _PUBLIC: Final = (_DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
@@ -70,13 +69,12 @@ def _answer(challenge: bytes, key: PrivateKey) -> bytes:
         raise AttestationRefused(f"the server's challenge cannot be answered: {error}") from error
 
 
-def _unusable(key: str, file: Path, what: str) -> NodeCertificateUnusable:
-    return NodeCertificateUnusable(f"x509pop.{key}: {file} {what}")
+_unusable = partial(unusable, X509POP)
 
 
 def _certificates(key: str, file: Path) -> list[x509.Certificate]:
     try:
-        found = x509.load_pem_x509_certificates(_read(key, file))
+        found = x509.load_pem_x509_certificates(read_file(X509POP, key, file))
         for certificate in found:
             certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
@@ -86,7 +84,7 @@ def _certificates(key: str, file: Path) -> list[x509.Certificate]:
 
 def _key(file: Path) -> PrivateKey:
     try:
-        key = serialization.load_pem_private_key(_read("key", file, secret=True), None)
+        key = serialization.load_pem_private_key(read_file(X509POP, "key", file, secret=True), None)
     except TypeError:
         # What cryptography raises for a key that needs a password.
         raise _unusable("key", file, "is encrypted; x509pop needs the key unencrypted, readable by this user") from None
@@ -95,27 +93,3 @@ def _key(file: Path) -> PrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise _unusable("key", file, "is neither an ECDSA nor an RSA key: x509pop has no challenge for others")
     return key
-
-
-def _read(key: str, file: Path, *, secret: bool = False) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            if secret:
-                _check_private(file, os.fstat(opened.fileno()))
-            data = opened.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise _unusable(key, file, f"cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_FILE:
-        raise _unusable(key, file, f"is longer than {_MAX_FILE // 1024} KiB")
-    return data
-
-
-def _check_private(file: Path, found: os.stat_result) -> None:
-    """Whoever reads the key can be this node; whoever writes it can put another in its place."""
-    if not stat.S_ISREG(found.st_mode):
-        raise _unusable("key", file, "is not a file")
-    if found.st_uid not in (0, os.geteuid()):
-        raise _unusable("key", file, f"belongs to uid {found.st_uid}; it must belong to uid {os.geteuid()} or to root")
-    # A group of its own may read it, as /etc/ssl/private has it.
-    if found.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-        raise _unusable("key", file, f"has mode {stat.S_IMODE(found.st_mode):04o}, open to others; chmod 0600 it")

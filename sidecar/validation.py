@@ -60,7 +60,8 @@ def _check_evidence(config: "Config", findings: list[str]) -> None:
         return
     if evidence is None:
         findings.append(
-            "join_token_file: is missing, x509pop too, and no agent SVID is stored: this node could not attest"
+            "join_token_file: is missing, and so are x509pop, sshpop and http_challenge, and no agent SVID is stored: "
+            "this node could not attest"
         )
         return
     try:

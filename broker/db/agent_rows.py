@@ -40,6 +40,11 @@ def put_agent(connection: Connection, agent: Agent) -> None:
         connection.execute(insert(agent_selectors), rows)
 
 
+def has_agent(connection: Connection, agent_id: SpiffeId) -> bool:
+    """Say whether an agent of that ID has attested before and was not evicted since."""
+    return connection.scalar(select(agents.c.id).where(agents.c.id == str(agent_id))) is not None
+
+
 def renew_agent(connection: Connection, agent: Agent, serial: str, not_after: int) -> None:
     """Write the serial of a renewed certificate beside the present one. Raise NotFound: gone, or banned."""
     where = (agents.c.id == str(agent.id)) & (agents.c.serial == agent.serial) & ~agents.c.banned

@@ -88,7 +88,7 @@ class AgentService:
                     call.asking = True
                     yield agent_pb2.AttestAgentResponse(challenge=step.challenge)
                     call.asking = False
-                    step = step.answer(await _answer(requests))
+                    step = await step.answer(await _answer(requests))
             agent, svid = await finished(self._attested(step, key, call))
         except Exception:
             # A type that nobody configured must not make a time series of its own.

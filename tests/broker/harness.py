@@ -197,10 +197,10 @@ class AgentClient:
         """Attest by a node's certificate. `answer` makes the answer to a challenge, the right one unless given."""
         return await self.show(write_evidence(held.chain if chain is None else chain), answer or right_answer(held.key))
 
-    async def show(self, payload: bytes, answer: Answer) -> X509Svid:
-        """Attest by the payload of a node's certificate."""
+    async def show(self, payload: bytes, answer: Answer, kind: str = "x509pop", *, again: bool = True) -> X509Svid:
+        """Attest by a payload. `again`: whether the broker is to say that the node may do so again."""
         params = agent_pb2.AttestAgentRequest.Params(
-            data=types.AttestationData(type="x509pop", payload=payload),
+            data=types.AttestationData(type=kind, payload=payload),
             params=agent_pb2.AgentX509SVIDParams(csr=make_csr(self.key)),
         )
         call = agent_grpc.AgentStub(self.channel).AttestAgent()
@@ -215,7 +215,7 @@ class AgentClient:
         result = await call.read()
         if result == grpc.aio.EOF:
             raise await failure(call)
-        assert result.result.reattestable
+        assert result.result.reattestable == again
         return parse_x509_svid(tuple(result.result.svid.cert_chain))
 
     async def renew(self, key: PrivateKey) -> X509Svid:

@@ -3,6 +3,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from firedoor.broker import config
 from firedoor.broker.relationship_file import read_relationships
@@ -14,21 +15,35 @@ from tests.simulator import SimulatedTrustDomain
 from tests.web_pki import WebPki
 
 TEXT = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
-BLOCKS = dict(re.findall(r"```yaml (\w+)\n(.*?)```", TEXT, re.DOTALL))
+BLOCKS = re.findall(r"```yaml (\w+)\n(.*?)```", TEXT, re.DOTALL)
 TD = TrustDomain.parse("example.org")
 
 
+def blocks(kind: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == kind]
+
+
 def test_the_examples_load(tmp_path: Path) -> None:
-    files = {kind: tmp_path / f"{kind}.yaml" for kind in BLOCKS}
-    for kind, file in files.items():
-        file.write_text(BLOCKS[kind])
-    broker = config.load(files["broker"], {}, {})
-    assert broker.x509pop_ca_bundles == (Path("/etc/firedoor/nodes-ca.pem"),)
-    node = sidecar_config.load(files["sidecar"], {}, {}).x509pop
-    assert node
-    assert (node.certificate, node.key) == (Path("/etc/firedoor/node.pem"), Path("/etc/firedoor/node.key"))
-    policy, warnings = accept([Document("policy.yaml", BLOCKS["policy"])], TD)
-    assert (len(policy.segments), warnings) == (1, [])
+    file, etc = tmp_path / "example.yaml", Path("/etc/firedoor")
+    brokers: list[Any] = []
+    sidecars: list[Any] = []
+    for kind, load, found in (("broker", config.load, brokers), ("sidecar", sidecar_config.load, sidecars)):
+        for text in blocks(kind):
+            file.write_text(text)
+            found.append(load(file, {}, {}))
+    x509, ssh, http = brokers
+    assert x509.x509pop.ca_bundles == (etc / "nodes-ca.pem",)
+    assert ssh.sshpop.cert_authorities == (etc / "hosts-ca.pub",)
+    assert (ssh.sshpop.canonical_domain, ssh.sshpop.agent_path.names("hostname")) == ("nodes.example.org", True)
+    assert http.http_challenge.required_port == 80
+    assert http.http_challenge.allowed_dns_patterns[0].matches("gpu-1.nodes.example.org")
+    x509, ssh, http = sidecars
+    assert (x509.x509pop.certificate, x509.x509pop.key) == (etc / "node.pem", etc / "node.key")
+    assert ssh.sshpop.key == Path("/etc/ssh/ssh_host_ed25519_key")
+    assert (http.http_challenge.node.port, http.http_challenge.node.hostname) == (80, "gpu-1.nodes.example.org")
+    for text in blocks("policy"):
+        policy, warnings = accept([Document("policy.yaml", text)], TD)
+        assert (len(policy.segments), warnings) == (1, [])
 
 
 def test_the_examples_of_federation_load(tmp_path: Path) -> None:
@@ -63,5 +78,5 @@ def test_the_selectors_are_those_of_a_certificate() -> None:
     }
     named = re.findall(r"^\| `x509pop:(\S+)` \|", TEXT, re.M)
     assert {name.rpartition(":")[0].replace("KEY", "rack") for name in named} == kinds
-    assert "x509pop:san:rack:a7" in BLOCKS["policy"]
+    assert "x509pop:san:rack:a7" in blocks("policy")[0]
     assert "x509pop:subject:cn:gpu-1" in TEXT

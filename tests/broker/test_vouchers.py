@@ -15,10 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
+from firedoor.broker.agent_path import X509Path
 from firedoor.broker.broker import Broker
 from firedoor.broker.config import load, validate
 from firedoor.broker.errors import AttestationRefused, ConfigError
-from firedoor.broker.x509pop import AgentPath
 from firedoor.certs import make_csr
 from tests.broker.harness import POLICY, RunningBroker, code_of, flags, running
 from tests.node_pki import Held, NodePki
@@ -120,14 +120,14 @@ async def test_a_path_that_the_certificate_fills_in(folder: Path, bundle: Path, 
 )
 def test_a_template_that_is_none(template: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        AgentPath.parse(template)
+        X509Path.parse(template)
 
 
 @pytest.mark.parametrize("value", ["", "..", "a/b", "a\n"])
 def test_a_value_fills_one_segment(value: str) -> None:
     with pytest.raises(AttestationRefused):
-        AgentPath.parse("{cn}").fill({"cn": value})
-    assert AgentPath.parse("n-{cn}").fill({"cn": "x"}) == "/spire/agent/x509pop/n-x"
+        X509Path.parse("{cn}").fill({"cn": value})
+    assert X509Path.parse("n-{cn}").fill({"cn": "x"}) == "/spire/agent/x509pop/n-x"
 
 
 # --- our own SVIDs ----------------------------------------------------------------------------------------------------

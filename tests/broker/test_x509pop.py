@@ -156,9 +156,9 @@ async def test_a_certificate_that_is_refused(broker: RunningBroker, pki: NodePki
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        (b"", "is not the JSON of x509pop"),
-        (b"{", "is not the JSON of x509pop"),
-        (b'{"certificates":["AA=="],"certificates":[]}', "is not the JSON of x509pop"),
+        (b"", "is not the JSON of its attestor"),
+        (b"{", "is not the JSON of its attestor"),
+        (b'{"certificates":["AA=="],"certificates":[]}', "is not the JSON of its attestor"),
         (b'{"certificates":["!"]}', "a certificate is not in base64"),
         (b'{"certificates":["AAAA"]}', "cannot be read"),
         (b'{"certificates":[]}', "holds no certificate"),
@@ -205,8 +205,8 @@ ANSWERS: dict[str, tuple[Callable[[Any], Answer], str, str]] = {
         "exactly one of rsa_signature",
     ),
     "the challenge itself": (lambda _: lambda message: message, "INVALID_ARGUMENT", "its r is not in base64"),
-    "no JSON": (lambda _: lambda _: b"{", "INVALID_ARGUMENT", "is not the JSON of x509pop"),
-    "nothing": (lambda _: lambda _: b"", "INVALID_ARGUMENT", "is not the JSON of x509pop"),
+    "no JSON": (lambda _: lambda _: b"{", "INVALID_ARGUMENT", "is not the JSON of its attestor"),
+    "nothing": (lambda _: lambda _: b"", "INVALID_ARGUMENT", "is not the JSON of its attestor"),
     "a megabyte": (lambda _: lambda _: b" " * 2**20, "INVALID_ARGUMENT", "longer than 4 KiB"),
     "no message": (lambda _: lambda _: None, "INVALID_ARGUMENT", "the challenge was not answered"),
 }

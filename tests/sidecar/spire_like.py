@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server that speaks SPIRE's APIs on a real TLS front, with a control stream or without."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection
@@ -10,7 +11,17 @@ from typing import Any
 import grpc.aio
 from cryptography import x509
 
-from firedoor.certs import CertsError, Challenge, read_evidence, verify_node_certificate
+from firedoor.certs import (
+    CertsError,
+    Challenge,
+    HttpChallenge,
+    HttpNode,
+    SshChallenge,
+    read_evidence,
+    read_ssh_evidence,
+    verify_node_certificate,
+    verify_ssh_certificate,
+)
 from firedoor.mtls import Core, Front, Material, Svid
 from firedoor.wire import (
     agent_grpc,
@@ -50,6 +61,9 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         # CAs of nodes' certificates, and the path of each agent that attested.
         self.node_cas: tuple[Any, ...] = ()
         self.attested: list[str] = []
+        self.ssh_cas: frozenset[bytes] = frozenset()
+        # What was found where hosts said that a nonce is.
+        self.found: list[str] = []
         self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
         self.tainted: set[bytes] = set()
         self.core = Core(data_threads=1)
@@ -100,8 +114,9 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
     async def AttestAgent(self, requests: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any) -> Any:
         async for request in requests:
             token = request.params.data.payload
-            if request.params.data.type == "x509pop":
-                async for response in self._x509pop(request, requests, context):
+            others = {"x509pop": self._x509pop, "sshpop": self._sshpop, "http_challenge": self._http_challenge}
+            if request.params.data.type in others:
+                async for response in others[request.params.data.type](request, requests, context):
                     yield response
                 return
             if request.params.data.type != "join_token" or token not in self.tokens:
@@ -128,12 +143,45 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         svid = self.sign(path, first.params.params.csr)
         yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid, reattestable=True))
 
+    async def _sshpop(
+        self, first: agent_pb2.AttestAgentRequest, requests: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any
+    ) -> AsyncIterator[agent_pb2.AttestAgentResponse]:
+        try:
+            certificate = read_ssh_evidence(first.params.data.payload)
+            node = verify_ssh_certificate(certificate, self.ssh_cas, int(time.time()))
+            challenge = SshChallenge.of(secrets.token_bytes(32))
+            yield agent_pb2.AttestAgentResponse(challenge=challenge.message())
+            challenge.check((await anext(requests)).challenge_response, node.key)
+        except CertsError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        path = f"/spire/agent/sshpop/{node.fingerprint}"
+        self.attested.append(path)
+        svid = self.sign(path, first.params.params.csr)
+        yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid, reattestable=True))
+
+    async def _http_challenge(
+        self, first: agent_pb2.AttestAgentRequest, requests: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any
+    ) -> AsyncIterator[agent_pb2.AttestAgentResponse]:
+        """As a server that trusts on first use; every name leads to this machine."""
+        node, nonce = HttpNode.read(first.params.data.payload), HttpChallenge.of(secrets.token_bytes(32))
+        path = f"/spire/agent/http_challenge/{node.hostname}"
+        # A server asks before it has sent the nonce to nobody; whoever comes too early finds nothing.
+        self.found.append(await _get(node))
+        yield agent_pb2.AttestAgentResponse(challenge=nonce.message())
+        assert (await anext(requests)).challenge_response == b"\n"
+        self.found.append(await _get(node))
+        if self.found[-1].rpartition("\r\n")[2].strip() != nonce.nonce or path in self.attested:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "challenge verification failed")
+        self.attested.append(path)
+        svid = self.sign(path, first.params.params.csr)
+        yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid))
+
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, context: Any) -> agent_pb2.RenewAgentResponse:
         await self._agents_only(context)
         if not self.renews:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         self.renewals += 1
-        return agent_pb2.RenewAgentResponse(svid=self.sign(AGENT, request.params.csr))
+        return agent_pb2.RenewAgentResponse(svid=self.sign(self.attested[-1], request.params.csr))
 
     async def PostStatus(self, request: agent_pb2.PostStatusRequest, context: Any) -> agent_pb2.PostStatusResponse:
         await self._agents_only(context)
@@ -189,3 +237,12 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         caller = self.front.caller(context.peer())
         if caller.spiffe_id not in {f"{self.trust.td.id}{path}" for path in self.attested}:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"who is {caller.spiffe_id}?")
+
+
+async def _get(node: HttpNode) -> str:
+    """Return what this machine answers at a host's port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(f"GET {node.path} HTTP/1.1\r\nHost: {node.hostname}\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    return answer

@@ -317,7 +317,8 @@ def test_validate_names_missing_files(tmp_path: Path) -> None:
     found = config.validate(load(tmp_path, text))
     assert found == [
         f"{tmp_path}/none.json: bootstrap_bundle: the file cannot be read: No such file or directory",
-        "join_token_file: is missing, x509pop too, and no agent SVID is stored: this node could not attest",
+        "join_token_file: is missing, and so are x509pop, sshpop and http_challenge, and no agent SVID is stored: "
+        "this node could not attest",
     ]
 
 
