@@ -7,7 +7,7 @@ then those whose parent is the SPIFFE ID of an entry already found, as deep as i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -31,14 +31,14 @@ class Entitlement:
 
 
 class EntryIndex:
-    """All entries, found by ID, by parent and by SPIFFE ID. `version` changes with every change."""
+    """All entries, found by ID, by parent and by SPIFFE ID. `changed` is called with the parent of what changes."""
 
     def __init__(self, server: SpiffeId, entries: Iterable[Entry] = ()) -> None:
         self._server = server
         self._by_id: dict[str, Entry] = {}
         self._by_parent: dict[SpiffeId, dict[str, Entry]] = {}
         self._by_spiffe_id: dict[SpiffeId, dict[str, Entry]] = {}
-        self.version = 0
+        self.changed: Callable[[SpiffeId], None] = lambda _: None
         for entry in entries:
             self.put(entry)
 
@@ -66,7 +66,7 @@ class EntryIndex:
         self._by_id[entry.id] = entry
         self._by_parent.setdefault(entry.parent_id, {})[entry.id] = entry
         self._by_spiffe_id.setdefault(entry.spiffe_id, {})[entry.id] = entry
-        self.version += 1
+        self.changed(entry.parent_id)
 
     def remove(self, entry_id: str) -> None:
         """Take an entry out, if it is there."""
@@ -77,7 +77,18 @@ class EntryIndex:
             index[key].pop(entry_id)
             if not index[key]:
                 del index[key]
-        self.version += 1
+        self.changed(entry.parent_id)
+
+    def above(self, spiffe_id: SpiffeId) -> set[SpiffeId]:
+        """Return an ID and every one from which a walk downwards comes to it."""
+        found: set[SpiffeId] = set()
+        left = [spiffe_id]
+        while left:
+            one = left.pop()
+            if one not in found:
+                found.add(one)
+                left += [entry.parent_id for entry in self.with_spiffe_id(one)]
+        return found
 
     def entitlement(self, agent_id: SpiffeId, attested: frozenset[Selector], now: int) -> Entitlement:
         """Compute what an agent with these attested selectors is entitled to."""
@@ -102,6 +113,51 @@ class EntryIndex:
                 parents.append(entry.spiffe_id)
         node |= {Selector.of(BROKER_TYPE, f"alias:{alias}") for alias in aliases}
         return Entitlement(MappingProxyType(workloads), frozenset(aliases), node, live.until)
+
+
+class Entitlements:
+    """Every agent's entitlement, the same object until something changes that it was computed from."""
+
+    def __init__(self, index: EntryIndex, server: SpiffeId) -> None:
+        self._index, self._server = index, server
+        self._held: dict[SpiffeId, tuple[frozenset[Selector], Entitlement]] = {}
+        # Who has a node alias.
+        self._named: dict[SpiffeId, set[SpiffeId]] = {}
+        index.changed = self._changed
+
+    def of(self, agent_id: SpiffeId, attested: frozenset[Selector], now: int) -> Entitlement:
+        """Return what an agent with these attested selectors is entitled to."""
+        held = self._held.get(agent_id)
+        if held is not None and held[0] == attested and not 0 < held[1].valid_until <= now:
+            return held[1]
+        self.forget(agent_id)
+        made = self._index.entitlement(agent_id, attested, now)
+        self._held[agent_id] = attested, made
+        for alias in made.aliases:
+            self._named.setdefault(alias, set()).add(agent_id)
+        return made
+
+    def forget(self, agent_id: SpiffeId) -> None:
+        """Compute an agent's anew the next time, if it is still there."""
+        held = self._held.pop(agent_id, None)
+        for alias in held[1].aliases if held else ():
+            agents = self._named[alias]
+            agents.discard(agent_id)
+            if not agents:
+                del self._named[alias]
+
+    def _changed(self, parent_id: SpiffeId) -> None:
+        """Forget whatever an entry below this parent may be a part of."""
+        if not self._held:
+            return
+        if parent_id == self._server:
+            # It may name any node.
+            self._held.clear()
+            self._named.clear()
+            return
+        for one in self._index.above(parent_id):
+            for agent_id in (one, *self._named.get(one, ())):
+                self.forget(agent_id)
 
 
 class _Live:

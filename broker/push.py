@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from firedoor.broker.db.rows import Generation
 from firedoor.broker.errors import BrokerError
-from firedoor.broker.views import VERSION, Viewer
+from firedoor.broker.views import VERSION, View, Viewer
 from firedoor.certs import CertsError, SpiffeId
 from firedoor.mtls import ControlServer, MtlsError
 from firedoor.wire import control_pb2
@@ -46,6 +46,8 @@ class Listening:
     running: Generation | None = None
     acknowledged: Generation | None = None
     view_hash: bytes = b""
+    # What it was told last.
+    told: View | None = None
     # Entry ID to (notAfter, authority ID) of the SVID that the sidecar holds.
     svids: dict[str, tuple[int, str]] = field(default_factory=dict)
     # Entry ID to when that SVID was issued; sidecars of before did not say.
@@ -250,12 +252,21 @@ class Pusher:
             _log.warning("control stream of %s closed: %s", agent_id, error)
             self.cut(agent_id)
             return None
-        generation = self._state.generation
-        if self._viewer is None or self._viewer[0] != generation:
-            state = self._state
-            made = Viewer(state.trust_domain, state.bundles, self._policy.current, state.revocations.values())
-            self._viewer = (generation, made)
-        return self._viewer[1].update(entitlement, generation)
+        one = self._listening.get(agent_id)
+        view = self._present_viewer().view(entitlement, one.told if one else None)
+        if one is not None:
+            one.told = view
+        return view.update(self._state.generation)
+
+    def _present_viewer(self) -> Viewer:
+        """Return the viewer of this generation: the one before, if nothing changed but entries."""
+        state, policy = self._state, self._policy.current
+        if self._viewer is None or self._viewer[0] != state.generation:
+            viewer = self._viewer[1] if self._viewer else None
+            if viewer is None or not viewer.is_of(state.bundles, policy, state.revocations.values()):
+                viewer = Viewer(state.trust_domain, state.bundles, policy, state.revocations.values())
+            self._viewer = (state.generation, viewer)
+        return self._viewer[1]
 
 
 def _generation(message: control_pb2.Generation) -> Generation:

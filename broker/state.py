@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from firedoor.broker.agent import Agent, check_agent
-from firedoor.broker.authorized import Entitlement, EntryIndex
+from firedoor.broker.authorized import Entitlement, Entitlements, EntryIndex
 from firedoor.broker.clock import Clock
 from firedoor.broker.db import Database
 from firedoor.broker.db.agent_rows import load_agents, promote_agent
@@ -32,17 +32,10 @@ from firedoor.broker.db.rows import (
 )
 from firedoor.broker.entry import Entry, server_id
 from firedoor.broker.errors import AgentNotAttested, NotEntitled
-from firedoor.certs import Selector, SpiffeId, TrustBundle, TrustDomain
+from firedoor.certs import SpiffeId, TrustBundle, TrustDomain
 from firedoor.mtls import Caller
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Cached:
-    version: int
-    attested: frozenset[Selector]
-    entitlement: Entitlement
 
 
 class State:
@@ -51,7 +44,7 @@ class State:
     def __init__(self, trust_domain: TrustDomain, database: Database, clock: Clock) -> None:
         self.trust_domain = trust_domain
         self.server_id = server_id(trust_domain)
-        self.entries = EntryIndex(self.server_id)
+        self._index(())
         self.agents: dict[SpiffeId, Agent] = {}
         self.bundles: dict[TrustDomain, TrustBundle] = {}
         self.revocations: dict[tuple[str, str], Revoked] = {}
@@ -60,7 +53,6 @@ class State:
         self.clock = clock
         # Held while our own bundle changes: X.509 and JWT authorities both stand in it.
         self.own_bundle = asyncio.Lock()
-        self._cache: dict[SpiffeId, _Cached] = {}
         self._watchers: list[Callable[[], None]] = []
         self._agent_watchers: list[Callable[[SpiffeId], None]] = []
 
@@ -70,12 +62,16 @@ class State:
 
         def run(connection: Connection) -> None:
             self.generation = load_generation(connection, now)
-            self.entries = EntryIndex(self.server_id, load_entries(connection))
+            self._index(load_entries(connection))
             self.agents = {agent.id: agent for agent in load_agents(connection)}
             self.bundles = load_bundles(connection)
             self.revocations = load_revocations(connection)
 
         await self.database.write(run)
+
+    def _index(self, entries: Iterable[Entry]) -> None:
+        self.entries = EntryIndex(self.server_id, entries)
+        self._entitlements = Entitlements(self.entries, self.server_id)
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Have a function called after every change. It must be quick."""
@@ -144,17 +140,9 @@ class State:
         """Return what an agent is entitled to; cheap while nothing changes. Raise AgentNotAttested."""
         agent = self.agents.get(agent_id)
         if agent is None or agent.banned:
-            self._cache.pop(agent_id, None)
+            self._entitlements.forget(agent_id)
             raise AgentNotAttested("agent is not attested")
-        now = self.clock.now()
-        cached = self._cache.get(agent_id)
-        if cached is not None and cached.version == self.entries.version and cached.attested == agent.selectors:
-            until = cached.entitlement.valid_until
-            if not until or now < until:
-                return cached.entitlement
-        made = self.entries.entitlement(agent_id, agent.selectors, now)
-        self._cache[agent_id] = _Cached(self.entries.version, agent.selectors, made)
-        return made
+        return self._entitlements.of(agent_id, agent.selectors, self.clock.now())
 
     def entitled_entry(self, agent_id: SpiffeId, entry_id: str) -> Entry:
         """Return an entry that the agent is entitled to. Raise NotEntitled or AgentNotAttested."""
@@ -187,13 +175,13 @@ class State:
         """Remember that an agent is banned, and what that revoked."""
         agent = self.agents[agent_id]
         self.agents[agent_id] = replace(agent, banned=True, serial="", new_serial="", new_not_after=0)
-        self._cache.pop(agent_id, None)
+        self._entitlements.forget(agent_id)
         self.revoked(revoked)
 
     def evicted(self, agent_id: SpiffeId, revoked: Iterable[Revoked]) -> None:
         """Forget an agent, and remember what that revoked."""
         self.agents.pop(agent_id, None)
-        self._cache.pop(agent_id, None)
+        self._entitlements.forget(agent_id)
         self.revoked(revoked)
 
     def revoked(self, revoked: Iterable[Revoked]) -> None:

@@ -2,13 +2,14 @@
 """What one sidecar is told: its own entries, the bundles that they federate with, its part of the policy, revocations.
 
 Pure. Updates are full. What many views share (a policy part, the bundles of the same trust domains, revocations) is
-encoded once: serialized messages of one type that stand one after the other are their merger (protobuf's encoding
-guide), and 10,000 views are a matter of joining bytes.
+encoded once, and an agent's entries when they change: serialized messages of one type that stand one after the other
+are their merger (protobuf's encoding guide), and 10,000 views are a matter of joining bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from firedoor.broker.authorized import Entitlement
@@ -23,8 +24,28 @@ from firedoor.wire.views import encoded_view_hash
 VERSION: Final = 1
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one agent is told, encoded, without the generation; and what it was made of."""
+
+    viewer: Viewer
+    entitlement: Entitlement
+    federated: frozenset[TrustDomain]
+    entries: bytes
+    common: bytes
+    view_hash: bytes
+
+    def update(self, generation: Generation) -> bytes:
+        """Return the encoded FromBroker message with everything."""
+        head = control_pb2.Update(
+            generation=control_pb2.Generation(epoch=generation.epoch, number=generation.number),
+            view_hash=self.view_hash,
+        )
+        return _from_broker(head.SerializeToString(deterministic=True) + self.entries + self.common)
+
+
 class Viewer:
-    """Builds the views of one state; make a new one when bundles, policy or revocations change."""
+    """Builds the views of one state of bundles, policy and revocations; make a new one when they change."""
 
     def __init__(
         self,
@@ -33,29 +54,35 @@ class Viewer:
         policy: Compiled,
         revocations: Iterable[Revoked],
     ) -> None:
-        self._own, self._bundles, self._policy = trust_domain, bundles, policy
-        revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
-        made = control_pb2.Revocations(revocations=[_revocation(one) for one in revoked])
+        self._own, self._bundles, self._policy = trust_domain, dict(bundles), policy
+        self._revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
+        made = control_pb2.Revocations(revocations=[_revocation(one) for one in self._revoked])
         self._revocations = _encoded(control_pb2.Part(revocations=made))
         # What comes after the entries, by trust domains and by the identity of the table that `Views` shares; the table
         # is kept so that its identity stays its own.
         self._shared: dict[tuple[frozenset[TrustDomain], int], tuple[policy_pb2.Table, bytes]] = {}
 
-    def update(self, entitlement: Entitlement, generation: Generation) -> bytes:
-        """Return the encoded FromBroker message with everything for one agent."""
-        parts = self._parts(entitlement)
-        head = control_pb2.Update(
-            generation=control_pb2.Generation(epoch=generation.epoch, number=generation.number),
-            view_hash=encoded_view_hash(parts),
-        )
-        return _from_broker(head.SerializeToString(deterministic=True) + parts)
+    def is_of(
+        self, bundles: Mapping[TrustDomain, TrustBundle], policy: Compiled, revocations: Iterable[Revoked]
+    ) -> bool:
+        """Say whether it was made of these."""
+        if policy is not self._policy or bundles != self._bundles:
+            return False
+        return sorted(revocations, key=lambda one: (one.kind, one.value)) == self._revoked
 
-    def _parts(self, entitlement: Entitlement) -> bytes:
-        """Return the encoded Update that has the parts alone."""
-        entries = sorted(entitlement.workloads.values(), key=lambda entry: entry.id)
-        federated = frozenset(td for entry in entries for td in entry.federates_with)
-        part = control_pb2.Part(entries=control_pb2.Entries(entries=[entry_message(entry) for entry in entries]))
-        return _encoded(part) + self._common(federated, self._table(entitlement))
+    def view(self, entitlement: Entitlement, before: View | None = None) -> View:
+        """Return what an agent with this entitlement is told; `before` is what it was told last, by any viewer."""
+        if before is not None and before.entitlement is entitlement:
+            if before.viewer is self:
+                return before
+            federated, encoded = before.federated, before.entries
+        else:
+            entries = sorted(entitlement.workloads.values(), key=lambda entry: entry.id)
+            federated = frozenset(td for entry in entries for td in entry.federates_with)
+            part = control_pb2.Part(entries=control_pb2.Entries(entries=[entry_message(entry) for entry in entries]))
+            encoded = _encoded(part)
+        common = self._common(federated, self._table(entitlement))
+        return View(self, entitlement, federated, encoded, common, encoded_view_hash(encoded + common))
 
     def _common(self, federated: frozenset[TrustDomain], table: policy_pb2.Table) -> bytes:
         key = (federated, id(table))

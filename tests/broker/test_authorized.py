@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firedoor.broker.authorized import EntryIndex
+from firedoor.broker.authorized import Entitlements, EntryIndex
 from firedoor.broker.entry import Entry, is_node_alias, server_id
 from firedoor.certs import Selector, SpiffeId, TrustDomain
 
@@ -115,3 +115,54 @@ def test_the_index_answers_like_a_walk_over_all_entries(edges: list[tuple[int, i
     expected = {name for name, e in entries.items() if e.parent_id in reached}
     assert set(index.entitlement(AGENT, frozenset(), NOW).workloads) == expected
     assert len(index) == len(entries)
+
+
+# --- kept until something changes that they were computed from -------------------------------------------------------
+
+_parents = st.sampled_from([SERVER, AGENT, OTHER, *(at(f"/w/{n}") for n in range(6))])
+_steps = st.tuples(
+    st.integers(0, 9),
+    _parents,
+    st.integers(0, 5),
+    st.sampled_from(["unix:uid:1", f"spiffe_id:{AGENT}", f"spire_agent:id:{AGENT}", str(CLUSTER)]),
+    st.sampled_from([0, 0, NOW + 1, NOW + 3]),
+    st.booleans(),
+)
+
+
+@given(st.lists(_steps, max_size=30))
+def test_what_is_kept_is_what_would_be_computed(
+    steps: list[tuple[int, SpiffeId, int, str, int, bool]],
+) -> None:
+    index = EntryIndex(SERVER)
+    kept = Entitlements(index, SERVER)
+    for now, (number, parent, path, selector, expires_at, gone) in enumerate(steps, NOW):
+        if gone:
+            index.remove(f"e{number}")
+        else:
+            index.put(entry(f"e{number}", parent, selector, path=f"/w/{path}", expires_at=expires_at))
+        for agent, attested in ((AGENT, frozenset({CLUSTER})), (OTHER, frozenset[Selector]())):
+            assert kept.of(agent, attested, now) == index.entitlement(agent, attested, now)
+
+
+def test_a_change_elsewhere_leaves_it_what_it_is() -> None:
+    index = EntryIndex(SERVER, [entry("n", SERVER, str(CLUSTER)), entry("a", at("/n")), entry("b", OTHER)])
+    kept = Entitlements(index, SERVER)
+
+    def ours() -> object:
+        return kept.of(AGENT, frozenset({CLUSTER}), NOW)
+
+    def theirs() -> object:
+        return kept.of(OTHER, frozenset(), NOW)
+
+    before, others = ours(), theirs()
+    index.put(entry("c", OTHER))
+    assert (ours() is before, theirs() is others) == (True, False)
+    others = theirs()
+    # Below a node alias, however deep.
+    index.put(entry("d", at("/a")))
+    assert (ours() is before, theirs() is others) == (False, True)
+    # A new alias may name anybody.
+    before = ours()
+    index.put(entry("m", SERVER, str(CLUSTER)))
+    assert (ours() is before, theirs() is others) == (False, False)

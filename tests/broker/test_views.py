@@ -45,7 +45,7 @@ def test_the_bytes_of_the_whole_message(count: int, revoked: int, federates_with
     viewer = Viewer(TD, BUNDLES, COMPILED, revocations)
     index = EntryIndex(TD.with_path("/spire/server"), entries(count, federates_with))
     for number in (1, 2):
-        data = viewer.update(index.entitlement(AGENT, frozenset(), NOW), Generation(NOW, number))
+        data = viewer.view(index.entitlement(AGENT, frozenset(), NOW)).update(Generation(NOW, number))
         message = control_pb2.FromBroker.FromString(data)
         assert message.SerializeToString(deterministic=True) == data
         update = message.update
@@ -59,3 +59,22 @@ def test_the_bytes_of_the_whole_message(count: int, revoked: int, federates_with
         )
         assert bool(update.parts[2].policy.table.flows) is bool(count)
         assert len(update.parts[3].revocations.revocations) == revoked
+
+
+def test_what_did_not_change_is_not_made_again() -> None:
+    index = EntryIndex(TD.with_path("/spire/server"), entries(3, (OTHER,)))
+    ours, theirs = (index.entitlement(AGENT, frozenset(), NOW) for _ in range(2))
+    viewer = Viewer(TD, BUNDLES, COMPILED, [])
+    first = viewer.view(ours)
+    assert viewer.view(ours, first) is first
+    # Other bundles: the entries stay as they were encoded, and the bytes are those of a view made from nothing.
+    assert viewer.is_of(dict(BUNDLES), COMPILED, [])
+    changed = {**BUNDLES, OTHER: bundle(OTHER)}
+    assert not viewer.is_of(changed, COMPILED, [])
+    assert not viewer.is_of(BUNDLES, COMPILED, [Revoked("serial", "1", 0, "left", NOW)])
+    assert not viewer.is_of(BUNDLES, compile_documents([Document("p.yaml", POLICY)], TD), [])
+    later = Viewer(TD, changed, COMPILED, [])
+    second = later.view(ours, first)
+    assert second.entries is first.entries
+    assert second.update(Generation(NOW, 2)) == later.view(theirs).update(Generation(NOW, 2))
+    assert second.view_hash != first.view_hash
