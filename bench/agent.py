@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from bench.world import TRUST_DOMAIN, World
+from bench.world import TRUST_DOMAIN, Server
 from firedoor.certs import KeyType, generate_key, make_csr, parse_x509_svid, private_key_der
 from firedoor.mtls import Core, Material, Svid
 from firedoor.wire import agent_grpc, agent_pb2, types
@@ -16,10 +16,10 @@ SERVER = f"spiffe://{TRUST_DOMAIN}/spire/server"
 class Agent:
     """One agent with a core of its own. Close it."""
 
-    def __init__(self, world: World, token: str, folder: Path) -> None:
+    def __init__(self, server: Server, token: str, folder: Path) -> None:
         self.core = Core(data_threads=1)
-        self._address, self._folder = world.address, folder
-        self._roots = [root.der for root in world.bundle().x509_roots]
+        self.address, self._folder = server.address, folder
+        self._roots = [root.der for root in server.bundle().x509_roots]
         self._publish([])
         key = generate_key(KeyType.EC_P256)
         svid = parse_x509_svid(self._attest(token, make_csr(key)))
@@ -46,7 +46,7 @@ class Agent:
 
     def _connect(self, name: str, as_id: str | None) -> str:
         path = str(self._folder / f"{name}.sock")
-        return f"unix:{self.core.connector(path=path, addresses=[self._address], expect=SERVER, as_id=as_id).path}"
+        return f"unix:{self.core.connector(path=path, addresses=[self.address], expect=SERVER, as_id=as_id).path}"
 
     def close(self) -> None:
         """End its threads."""

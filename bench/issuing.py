@@ -99,7 +99,7 @@ async def _measure(
             Row(f"firedoor, to an agent, batches of {BATCH}", world.broker, batch, BATCH_CALLERS, BATCH),
         ]
         if server is not None:
-            theirs = _mint(await channel(f"unix:{server.socket}"))
+            theirs = _mint(await channel(f"unix:{server.admin_socket}"))
             rows.insert(0, Row("SPIRE, minted one a call", server.program, theirs, CALLERS))
         return await _rounds(options, rows)
 

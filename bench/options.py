@@ -10,6 +10,7 @@ TABLES = {
     "b": "processor time of the broker for an X.509-SVID",
     "c": "time from `entry create` to the SVID at the workload",
     "d": "9,000 control streams",
+    "e": "processor time to keep an agent informed of its entries",
     "parts": "single steps: decisions, signatures",
 }
 
@@ -22,6 +23,7 @@ class Options:
     seconds: float
     rounds: int
     streams: int
+    entries: tuple[int, ...]
     output: str
     write: Path | None
 
@@ -35,10 +37,17 @@ def parse(words: list[str] | None = None) -> Options:
         epilog=f"tables:\n{text}\n\nexample:\n  python -m bench --only a --seconds 10 --rounds 5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", metavar="A,B", default="a,b,c,d", help="these tables (default: a,b,c,d)")
+    parser.add_argument("--only", metavar="A,B", default="a,b,c,d,e", help="these tables (default: a,b,c,d,e)")
     parser.add_argument("--seconds", type=_positive, default=6, help="how long each load runs (default: 6)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is repeated (default: 3)")
     parser.add_argument("--streams", type=int, default=9000, help="control streams in table d (default: 9000)")
+    parser.add_argument(
+        "--entries",
+        type=_numbers,
+        metavar="N,M",
+        default=(10, 1000, 100_000),
+        help="entries of the agent in table e, rising (default: 10,1000,100000; the last takes minutes)",
+    )
     parser.add_argument("--output", choices=("text", "json"), default="text")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the tables as Markdown")
     given = parser.parse_args(words)
@@ -47,7 +56,14 @@ def parse(words: list[str] | None = None) -> Options:
         parser.error(f"--only: no such table: {', '.join(unknown)}; there are {', '.join(TABLES)}")
     if given.rounds < 1 or given.streams < 1:
         parser.error("--rounds and --streams are at least 1")
-    return Options(only, given.seconds, given.rounds, given.streams, given.output, given.write)
+    return Options(only, given.seconds, given.rounds, given.streams, given.entries, given.output, given.write)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = tuple(map(int, text.split(",")))
+    if not found or min(found) < 1 or list(found) != sorted(set(found)):
+        raise argparse.ArgumentTypeError("must be numbers from 1, each larger than the one before")
+    return found
 
 
 def _positive(text: str) -> float:

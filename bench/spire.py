@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real spire-server, when its program is there (`make peers` builds it); the figures that it gave, when not."""
+"""The real spire-server and spire-agent, when they are there (`make peers` builds them); recorded figures when not."""
 
 import importlib
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from bench.processes import Program, until
-from bench.world import TRUST_DOMAIN
+from bench.world import TRUST_DOMAIN, Server
 
 RECORDED = "580-640"
 RECORDED_ORIGIN = (
@@ -18,7 +19,7 @@ RECORDED_ORIGIN = (
 CONFIG = """\
 server {{
   bind_address = "127.0.0.1"
-  bind_port = "0"
+  bind_port = "{port}"
   socket_path = "{folder}/api.sock"
   trust_domain = "{trust_domain}"
   data_dir = "{folder}"
@@ -36,30 +37,71 @@ plugins {{
 """
 
 
-def binary() -> Path | None:
-    """Return the program, from $SPIRE_SERVER or as the tests of the peers build it."""
-    if given := os.environ.get("SPIRE_SERVER"):
+AGENT_CONFIG = """\
+agent {{
+  data_dir = "{folder}"
+  log_level = "WARN"
+  server_address = "{host}"
+  server_port = "{port}"
+  socket_path = "{folder}/agent.sock"
+  trust_bundle_path = "{folder}/bundle.pem"
+  trust_domain = "{trust_domain}"
+  join_token = "{token}"
+}}
+plugins {{
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  KeyManager "memory" {{ plugin_data {{}} }}
+  WorkloadAttestor "unix" {{ plugin_data {{}} }}
+}}
+"""
+
+
+def binary(name: str = "spire-server") -> Path | None:
+    """Return a program, from $SPIRE_SERVER or $SPIRE_AGENT, or as the tests of the peers build it."""
+    if given := os.environ.get(name.upper().replace("-", "_")):
         return Path(given)
     try:
         peers: Any = importlib.import_module("tests.peers.build")
-        return Path(peers.binary("spire", "spire-server"))
+        return Path(peers.binary("spire", name))
     except ImportError:
         return None
     except peers.Missing:
         return None
 
 
-class SpireServer:
-    """One server. `socket` takes the same calls as our broker's admin socket."""
+class SpireServer(Server):
+    """One server, with what an operator would configure and no limits of rates."""
 
     def __init__(self, program: Path, folder: Path) -> None:
         # It refuses a folder that others can write to.
         folder.mkdir(mode=0o700)
-        self.socket = folder / "api.sock"
-        (folder / "server.conf").write_text(CONFIG.format(folder=folder, trust_domain=TRUST_DOMAIN))
+        self.admin_socket = folder / "api.sock"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        (folder / "server.conf").write_text(CONFIG.format(folder=folder, trust_domain=TRUST_DOMAIN, port=port))
         words = [str(program), "run", "-config", str(folder / "server.conf")]
         self.program = Program(folder / "server.log", words)
-        until(lambda: self.socket.exists() or self.program.check(), "spire-server listens")
+        until(lambda: self.admin_socket.exists() or self.program.check(), "spire-server listens")
+
+    def stop(self) -> None:
+        """End it."""
+        self.program.stop()
+
+
+class SpireAgent:
+    """One agent, which asks its server every five seconds, as it does by default."""
+
+    def __init__(self, program: Path, folder: Path, server: SpireServer, token: str) -> None:
+        folder.mkdir(mode=0o700)
+        self.socket = folder / "agent.sock"
+        (folder / "bundle.pem").write_text(server.bundle().to_pem())
+        host, _, port = server.address.rpartition(":")
+        text = AGENT_CONFIG.format(folder=folder, host=host, port=port, trust_domain=TRUST_DOMAIN, token=token)
+        (folder / "agent.conf").write_text(text)
+        self.program = Program(folder / "agent.log", [str(program), "run", "-config", str(folder / "agent.conf")])
+        until(lambda: self.socket.exists() or self.program.check(), "spire-agent listens")
 
     def stop(self) -> None:
         """End it."""

@@ -73,57 +73,24 @@ spec:
 """
 
 
+# As many entries as one call may bring.
+OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
+
+
 def spiffe_id(path: str) -> str:
     """Return an ID of the trust domain."""
     return f"spiffe://{TRUST_DOMAIN}{path}"
 
 
-class World:
-    """One broker, and what is needed to start sidecars."""
+class Server:
+    """A server of SPIRE's APIs: a broker, or a real spire-server. `admin_socket` is where administrators call it."""
 
-    def __init__(self, folder: Path, *broker_words: str) -> None:
-        self.folder = folder
-        self.programs: list[Program] = []
-        (folder / "policy.yaml").write_text(POLICY)
-        self.broker = self._start(
-            "broker",
-            *("broker", "run", "--trust-domain", TRUST_DOMAIN, "--listen", "127.0.0.1:0", "--metrics", "off"),
-            *("--data-dir", str(folder / "broker"), "--admin-socket", str(self.admin_socket)),
-            *("--segments", str(folder / "policy.yaml"), "--x509-svid-ttl", "12h", "--ca-ttl", "72h"),
-            *broker_words,
-        )
-        found = re.search(r"listen=(\S+)", self.broker.ready())
-        assert found
-        self.address = found.group(1)
-
-    @property
-    def admin_socket(self) -> Path:
-        """The broker's admin socket."""
-        return self.folder / "broker.sock"
+    admin_socket: Path
+    address: str
 
     def admin(self) -> grpc.Channel:
         """Return a channel to it."""
-        return grpc.insecure_channel(f"unix:{self.admin_socket}")
-
-    def _start(self, name: str, *words: str) -> Program:
-        program = Program(self.folder / f"{name}.log", [sys.executable, "-m", "firedoor.cli", *words])
-        self.programs.append(program)
-        return program
-
-    def sidecar(self, name: str, token: str, **listeners: Sequence[Mapping[str, Any]]) -> "Sidecar":
-        """Start a sidecar that attests by this token; `inbound` and `outbound` are as in its configuration."""
-        (self.folder / f"{name}-bundle.json").write_bytes(self.bundle().to_json())
-        (self.folder / f"{name}-token").write_text(token + "\n")
-        program = self._start(
-            name,
-            *("sidecar", "run", "--trust-domain", TRUST_DOMAIN, "--broker", self.address, "--metrics", "off"),
-            *("--bootstrap-bundle", str(self.folder / f"{name}-bundle.json")),
-            *("--join-token-file", str(self.folder / f"{name}-token"), "--data-dir", str(self.folder / name)),
-            *("--auth-socket", str(self.folder / f"{name}-auth.sock")),
-            *("--admin-socket", str(self.folder / f"{name}-admin.sock")),
-            *(word for key, value in listeners.items() for word in (f"--{key}", json.dumps(value))),
-        )
-        return Sidecar(self.folder, name, program)
+        return grpc.insecure_channel(f"unix:{self.admin_socket}", options=OPTIONS)
 
     def join_token(self) -> tuple[str, str]:
         """Make a join token; return the path of its agent's ID, and the token."""
@@ -133,7 +100,7 @@ class World:
         return f"/spire/agent/join_token/{token}", token
 
     def bundle(self) -> TrustBundle:
-        """Return the broker's bundle."""
+        """Return its bundle."""
         with self.admin() as channel:
             found = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=10)
         return TrustBundle.of(TrustDomain.parse(TRUST_DOMAIN), [one.asn1 for one in found.x509_authorities])
@@ -157,6 +124,46 @@ class World:
             made = stub.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=messages), timeout=60)
         assert all(one.status.code == 0 for one in made.results), made.results[0].status.message
         return [one.entry.id for one in made.results]
+
+
+class World(Server):
+    """One broker, and what is needed to start sidecars."""
+
+    def __init__(self, folder: Path, *broker_words: str) -> None:
+        self.folder = folder
+        self.admin_socket = folder / "broker.sock"
+        self.programs: list[Program] = []
+        (folder / "policy.yaml").write_text(POLICY)
+        self.broker = self._start(
+            "broker",
+            *("broker", "run", "--trust-domain", TRUST_DOMAIN, "--listen", "127.0.0.1:0", "--metrics", "off"),
+            *("--data-dir", str(folder / "broker"), "--admin-socket", str(self.admin_socket)),
+            *("--segments", str(folder / "policy.yaml"), "--x509-svid-ttl", "12h", "--ca-ttl", "72h"),
+            *broker_words,
+        )
+        found = re.search(r"listen=(\S+)", self.broker.ready())
+        assert found
+        self.address = found.group(1)
+
+    def _start(self, name: str, *words: str) -> Program:
+        program = Program(self.folder / f"{name}.log", [sys.executable, "-m", "firedoor.cli", *words])
+        self.programs.append(program)
+        return program
+
+    def sidecar(self, name: str, token: str, **listeners: Sequence[Mapping[str, Any]]) -> "Sidecar":
+        """Start a sidecar that attests by this token; `inbound` and `outbound` are as in its configuration."""
+        (self.folder / f"{name}-bundle.json").write_bytes(self.bundle().to_json())
+        (self.folder / f"{name}-token").write_text(token + "\n")
+        program = self._start(
+            name,
+            *("sidecar", "run", "--trust-domain", TRUST_DOMAIN, "--broker", self.address, "--metrics", "off"),
+            *("--bootstrap-bundle", str(self.folder / f"{name}-bundle.json")),
+            *("--join-token-file", str(self.folder / f"{name}-token"), "--data-dir", str(self.folder / name)),
+            *("--auth-socket", str(self.folder / f"{name}-auth.sock")),
+            *("--admin-socket", str(self.folder / f"{name}-admin.sock")),
+            *(word for key, value in listeners.items() for word in (f"--{key}", json.dumps(value))),
+        )
+        return Sidecar(self.folder, name, program)
 
     def stop(self) -> None:
         """End every program, the youngest first."""
