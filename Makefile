@@ -26,7 +26,7 @@ check: install ## Formatting, types, lints, licences, doctests, 10 s of fuzzing 
 fuzz: install ## Fuzz each target for SECONDS (60 by default) and keep what is found
 	@.ci/fuzz $(SECONDS)
 
-bench: install ## Measure beside Envoy and SPIRE, about 10 minutes; BENCH="--only b --help" and the like
+bench: install ## Measure beside Envoy and SPIRE, some 15 minutes; BENCH="--only b --help" and the like
 	@$(BIN)/python -m bench $(BENCH)
 
 peers: install ## Build the programs of others (minutes, the first time), and run the tests that drive them

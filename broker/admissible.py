@@ -11,6 +11,7 @@ Computed once for each state of entries and policy, and looked up after that: ag
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -51,7 +52,7 @@ class Admissible:
         seen = self._seen.get(agent_id)
         if seen is not None and seen.entitlement is entitlement and _same(seen.asked, asked):
             return seen.entries
-        made = _compute(entitlement, asked)
+        made = _compute(entitlement, asked, seen)
         if made.left_out - (seen.left_out if seen else frozenset()):
             _say(agent_id, made.left_out)
         if len(self._seen) > 2 * len(self._state.agents) + 100:
@@ -64,11 +65,19 @@ def _same(before: tuple[PolicySet | None, ...], now: tuple[PolicySet | None, ...
     return len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True))
 
 
-def _compute(entitlement: Entitlement, asked: tuple[PolicySet | None, ...]) -> _Seen:
-    every = sorted(entitlement.workloads.values(), key=lambda entry: entry.id)
-    told = [entry for entry in every if _admitted(entry, entitlement, asked)]
-    left_out = frozenset(entry.id for entry in every) - {entry.id for entry in told}
-    return _Seen(entitlement, asked, tuple(told), left_out)
+def _compute(entitlement: Entitlement, asked: tuple[PolicySet | None, ...], seen: _Seen | None) -> _Seen:
+    """Check every entry, but for those that were admitted before and are what they were."""
+    known: Mapping[str, Entry] = {}
+    if seen is not None and _same(seen.asked, asked) and seen.entitlement.node_selectors == entitlement.node_selectors:
+        known = {entry.id: entry for entry in seen.entries}
+    told, left_out = [], set()
+    for entry_id in sorted(entitlement.workloads):
+        entry = entitlement.workloads[entry_id]
+        if known.get(entry_id) is entry or _admitted(entry, entitlement, asked):
+            told.append(entry)
+        else:
+            left_out.add(entry_id)
+    return _Seen(entitlement, asked, tuple(told), frozenset(left_out))
 
 
 def _admitted(entry: Entry, entitlement: Entitlement, asked: tuple[PolicySet | None, ...]) -> bool:

@@ -38,6 +38,8 @@ class EntryIndex:
         self._by_id: dict[str, Entry] = {}
         self._by_parent: dict[SpiffeId, dict[str, Entry]] = {}
         self._by_spiffe_id: dict[SpiffeId, dict[str, Entry]] = {}
+        # Those that name nodes.
+        self._aliases: set[str] = set()
         self.changed: Callable[[SpiffeId], None] = lambda _: None
         for entry in entries:
             self.put(entry)
@@ -66,6 +68,8 @@ class EntryIndex:
         self._by_id[entry.id] = entry
         self._by_parent.setdefault(entry.parent_id, {})[entry.id] = entry
         self._by_spiffe_id.setdefault(entry.spiffe_id, {})[entry.id] = entry
+        if is_node_alias(entry):
+            self._aliases.add(entry.id)
         self.changed(entry.parent_id)
 
     def remove(self, entry_id: str) -> None:
@@ -77,6 +81,7 @@ class EntryIndex:
             index[key].pop(entry_id)
             if not index[key]:
                 del index[key]
+        self._aliases.discard(entry_id)
         self.changed(entry.parent_id)
 
     def above(self, spiffe_id: SpiffeId) -> set[SpiffeId]:
@@ -106,11 +111,12 @@ class EntryIndex:
                 continue
             seen.add(parent)
             for entry in live(self.with_parent(parent)):
-                if not is_node_alias(entry):
+                if entry.id not in self._aliases:
                     workloads[entry.id] = entry
                 elif entry.parent_id == agent_id:
                     aliases.add(entry.spiffe_id)
-                parents.append(entry.spiffe_id)
+                if entry.spiffe_id in self._by_parent:
+                    parents.append(entry.spiffe_id)
         node |= {Selector.of(BROKER_TYPE, f"alias:{alias}") for alias in aliases}
         return Entitlement(MappingProxyType(workloads), frozenset(aliases), node, live.until)
 

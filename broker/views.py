@@ -14,6 +14,7 @@ from typing import Final
 
 from firedoor.broker.authorized import Entitlement
 from firedoor.broker.db.rows import Generation, Revoked
+from firedoor.broker.entry import Entry
 from firedoor.broker.messages import bundle_message, entry_message
 from firedoor.broker.policy import Compiled
 from firedoor.certs import TrustBundle, TrustDomain
@@ -25,12 +26,21 @@ VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
+class _Shown:
+    """An entry in an agent's view: encoded, as a field of Entries, and the flows that its ID brings into the view."""
+
+    entry: Entry
+    encoded: bytes
+    flows: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What one agent is told, encoded, without the generation; and what it was made of."""
 
     viewer: Viewer
     entitlement: Entitlement
-    federated: frozenset[TrustDomain]
+    shown: Mapping[str, _Shown]
     entries: bytes
     common: bytes
     view_hash: bytes
@@ -54,7 +64,7 @@ class Viewer:
         policy: Compiled,
         revocations: Iterable[Revoked],
     ) -> None:
-        self._own, self._bundles, self._policy = trust_domain, dict(bundles), policy
+        self._own, self._bundles, self.policy = trust_domain, dict(bundles), policy
         self._revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
         made = control_pb2.Revocations(revocations=[_revocation(one) for one in self._revoked])
         self._revocations = _encoded(control_pb2.Part(revocations=made))
@@ -66,23 +76,36 @@ class Viewer:
         self, bundles: Mapping[TrustDomain, TrustBundle], policy: Compiled, revocations: Iterable[Revoked]
     ) -> bool:
         """Say whether it was made of these."""
-        if policy is not self._policy or bundles != self._bundles:
+        if policy is not self.policy or bundles != self._bundles:
             return False
         return sorted(revocations, key=lambda one: (one.kind, one.value)) == self._revoked
 
     def view(self, entitlement: Entitlement, before: View | None = None) -> View:
         """Return what an agent with this entitlement is told; `before` is what it was told last, by any viewer."""
-        if before is not None and before.entitlement is entitlement:
-            if before.viewer is self:
-                return before
-            federated, encoded = before.federated, before.entries
-        else:
-            entries = sorted(entitlement.workloads.values(), key=lambda entry: entry.id)
-            federated = frozenset(td for entry in entries for td in entry.federates_with)
-            part = control_pb2.Part(entries=control_pb2.Entries(entries=[entry_message(entry) for entry in entries]))
-            encoded = _encoded(part)
-        common = self._common(federated, self._table(entitlement))
-        return View(self, entitlement, federated, encoded, common, encoded_view_hash(encoded + common))
+        if before is not None and before.entitlement is entitlement and before.viewer is self:
+            return before
+        shown = self._shown(entitlement, before)
+        encoded = _part(control_pb2.Part.ENTRIES_FIELD_NUMBER, b"".join(one.encoded for one in shown.values()))
+        federated = frozenset(td for one in shown.values() for td in one.entry.federates_with)
+        common = self._common(federated, self._table({one.flows for one in shown.values()}))
+        return View(self, entitlement, shown, encoded, common, encoded_view_hash(encoded + common))
+
+    def _shown(self, entitlement: Entitlement, before: View | None) -> Mapping[str, _Shown]:
+        """Return the entries in the order of their IDs; those that are as they were before are not made again."""
+        known = before.shown if before is not None and before.viewer.policy is self.policy else {}
+        shown = {}
+        for entry_id in sorted(entitlement.workloads):
+            entry, one = entitlement.workloads[entry_id], known.get(entry_id)
+            shown[entry_id] = one if one is not None and one.entry is entry else self._show(entry)
+        return shown
+
+    def _show(self, entry: Entry) -> _Shown:
+        policy, flows = self.policy.policy, frozenset[str]()
+        if policy is not None:
+            segment = policy.segment_of(entry.spiffe_id)
+            flows = self.policy.views.flows(segment.name if segment else None, entry.spiffe_id)
+        encoded = entry_message(entry).SerializeToString(deterministic=True)
+        return _Shown(entry, _field(control_pb2.Entries.ENTRIES_FIELD_NUMBER, encoded), flows)
 
     def _common(self, federated: frozenset[TrustDomain], table: policy_pb2.Table) -> bytes:
         key = (federated, id(table))
@@ -94,11 +117,8 @@ class Viewer:
             self._shared[key] = (table, made)
         return self._shared[key][1]
 
-    def _table(self, entitlement: Entitlement) -> policy_pb2.Table:
-        ids = {entry.spiffe_id for entry in entitlement.workloads.values()}
-        policy = self._policy.policy
-        found = (policy.segment_of(spiffe_id) for spiffe_id in ids) if policy is not None else ()
-        return self._policy.views.view({segment.name for segment in found if segment is not None}, ids)
+    def _table(self, flows: Iterable[frozenset[str]]) -> policy_pb2.Table:
+        return self.policy.views.with_flows(frozenset().union(*flows))
 
 
 def _encoded(part: control_pb2.Part) -> bytes:
@@ -106,19 +126,25 @@ def _encoded(part: control_pb2.Part) -> bytes:
     return control_pb2.Update(parts=[part]).SerializeToString(deterministic=True)
 
 
-# The key of FromBroker.update: its number and "length-delimited" (protobuf's encoding guide).
-_UPDATE_KEY: Final = bytes([control_pb2.FromBroker.UPDATE_FIELD_NUMBER << 3 | 2])
+def _part(number: int, content: bytes) -> bytes:
+    """Return an encoded Update that has one part alone, of this kind, from the kind's encoded message."""
+    return _field(control_pb2.Update.PARTS_FIELD_NUMBER, _field(number, content))
 
 
 def _from_broker(update: bytes) -> bytes:
     """Wrap an encoded Update in a FromBroker."""
+    return _field(control_pb2.FromBroker.UPDATE_FIELD_NUMBER, update)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Encode a field: its number and "length-delimited", the length, the content (protobuf's encoding guide)."""
     length = bytearray()
-    left = len(update)
+    left = len(content)
     while left > 0x7F:
         length.append(left & 0x7F | 0x80)
         left >>= 7
     length.append(left)
-    return _UPDATE_KEY + length + update
+    return bytes([number << 3 | 2]) + length + content
 
 
 def _revocation(revoked: Revoked) -> control_pb2.Revocation:

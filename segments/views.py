@@ -42,12 +42,19 @@ class Views:
         """Return the view for a sidecar that holds these IDs, in these segments. Do not change it: it may be shared."""
         names = {name for segment in segments if segment for name in self._by_segment.get(segment, ())}
         names.update(name for spiffe_id in ids for name in self._by_id.claims(spiffe_id))
-        key = frozenset(names)
-        if key not in self._made:
-            self._made[key] = policy_pb2.Table(
+        return self.with_flows(frozenset(names))
+
+    def flows(self, segment: str | None, spiffe_id: SpiffeId) -> frozenset[str]:
+        """Return the names of the flows that a view for this ID, in this segment, has."""
+        return frozenset(self._by_segment.get(segment or "", ())).union(self._by_id.claims(spiffe_id))
+
+    def with_flows(self, names: frozenset[str]) -> policy_pb2.Table:
+        """Return the view with these flows. Do not change it: it may be shared."""
+        if names not in self._made:
+            self._made[names] = policy_pb2.Table(
                 version=self._table.version,
                 trust_domain=self._table.trust_domain,
                 segments=self._table.segments,
-                flows=(flow for flow in self._table.flows if flow.name in key),
+                flows=(flow for flow in self._table.flows if flow.name in names),
             )
-        return self._made[key]
+        return self._made[names]

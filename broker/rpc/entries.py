@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
-from firedoor.broker.admissible import Admissible
 from firedoor.broker.audit import redact_id
 from firedoor.broker.db.entry_rows import delete_entry, insert_entry, update_entry
 from firedoor.broker.db.rows import Revoked, revoke_issued
 from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_spiffe_id
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotAdmitted, NotFound
 from firedoor.broker.messages import entry_message
+from firedoor.broker.rpc.authorized_entries import AuthorizedEntries
 from firedoor.broker.rpc.listing import batch, filter_selectors, matches, page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.status import OK, status_of
@@ -27,11 +27,10 @@ from firedoor.wire import entry_pb2, types
 
 if TYPE_CHECKING:
     from firedoor.broker.policy import PolicyKeeper
+    from firedoor.broker.rpc.authorized_entries import Encoded
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
 
-# SPIRE's page of SyncAuthorizedEntries.
-SYNC_PAGE: Final = 500
 # Under gRPC's 4 MB with the largest entries that are allowed; more must come in several calls.
 MAX_BATCH: Final = 10_000
 # How often an update starts anew when another one came first.
@@ -43,7 +42,7 @@ class EntryService:
 
     def __init__(self, state: State, policy: PolicyKeeper) -> None:
         self._state, self._policy = state, policy
-        self._admissible = Admissible(state, policy)
+        self._authorized = AuthorizedEntries(state, policy)
 
     # --- administrators -----------------------------------------------------------------------------------------
 
@@ -225,59 +224,13 @@ class EntryService:
         self, request: entry_pb2.GetAuthorizedEntriesRequest, call: Call
     ) -> entry_pb2.GetAuthorizedEntriesResponse:
         """Show an agent all that it is entitled to."""
-        mask = request.output_mask if request.HasField("output_mask") else None
-        entries = self._authorized(call)
-        return entry_pb2.GetAuthorizedEntriesResponse(entries=[show(entry_message(e), mask) for e in entries])
+        return self._authorized.get(request, call)
 
-    async def SyncAuthorizedEntries(
+    def SyncAuthorizedEntries(
         self, requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], call: Call
-    ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse]:
+    ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse | Encoded]:
         """Show an agent what it is entitled to: up to 500 entries at once, else revisions, then entries as asked."""
-        first = await anext(requests, None)
-        if first is None:
-            return
-        mask = _sync_mask(first)
-        entries = self._authorized(call)
-        if len(entries) <= SYNC_PAGE:
-            yield entry_pb2.SyncAuthorizedEntriesResponse(entries=[show(entry_message(e), mask) for e in entries])
-        else:
-            for part, more in _pages(entries):
-                revisions = [
-                    entry_pb2.EntryRevision(id=e.id, revision_number=e.revision_number, created_at=e.created_at)
-                    for e in part
-                ]
-                yield entry_pb2.SyncAuthorizedEntriesResponse(entry_revisions=revisions, more=more)
-        async for request in requests:
-            if call.again is not None:
-                await call.again()
-            if request.HasField("output_mask"):
-                raise InvalidRequest("specifying the output mask is only allowed in the first request")
-            wanted = dict.fromkeys(request.ids)
-            present = {e.id: e for e in self._authorized(call)}
-            asked = [present[entry_id] for entry_id in wanted if entry_id in present]
-            for part, more in _pages(asked):
-                yield entry_pb2.SyncAuthorizedEntriesResponse(
-                    entries=[show(entry_message(e), mask) for e in part], more=more
-                )
-
-    def _authorized(self, call: Call) -> tuple[Entry, ...]:
-        return self._admissible.entries(call.the_agent().id)
-
-
-def _sync_mask(first: entry_pb2.SyncAuthorizedEntriesRequest) -> types.EntryMask | None:
-    if first.ids:
-        raise InvalidRequest("specifying IDs on initial request is not supported")
-    if not first.HasField("output_mask"):
-        return None
-    if not first.output_mask.revision_number:
-        raise InvalidRequest("revision number cannot be masked")
-    return first.output_mask
-
-
-def _pages(entries: Sequence[Entry]) -> list[tuple[Sequence[Entry], bool]]:
-    """Return the pages and whether more follow; nothing asked for is one empty page."""
-    starts = range(0, len(entries), SYNC_PAGE) or [0]
-    return [(entries[start : start + SYNC_PAGE], start + SYNC_PAGE < len(entries)) for start in starts]
+        return self._authorized.sync(requests, call)
 
 
 def _tests(

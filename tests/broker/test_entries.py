@@ -350,9 +350,32 @@ async def test_an_agent_is_not_told_what_is_never_signed_for_it(
     assert {one.id for one in await synced(other)} == told[1][1]
 
 
-async def synced(agent: AgentClient) -> list[types.Entry]:
+async def test_an_answer_that_was_kept_is_todays(broker: RunningBroker) -> None:
+    """Agents ask again and again; whatever they may be told changes, the next answer has it."""
+    agent, twin = await broker.attest(), await broker.attest()
+    made = await broker.entry(PATH, agent.path, USER)
+    assert [(e.id, e.hint, len(e.selectors)) for e in await synced(agent)] == [(made.id, "", 1)]
+    # Another mask, the same one again, and another agent.
+    assert [(e.id, len(e.selectors)) for e in await synced(agent, types.EntryMask(revision_number=True))] == [
+        (made.id, 0)
+    ]
+    assert [len(e.selectors) for e in await synced(agent)] == [1]
+    assert await synced(twin) == []
+    # A field, one more, one less.
+    update = entry_pb2.BatchUpdateEntryRequest(
+        entries=[types.Entry(id=made.id, hint="h")], input_mask=types.EntryMask(hint=True)
+    )
+    await broker.entries.BatchUpdateEntry(update)
+    assert [(e.hint, e.revision_number) for e in await synced(agent)] == [("h", 1)]
+    second = await broker.entry(f"{PATH}2", agent.path, USER)
+    assert {e.id for e in await synced(agent)} == {made.id, second.id}
+    await broker.entries.BatchDeleteEntry(entry_pb2.BatchDeleteEntryRequest(ids=[made.id]))
+    assert [e.id for e in await synced(agent)] == [second.id]
+
+
+async def synced(agent: AgentClient, mask: types.EntryMask | None = None) -> list[types.Entry]:
     call = entry_grpc.EntryStub(agent.channel).SyncAuthorizedEntries()
-    await call.write(entry_pb2.SyncAuthorizedEntriesRequest())
+    await call.write(entry_pb2.SyncAuthorizedEntriesRequest(output_mask=mask))
     answer = await call.read()
     call.cancel()
     return list(answer.entries)

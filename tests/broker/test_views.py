@@ -2,6 +2,7 @@
 """Views are joined from encoded parts; the bytes are those of the whole message."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,18 @@ def test_what_did_not_change_is_not_made_again() -> None:
     assert not viewer.is_of(BUNDLES, compile_documents([Document("p.yaml", POLICY)], TD), [])
     later = Viewer(TD, changed, COMPILED, [])
     second = later.view(ours, first)
-    assert second.entries is first.entries
+    assert all(one is first.shown[name] for name, one in second.shown.items())
     assert second.update(Generation(NOW, 2)) == later.view(theirs).update(Generation(NOW, 2))
     assert second.view_hash != first.view_hash
+    # One entry changes: the others stay.
+    index.put(replace(entries(3, ())[1], hint="h"))
+    third = later.view(index.entitlement(AGENT, frozenset(), NOW), second)
+    assert [one is second.shown[name] for name, one in third.shown.items()] == [True, False, True]
+    fresh = later.view(index.entitlement(AGENT, frozenset(), NOW))
+    assert third.update(Generation(NOW, 3)) == fresh.update(Generation(NOW, 3))
+    # Another policy: which flows an entry brings is asked again.
+    other = Viewer(TD, changed, compile_documents([Document("p.yaml", POLICY.partition("---")[0])], TD), [])
+    fourth = other.view(third.entitlement, third)
+    assert not any(one is third.shown[name] for name, one in fourth.shown.items())
+    assert [len(one.flows) for one in third.shown.values()] == [1, 1, 1]
+    assert [len(one.flows) for one in fourth.shown.values()] == [0, 0, 0]

@@ -95,8 +95,10 @@ def test_envoy_takes_both_configurations(tmp_path: Path) -> None:
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     found = options.parse(["--only", "b, d", "--seconds", "2.5", "--rounds", "1", "--output", "json"])
     assert (found.only, found.seconds, found.rounds, found.output, found.write) == (("b", "d"), 2.5, 1, "json", None)
-    assert options.parse([]).only == ("a", "b", "c", "d")
-    for wrong in (["--only", "z"], ["--seconds", "0"], ["--rounds", "0"], ["--seconds", "x"]):
+    assert options.parse([]).only == ("a", "b", "c", "d", "e")
+    assert options.parse(["--entries", "1,20"]).entries == (1, 20)
+    numbers = (["--entries", "0"], ["--entries", "2,1"], ["--entries", "x"])
+    for wrong in (["--only", "z"], ["--seconds", "0"], ["--rounds", "0"], ["--seconds", "x"], *numbers):
         with pytest.raises(SystemExit):
             options.parse(wrong)
         assert "bench: error" in capsys.readouterr().err
