@@ -63,10 +63,12 @@ class Daemon:
     def __init__(self, log: Path) -> None:
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
+        # Beside what this process has.
+        self.more_environment: dict[str, str] = {}
 
     def launch(self, *command: str) -> None:
         """Start it; what it logged before stays."""
-        env = {**os.environ, **FLAGS}
+        env = {**os.environ, **FLAGS, **self.more_environment}
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env)
 
