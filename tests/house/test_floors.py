@@ -55,7 +55,8 @@ def modules(folder: str) -> list[Path]:
 def floor_of(name: str) -> str | None:
     """Return the folder that an imported name of ours lies in."""
     parts = name.split(".")
-    if parts[0] != "firedoor":
+    # Python loads the outermost package before any of ours, so that its version costs nobody anything.
+    if parts[0] != "firedoor" or name == "firedoor.__version__":
         return None
     return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "client"
 

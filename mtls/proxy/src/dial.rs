@@ -16,8 +16,8 @@ use crate::stream;
 /// How many addresses of one name are tried.
 const MAX_RESOLVED: usize = 16;
 
-/// A TLS connection to a verified peer.
-pub(crate) type Peer = ClientTls<ReadAhead<TcpStream>>;
+/// A TLS connection to a verified peer. Boxed: every function that it passes through would have room for it.
+pub(crate) type Peer = Box<ClientTls<ReadAhead<TcpStream>>>;
 
 /// How far an attempt came. The furthest one explains a failure best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +85,7 @@ async fn attempt(
         Err(_) => return Err(failed(Stage::Connecting, "connect_timeout")),
     };
     match timeout(patience, connect(identity, &outbound.expect, alpn, ReadAhead::new(tcp))).await {
-        Ok(Ok(found)) => Ok(found),
+        Ok(Ok((tls, peer))) => Ok((Box::new(tls), peer)),
         Ok(Err(error)) => Err(failed(Stage::Shaking, handshake_reason(&error))),
         Err(_) => Err(failed(Stage::Shaking, HANDSHAKE_TIMEOUT)),
     }

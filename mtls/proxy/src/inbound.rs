@@ -27,7 +27,8 @@ use crate::stream::{self, LocalStream};
 pub(crate) const APP_UNREACHABLE: &str = "app_unreachable";
 const APP_WRONG_UID: &str = "app_wrong_uid";
 
-pub(crate) type Peer = ServerTls<ReadAhead<TcpStream>>;
+/// A TLS connection of a verified peer's. Boxed: every function that it passes through would have room for it.
+pub(crate) type Peer = Box<ServerTls<ReadAhead<TcpStream>>>;
 
 /// Serve one accepted connection.
 pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd) {
@@ -101,7 +102,7 @@ fn adopt(fd: OwnedFd) -> io::Result<TcpStream> {
 
 async fn shake(identity: &Identity, alpn: &[&[u8]], tcp: TcpStream) -> Result<(Peer, VerifiedPeer), &'static str> {
     match accept(identity, ClientAuth::Required, alpn, ReadAhead::new(tcp)).await {
-        Ok((tls, Some(peer))) => Ok((tls, peer)),
+        Ok((tls, Some(peer))) => Ok((Box::new(tls), peer)),
         Ok((_, None)) => Err("no_certificate"),
         Err(error) => Err(handshake_reason(&error)),
     }

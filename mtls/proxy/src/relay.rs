@@ -41,6 +41,12 @@ impl PeerStream for firedoor_identity::ClientTls<ReadAhead<TcpStream>> {
     }
 }
 
+impl<T: PeerStream> PeerStream for Box<T> {
+    fn tcp(&self) -> &TcpStream {
+        (**self).tcp()
+    }
+}
+
 /// What a relay looks at besides the bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Watched {

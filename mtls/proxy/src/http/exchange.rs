@@ -2,7 +2,7 @@
 //! An admitted request and its answer.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -32,9 +32,8 @@ pub(super) async fn pass(
     held: &Arc<Held>,
     way: Way,
     between: &Between,
-    sending: impl Future<Output = Option<Response<Source>>>,
+    mut sending: Pin<&mut impl Future<Output = Option<Response<Source>>>>,
 ) -> Result<Response<Body>, Ended> {
-    let mut sending = pin!(sending);
     let answered = match between.gate() {
         None => unless_cut(held, sending).await,
         Some(gate) => {

@@ -39,6 +39,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Begun<IO> {
         let count = this.first.len().min(to.remaining());
         to.put_slice(&this.first[..count]);
         this.first.drain(..count);
+        if this.first.is_empty() && to.remaining() > 0 {
+            // The rest at once: hyper makes its buffer larger for what comes in two parts.
+            _ = Pin::new(&mut this.io).poll_read(cx, to)?;
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -2,6 +2,7 @@
 //! Requests of a verified peer's, each decided on before the app sees it.
 
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -56,7 +57,7 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     let material = shared.store.present();
     let mut draft = Draft::new(shared.clone(), &spec, material.clone());
     let alpn = if spec.common.protocol == Protocol::Grpc { GRPC } else { HTTP };
-    let (own, tls, peer) = match meet(&accepted, material.as_deref(), fd, alpn, &mut draft).await {
+    let (own, tls, peer) = match Box::pin(meet(&accepted, material.as_deref(), fd, alpn, &mut draft)).await {
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
@@ -164,7 +165,7 @@ impl Link {
         self.activity.admitted(&held);
         let between = Between::new(parts.version, &parts.headers, client);
         let onward = self.onward(parts, head, Body::passing(body, &held, Way::Back, between.gate().cloned()));
-        let sending = self.apps.send(sender, onward, &between, &spec.common, &self.inbound);
+        let sending = pin!(self.apps.send(sender, onward, &between, &spec.common, &self.inbound));
         pass(protocol, &held, Way::Forward, &between, sending).await
     }
 

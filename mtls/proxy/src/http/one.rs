@@ -219,13 +219,14 @@ struct Asks<A> {
 impl<A: Answer> Service<Request<Incoming>> for Asks<A> {
     type Response = Response<Body>;
     type Error = Ended;
-    type Future = A::Future;
+    /// hyper keeps room for it from the first request to the end of the connection.
+    type Future = Pin<Box<A::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (parts, incoming) = request.into_parts();
         let number = self.line.request();
         let client = Client::One(self.line.clone());
-        self.answer.answer(Arrived { parts, body: Source::One(incoming), client, number })
+        Box::pin(self.answer.answer(Arrived { parts, body: Source::One(incoming), client, number }))
     }
 }
 

@@ -2,6 +2,7 @@
 //! Requests of a local client's, each decided on before the peer sees it.
 
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -113,7 +114,8 @@ impl Link {
         let onward = onward(parts, &head, Body::passing(body, &held, Way::Forward, between.gate().cloned()));
         // Written when the request has its number, which is before a byte of it leaves.
         let record = Decided { draft: Some(draft), verdict };
-        pass(protocol, &held, Way::Back, &between, self.send(&peer, onward, &between, record)).await
+        let sending = pin!(self.send(&peer, onward, &between, record));
+        pass(protocol, &held, Way::Back, &between, sending).await
     }
 
     /// Send an admitted request. If its connection closed before a byte of it was sent, another one to the same peer
@@ -125,10 +127,20 @@ impl Link {
         between: &Between,
         mut record: Decided,
     ) -> Option<Response<Source>> {
-        let unsent = match peer.two.send(request, between, |number| record.write(number)).await {
-            Ok(response) => return Some(response),
-            Err(Unsent(unsent)) => *unsent?,
-        };
+        match peer.two.send(request, between, |number| record.write(number)).await {
+            Ok(response) => Some(response),
+            // Boxed, as all is that few requests need.
+            Err(Unsent(unsent)) => Box::pin(self.send_again(peer, *unsent?, between, record)).await,
+        }
+    }
+
+    async fn send_again(
+        &self,
+        peer: &PeerLink,
+        unsent: Request<Body>,
+        between: &Between,
+        mut record: Decided,
+    ) -> Option<Response<Source>> {
         let material = self.accepted.shared.store.present();
         let own = self.accepted.own(material.as_deref()).ok()?;
         let other = self.peers.find(&self.accepted, &self.outbound, own).await.ok()?;

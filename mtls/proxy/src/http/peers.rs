@@ -101,7 +101,7 @@ impl Pool {
         if let Some(link) = self.taken(accepted, own) {
             return Ok(link);
         }
-        let link = Arc::new(connect(accepted, outbound, own).await?);
+        let link = Arc::new(Box::pin(connect(accepted, outbound, own)).await?);
         self.lock().push(link.clone());
         Ok(link)
     }

@@ -180,15 +180,16 @@ impl Life<'_> {
         A: Answer,
     {
         if !two {
-            return self.run(One::new(self.common, io, answer)).await;
+            return self.run(&mut One::new(self.common, io, answer)).await;
         }
-        match Two::shake(self.common, io, answer, self.budget.clone()).await {
-            Some(serving) => self.run(serving).await,
+        // Boxed: a connection of HTTP/1.1 is not as large as one of HTTP/2 needs.
+        match Box::pin(Two::shake(self.common, io, answer, self.budget.clone())).await {
+            Some(mut serving) => self.run(&mut *serving).await,
             None => Closed::Over,
         }
     }
 
-    async fn run(&self, mut connection: impl Serving) -> Closed {
+    async fn run(&self, connection: &mut impl Serving) -> Closed {
         let mut revisions = self.shared.store.watch();
         let mut stopping = self.shared.draining.subscribe();
         let mut gone = pin!(end_of(self.process.as_deref()));

@@ -43,7 +43,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     /// Begin to speak; None when the other side does not.
-    pub async fn shake(common: &Common, io: IO, answer: A, budget: Budget) -> Option<Self> {
+    pub async fn shake(common: &Common, io: IO, answer: A, budget: Budget) -> Option<Box<Self>> {
         let mut builder = Builder::new();
         builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         builder.max_frame_size(MAX_FRAME).header_table_size(HEADER_TABLE).max_send_buffer_size(SEND_BUFFER);
@@ -51,7 +51,7 @@ where
         builder.max_pending_accept_reset_streams(RESETS_PENDING).max_local_error_reset_streams(Some(RESETS_LOCAL));
         let connection = timeout(common.header_timeout, builder.handshake(io)).await.ok()?.ok()?;
         let shared = Arc::new(Streams { answer, budget, abused: AtomicBool::new(false) });
-        Some(Two { connection, shared })
+        Some(Box::new(Two { connection, shared }))
     }
 }
 
