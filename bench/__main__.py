@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import datapath, issuing, parts, reach, report, streams, sync
+from bench import datapath, issuing, memory, parts, reach, report, streams, sync
 from bench.options import Options, parse
 from bench.processes import Failed, environment
 from bench.progress import say
@@ -21,6 +21,7 @@ MEASURE: dict[str, Callable[[Options, Path], Iterator[Table]]] = {
     "c": reach.tables,
     "d": streams.tables,
     "e": sync.tables,
+    "memory": memory.tables,
     "parts": parts.tables,
 }
 

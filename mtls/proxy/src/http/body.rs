@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 
 use super::headers::strip_trailers;
 use super::interim::Gate;
+use super::one::Asked;
 use super::serve::Busy;
 use crate::registry::Entered;
 
@@ -40,10 +41,11 @@ pub(super) enum Way {
     Back,
 }
 
-/// Where a body comes from: HTTP/1.1 by hyper, or a stream of HTTP/2.
+/// Where a body comes from: HTTP/1.1 by hyper, as an answer or with a request, or a stream of HTTP/2.
 #[derive(Debug)]
 pub(super) enum Source {
     One(Incoming),
+    Asked(Asked),
     Two(RecvStream),
 }
 
@@ -53,13 +55,15 @@ impl Source {
     pub fn is_end_stream(&self) -> bool {
         match self {
             Source::One(incoming) => incoming.is_end_stream(),
+            Source::Asked(asked) => asked.is_end_stream(),
             Source::Two(stream) => stream.is_end_stream(),
         }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Framed {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Framed {
         match self {
             Source::One(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|_| Ended::Failed),
+            Source::Asked(asked) => asked.poll_frame(cx).map_err(|_| Ended::Failed),
             Source::Two(stream) => poll_stream(stream, cx),
         }
     }
@@ -186,6 +190,7 @@ impl HttpBody for Body {
         match self {
             Body::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Body::Passing(Passing { source: Source::One(incoming), .. }) => incoming.size_hint(),
+            Body::Passing(Passing { source: Source::Asked(asked), .. }) => asked.size_hint(),
             Body::Passing(Passing { source: Source::Two(stream), .. }) if stream.is_end_stream() => {
                 SizeHint::with_exact(0)
             }

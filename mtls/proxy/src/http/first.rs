@@ -16,6 +16,17 @@ pub(super) struct Begun<IO> {
     io: IO,
 }
 
+impl<IO> Begun<IO> {
+    pub fn new(first: Vec<u8>, io: IO) -> Self {
+        Begun { first, io }
+    }
+
+    /// The stream itself. What was read of it and not read again is lost.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
+}
+
 /// Read until it is clear whether this is HTTP/2's preface; say so.
 pub(super) async fn read_first<IO: AsyncRead + Unpin>(mut io: IO) -> io::Result<(bool, Begun<IO>)> {
     let mut first = vec![0; PREFACE.len()];

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Body, Ended, Held};
 use super::exchange::Arrived;
-use super::first::read_first;
+use super::first::{Begun, read_first};
 use super::one::One;
 use super::resets::Budget;
 use super::two::Two;
@@ -35,14 +35,14 @@ const IDLE: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What answers requests.
-pub(super) trait Answer: Clone + Send + Sync + 'static {
+pub(super) trait Answer: Clone + Send + Sync + Unpin + 'static {
     type Future: Future<Output = Result<Response<Body>, Ended>> + Send + 'static;
     fn answer(&self, arrived: Arrived) -> Self::Future;
 }
 
 impl<F, R> Answer for F
 where
-    F: Fn(Arrived) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Arrived) -> R + Clone + Send + Sync + Unpin + 'static,
     R: Future<Output = Result<Response<Body>, Ended>> + Send + 'static,
 {
     type Future = R;
@@ -55,7 +55,7 @@ where
 /// A connection in either version.
 pub(super) trait Serving {
     /// Serve until the connection is closed.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed>;
+    fn poll(&mut self, cx: &mut Context<'_>, activity: &Activity) -> Poll<Closed>;
     /// Take no more requests, and close when those that run have ended.
     fn finish(&mut self);
 }
@@ -162,28 +162,27 @@ impl Life<'_> {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Answer,
     {
-        let two = match versions {
-            Versions::One => false,
-            Versions::Two => true,
-            Versions::Either => {
-                let first = timeout(self.common.header_timeout, read_first(io)).await;
-                let Ok(Ok((two, begun))) = first else { return Closed::Over };
-                return Box::pin(self.speak(two, begun, answer)).await;
-            }
+        let (two, begun) = match versions {
+            Versions::One => (false, Begun::new(Vec::new(), io)),
+            Versions::Two => (true, Begun::new(Vec::new(), io)),
+            Versions::Either => match timeout(self.common.header_timeout, read_first(io)).await {
+                Ok(Ok(first)) => first,
+                Ok(Err(_)) | Err(_) => return Closed::Over,
+            },
         };
-        self.speak(two, io, answer).await
+        Box::pin(self.speak(two, begun, answer)).await
     }
 
-    async fn speak<IO, A>(self, two: bool, io: IO, answer: A) -> Closed
+    async fn speak<IO, A>(self, two: bool, begun: Begun<IO>, answer: A) -> Closed
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Answer,
     {
         if !two {
-            return self.run(&mut One::new(self.common, io, answer)).await;
+            return self.run(&mut One::new(self.common.header_timeout, begun, answer)).await;
         }
         // Boxed: a connection of HTTP/1.1 is not as large as one of HTTP/2 needs.
-        match Box::pin(Two::shake(self.common, io, answer, self.budget.clone())).await {
+        match Box::pin(Two::shake(self.common, begun, answer, self.budget.clone())).await {
             Some(mut serving) => self.run(&mut *serving).await,
             None => Closed::Over,
         }
@@ -207,7 +206,7 @@ impl Life<'_> {
             }
             tokio::select! {
                 biased;
-                closed = poll_fn(|cx| connection.poll(cx)) => return closed,
+                closed = poll_fn(|cx| connection.poll(cx, self.activity)) => return closed,
                 changed = revisions.changed() => if changed.is_err() || !(self.welcome)() { return Closed::Over },
                 changed = stopping.changed(), if !drained => drained = changed.is_err() || *stopping.borrow(),
                 () = &mut gone, if leave.is_none() => leave = Some(Instant::now() + GRACE),

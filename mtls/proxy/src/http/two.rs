@@ -19,7 +19,7 @@ use super::exchange::Arrived;
 use super::interim::{Client, Responder};
 use super::pump::{Fate, pump, reason};
 use super::resets::Budget;
-use super::serve::{Answer, Closed, Serving};
+use super::serve::{Activity, Answer, Closed, Serving};
 use super::{CONNECTION_WINDOW, HEADER_TABLE, MAX_FRAME, RESETS_LOCAL, RESETS_PENDING, SEND_BUFFER, STREAM_WINDOW};
 use crate::spec::Common;
 
@@ -60,7 +60,7 @@ where
     A: Answer,
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
+    fn poll(&mut self, cx: &mut Context<'_>, _activity: &Activity) -> Poll<Closed> {
         loop {
             if self.shared.abused.swap(false, Ordering::AcqRel) {
                 self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
