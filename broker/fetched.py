@@ -6,14 +6,9 @@ What is refused changes nothing: the last good bundle stays. Pure, but for the c
 
 from __future__ import annotations
 
-from typing import Final
-
 from firedoor import mtls
 from firedoor.broker.errors import EndpointError
 from firedoor.certs import TrustBundle
-
-# The core's answer to no certificate at all, once it has read all roots.
-_ROOTS_WERE_READ: Final = "chain_empty"
 
 
 def check_readable(bundle: TrustBundle) -> None:
@@ -22,11 +17,7 @@ def check_readable(bundle: TrustBundle) -> None:
     Sidecars publish their bundles together: one root that the core refuses would keep all else from them, revocations
     and policy too, and a federated trust domain could have it so.
     """
-    try:
-        mtls.verify_svid([], {bundle.trust_domain.name: [root.der for root in bundle.x509_roots]}, at=0)
-    except mtls.VerifyError as error:
-        if error.code != _ROOTS_WERE_READ:
-            raise
+    mtls.check_roots(bundle.trust_domain.name, [root.der for root in bundle.x509_roots])
 
 
 def check_successor(held: TrustBundle | None, fetched: TrustBundle, *, proves_itself: bool) -> None:

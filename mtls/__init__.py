@@ -45,6 +45,23 @@ from firedoor.mtls._mtls import (
     verify_svid,
 )
 
+# The core's answer to no certificate at all, once it has read all roots.
+_ROOTS_WERE_READ = "chain_empty"
+
+
+def check_roots(trust_domain: str, roots: list[bytes]) -> None:
+    """Check that the core reads every one of these certificates (DER) as an authority's. Raise MtlsError.
+
+    One that it refuses would keep the whole `Material` from being published, revocations and policy too; whoever takes
+    another trust domain's bundle asks this first.
+    """
+    try:
+        verify_svid([], {trust_domain: roots}, at=0)
+    except VerifyError as error:
+        if error.code != _ROOTS_WERE_READ:
+            raise
+
+
 __all__ = [
     "Caller",
     "CallerUnknown",
@@ -69,6 +86,7 @@ __all__ = [
     "canonical_path",
     "check_path_pattern",
     "check_pattern",
+    "check_roots",
     "check_spiffe_id",
     "match_pattern",
     "private_address",

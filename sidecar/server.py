@@ -27,6 +27,7 @@ from firedoor.sidecar.errors import (
     RequestRefused,
     ServerError,
     ServerUnavailable,
+    UpdateRefused,
 )
 from firedoor.sidecar.evidence import Shown
 from firedoor.wire import (
@@ -192,15 +193,18 @@ class Server:
             return bundles.from_wire(await self._bundle.GetBundle(bundle_pb2.GetBundleRequest(), timeout=RPC_SECONDS))
 
     async def federated_bundle(self, trust_domain: TrustDomain) -> TrustBundle | None:
-        """Return another trust domain's bundle; None when the server has none. Raise ServerError."""
+        """Return another trust domain's bundle; None when the server has none. Raise ServerError or UpdateRefused."""
         request = bundle_pb2.GetFederatedBundleRequest(trust_domain=trust_domain.name)
         async with self._calling():
             try:
-                return bundles.from_wire(await self._bundle.GetFederatedBundle(request, timeout=RPC_SECONDS))
+                found = bundles.from_wire(await self._bundle.GetFederatedBundle(request, timeout=RPC_SECONDS))
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.NOT_FOUND:
                     return None
                 raise
+        if found.trust_domain != trust_domain:
+            raise UpdateRefused("malformed_bundle", f"asked for {trust_domain}, the server sent {found.trust_domain}")
+        return found
 
     async def entries(self) -> list[types.Entry]:
         """Return the entries that this agent is entitled to. Raise ServerError."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
-from firedoor.certs import NOT_BEFORE_CUSHION
-from firedoor.mtls import MtlsError
+from firedoor.certs import NOT_BEFORE_CUSHION, TrustBundle, TrustDomain
+from firedoor.mtls import MtlsError, check_roots
 from firedoor.sidecar import bundles
 from firedoor.sidecar.errors import AgentLost, ServerUnavailable, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
@@ -54,6 +54,8 @@ class Updates:
         self._polling: asyncio.Event = asyncio.Event()
         # Why the stream broke last; the same reason is logged once.
         self._reason = ""
+        # Trust domains whose bundle could not be used when the server was asked last.
+        self._odd: set[TrustDomain] = set()
 
     @property
     def polling(self) -> bool:
@@ -170,7 +172,8 @@ class Updates:
         entries = [read_entry(one, old.trust_domain) for one in await server.entries()]
         own = await server.bundle()
         federated = {name for entry in entries for name in entry.federates_with} - {old.trust_domain}
-        others = [await server.federated_bundle(name) for name in sorted(federated)]
+        others = [await self._other(server, name) for name in sorted(federated)]
+        self._odd &= federated
         view = View(
             old.trust_domain,
             synced=True,
@@ -184,6 +187,23 @@ class Updates:
         self._keep(None, view)
         log.info("entries", extra={"entries": len(view.entries)})
         self._wake()
+
+    async def _other(self, server: Server, name: TrustDomain) -> TrustBundle | None:
+        """Return another trust domain's bundle: the one before, if what the server has now cannot be used.
+
+        It must not keep our own entries and authorities from us.
+        """
+        try:
+            found = await server.federated_bundle(name)
+            if found is not None:
+                check_roots(name.name, [root.der for root in found.x509_roots])
+        except (UpdateRefused, MtlsError) as error:
+            if name not in self._odd:
+                log.error("a bundle cannot be used", extra={"trust_domain": name.name, "reason": str(error)})
+            self._odd.add(name)
+            return self._holder.view.bundles.get(name)
+        self._odd.discard(name)
+        return found
 
 
 def _generation(view: View) -> control_pb2.Generation:

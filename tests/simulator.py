@@ -15,6 +15,7 @@ below = td.intermediate(); td.svid("/segment/a/x", issuer=below)
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firedoor.certs import JwtIssuer, SpiffeId, TrustBundle, TrustDomain, mint_jwt, mint_wit, public_key_der
+from firedoor import mtls
+from firedoor.certs import (
+    BundleError,
+    JwtIssuer,
+    SpiffeId,
+    TrustBundle,
+    TrustDomain,
+    mint_jwt,
+    mint_wit,
+    public_key_der,
+)
 
 # 2027-01-15 08:00:00 UTC. Nothing reads the clock of the machine.
 NOW = 1_800_000_000
@@ -268,3 +279,17 @@ def _hash(key: Any) -> hashes.SHA256 | hashes.SHA384 | None:
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
         return hashes.SHA384()
     return hashes.SHA256()
+
+
+def odd_root(trust: SimulatedTrustDomain) -> bytes:
+    """Return a certificate that Python takes for an authority and the core does not: one byte of it is wrong."""
+    good = trust.roots[0].der
+    for place in range(len(good) - 1, 0, -1):
+        der = good[:place] + bytes([good[place] ^ 0x80]) + good[place + 1 :]
+        with contextlib.suppress(BundleError):
+            TrustBundle.of(trust.td, [der])
+            try:
+                mtls.check_roots(trust.td.name, [der])
+            except mtls.MtlsError:
+                return der
+    raise AssertionError("both read the same")

@@ -22,11 +22,10 @@ import grpc
 import pytest
 from aiohttp import web
 
-from firedoor import mtls
 from firedoor.broker.errors import EndpointError
 from firedoor.broker.federation import _interval
-from firedoor.broker.fetched import check_readable, check_successor
-from firedoor.certs import BundleError, TrustBundle
+from firedoor.broker.fetched import check_successor
+from firedoor.certs import TrustBundle
 from firedoor.wire import bundle_pb2, types
 from tests.broker.harness import RunningBroker, running, until
 from tests.broker.test_federation import (
@@ -40,7 +39,7 @@ from tests.broker.test_federation import (
     relationship,
     spiffe_context,
 )
-from tests.simulator import SimulatedTrustDomain
+from tests.simulator import SimulatedTrustDomain, odd_root
 
 
 @pytest.fixture
@@ -160,20 +159,6 @@ def test_what_may_take_anothers_place(other: SimulatedTrustDomain) -> None:
 
 
 # --- roots that one reader takes and the other does not ---------------------------------------------------------------
-
-
-def odd_root(trust: SimulatedTrustDomain) -> bytes:
-    """Return a certificate that Python takes for an authority and the core does not: one byte of it is wrong."""
-    good = trust.roots[0].der
-    for place in range(len(good) - 1, 0, -1):
-        der = good[:place] + bytes([good[place] ^ 0x80]) + good[place + 1 :]
-        with contextlib.suppress(BundleError):
-            made = TrustBundle.of(trust.td, [der])
-            try:
-                check_readable(made)
-            except mtls.MtlsError:
-                return der
-    raise AssertionError("both read the same")
 
 
 async def test_a_root_that_the_core_cannot_read_goes_to_no_sidecar(

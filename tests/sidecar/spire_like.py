@@ -53,6 +53,8 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
     def __init__(self, trust: SimulatedTrustDomain, *, control: bool = False) -> None:
         self.trust = trust
         self.others: dict[str, SimulatedTrustDomain] = {}
+        # Sent as they are, whatever they are.
+        self.odd_bundles: dict[str, types.Bundle] = {}
         self.entries: dict[str, types.Entry] = {}
         self.ttl = self.agent_ttl = 3600
         self.renewals = 0
@@ -191,6 +193,8 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         return wire_bundle(self.trust, self.tainted)
 
     async def GetFederatedBundle(self, request: bundle_pb2.GetFederatedBundleRequest, context: Any) -> types.Bundle:
+        if request.trust_domain in self.odd_bundles:
+            return self.odd_bundles[request.trust_domain]
         if request.trust_domain not in self.others:
             await context.abort(grpc.StatusCode.NOT_FOUND, "bundle not found")
         return wire_bundle(self.others[request.trust_domain])

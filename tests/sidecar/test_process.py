@@ -15,7 +15,7 @@ from firedoor.sidecar.process import Process
 from firedoor.wire import control_pb2, policy_pb2, views
 from tests.sidecar.harness import Start, entry, ids, settings
 from tests.sidecar.spire_like import AGENT, SpireLike, wire_bundle
-from tests.simulator import SimulatedTrustDomain
+from tests.simulator import SimulatedTrustDomain, odd_root
 
 POLICY = """\
 apiVersion: firedoor.dev/v1alpha1
@@ -88,6 +88,34 @@ async def test_federated_bundles(server: SpireLike, running: Start, tmp_path: Pa
     one = running(settings(tmp_path))
     await one.until(lambda p: other.td in p.holder.view.bundles, "the bundle")
     assert set(one.process.holder.view.bundles) == {TrustDomain.parse("example.org"), other.td}
+
+
+async def test_a_foreign_bundle_that_cannot_be_used_keeps_nothing_else_away(
+    server: SpireLike, running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever runs another trust domain must not be able to stop our entries, or to speak for our authorities."""
+    other = SimulatedTrustDomain("other.org", at=server.trust.at)
+    stranger = SimulatedTrustDomain("example.org", at=server.trust.at)
+    server.others["other.org"] = other
+    server.entries["x"] = entry("x", federates_with=["other.org"])
+    one = running(settings(tmp_path))
+    await one.until(lambda p: other.td in p.holder.view.bundles, "the bundle")
+    before, ours = (one.process.holder.view.bundles[td] for td in (other.td, server.trust.td))
+    unreadable = wire_bundle(other)
+    unreadable.x509_authorities.add(asn1=odd_root(other))
+    garbage = wire_bundle(other)
+    garbage.x509_authorities.add(asn1=b"no certificate")
+    for number, odd in enumerate((unreadable, garbage, wire_bundle(stranger))):
+        server.odd_bundles["other.org"] = odd
+        server.entries[f"y{number}"] = entry(f"y{number}")
+        await one.until(lambda p, n=number: f"y{n}" in ids(p), "a new entry")  # type: ignore[misc]
+        bundles = one.process.holder.view.bundles
+        assert (bundles[other.td], bundles[server.trust.td]) == (before, ours)
+    assert sum("a bundle cannot be used" in record.message for record in caplog.records) == 1
+    # Its next one is taken.
+    del server.odd_bundles["other.org"]
+    other.rotate()
+    await one.until(lambda p: len(p.holder.view.bundles[other.td].x509_roots) == 2, "the bundle")
 
 
 async def test_tainted_authority_means_a_new_svid(server: SpireLike, running: Start, tmp_path: Path) -> None:
