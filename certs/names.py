@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The common name in a certificate's subject (RFC 5280 section 4.1.2.4), read from its DER.
+"""Names in certificates: the common name (RFC 5280 section 4.1.2.4), read from DER, and how people are shown one.
 
 `cryptography` reads all attributes together, and warns of what a peer wrote in any of them.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 from typing import Final
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from firedoor.certs.certificate import elements
 
@@ -19,6 +22,15 @@ _COMMON_NAME: Final = (0x06, b"\x55\x04\x03")
 _ENCODINGS: Final = MappingProxyType(
     {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x12: "ascii", 0x14: "latin-1", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}
 )
+
+
+# What Go calls these, and RFC 4514 section 3 only by number.
+_SHOWN: Final = MappingProxyType({NameOID.SERIAL_NUMBER: "SERIALNUMBER", NameOID.POSTAL_CODE: "POSTALCODE"})
+
+
+def show_name(name: x509.Name) -> str:
+    """Return a name as RFC 4514 writes it, with the words that SPIRE's programs use."""
+    return name.rfc4514_string(_SHOWN)
 
 
 def common_name(subject: bytes) -> str:

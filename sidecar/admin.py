@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admin socket: status and health, for root and the sidecar's own user."""
+"""The admin socket: status and health, for root and the sidecar's own user. Health is on the auth socket too."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
@@ -10,7 +11,11 @@ import grpc
 import grpc.aio
 
 from firedoor.mtls import CallerUnknown, Front
-from firedoor.wire import admin_grpc, admin_pb2, health_grpc, health_pb2
+from firedoor.sidecar.callers import Callers
+from firedoor.sidecar.errors import SidecarError
+from firedoor.sidecar.inspection import Admits
+from firedoor.sidecar.streams import Streams
+from firedoor.wire import admin_grpc, admin_pb2, agent_debug_pb2, health_grpc, health_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -20,7 +25,7 @@ WATCH_SECONDS = 1.0
 
 
 class Gate:
-    """Lets root and our own user call."""
+    """Lets root and our own user call, as often as they like."""
 
     def __init__(self) -> None:
         self._front: Front | None = None
@@ -40,12 +45,44 @@ class Gate:
         elif caller.uid not in (0, os.geteuid()) or not caller.alive():
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only root and the sidecar's own user may call")
 
+    @contextlib.asynccontextmanager
+    async def stream(self, context: Context) -> AsyncIterator[None]:
+        """Do the same for a stream."""
+        await self.check(context)
+        yield
+
+
+class AnyProgram:
+    """Lets any local program call, each user with so many streams at once."""
+
+    def __init__(self, callers: Callers, streams: Streams) -> None:
+        self._callers, self._streams = callers, streams
+
+    async def check(self, context: Context) -> None:
+        """End the call unless it came through the front."""
+        try:
+            self._callers.connection(context.peer())
+        except SidecarError as error:
+            await context.abort(error.status, str(error))
+
+    @contextlib.asynccontextmanager
+    async def stream(self, context: Context) -> AsyncIterator[None]:
+        """Do the same for a stream, and hold its place."""
+        try:
+            with self._streams.one_of(self._callers.connection(context.peer()).user):
+                yield
+        except SidecarError as error:
+            await context.abort(error.status, str(error))
+
 
 class Reporter(Protocol):
     """What the admin services ask of a running sidecar."""
 
     def status(self) -> admin_pb2.GetStatusResponse:
         """Say how things are."""
+
+    def info(self) -> agent_debug_pb2.GetInfoResponse:
+        """Say it in the words of SPIRE's agent."""
 
 
 class SidecarAdmin(admin_grpc.SidecarAdminServicer):
@@ -63,7 +100,7 @@ class SidecarAdmin(admin_grpc.SidecarAdminServicer):
 class Health(health_grpc.HealthServicer):
     """Serves gRPC's health check: the whole server is one service, healthy when the sidecar is ready."""
 
-    def __init__(self, gate: Gate, ready: Callable[[], bool]) -> None:
+    def __init__(self, gate: Admits, ready: Callable[[], bool]) -> None:
         self._gate, self._ready = gate, ready
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
@@ -82,16 +119,16 @@ class Health(health_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Stream the health, at once and at each change."""
-        await self._gate.check(context)
-        last = None
-        while True:
-            now = self._response()
-            if request.service:
-                now = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-            if now != last:
-                yield now
-                last = now
-            await asyncio.sleep(WATCH_SECONDS)
+        async with self._gate.stream(context):
+            last = None
+            while True:
+                now = self._response()
+                if request.service:
+                    now = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+                if now != last:
+                    yield now
+                    last = now
+                await asyncio.sleep(WATCH_SECONDS)
 
     def _response(self) -> health_pb2.HealthCheckResponse:
         return health_pb2.HealthCheckResponse(status=SERVING if self._ready() else NOT_SERVING)

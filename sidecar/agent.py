@@ -52,7 +52,7 @@ class Agent:
         # Have `_keep_agent` look now.
         self._look = asyncio.Event()
         self._issuer = Issuer(holder, state, now, self._agent_lost, keep_on_disk=config.keep_workload_keys)
-        self._updates = Updates(holder, self.link, state, local_table, self._view_changed, self._agent_lost)
+        self._updates = Updates(holder, self.link, state, local_table, self._view_changed, self._agent_lost, now)
         self._keep_on_disk = config.keep_workload_keys
         self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
 
@@ -97,6 +97,10 @@ class Agent:
     async def close(self) -> None:
         """Close the connections to the server."""
         await self.link.close()
+
+    def last_sync(self) -> float:
+        """Return when our view was the server's last, in Unix seconds: now while it pushes; 0 when it never was."""
+        return self._now() if self.link.connected and self._updates.heard_at else self._updates.heard_at
 
     async def _attest(self) -> StoredAgent:
         """Attest, however long the server is away."""

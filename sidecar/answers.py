@@ -23,10 +23,22 @@ X509 = TypeVar("X509", workload_pb2.X509SVIDResponse, brokerapi_pb2.SubscribeToX
 
 
 class Answers:
-    """Answers about workloads. `for_others`: to a program that asks for them, which gets no privileged identity."""
+    """Answers about workloads. `for_others`: to a program that asks for them, which gets no privileged identity.
 
-    def __init__(self, holder: Holder, now: Callable[[], float], tokens: Tokens, *, for_others: bool = False) -> None:
-        self.holder, self.now, self._tokens, self._for_others = holder, now, tokens, for_others
+    `anybody_verifies`: our own bundle, which is no secret, goes to workloads without an identity too.
+    """
+
+    def __init__(
+        self,
+        holder: Holder,
+        now: Callable[[], float],
+        tokens: Tokens,
+        *,
+        for_others: bool = False,
+        anybody_verifies: bool = False,
+    ) -> None:
+        self.holder, self.now, self._tokens = holder, now, tokens
+        self._for_others, self._anybody_verifies = for_others, anybody_verifies
 
     def entries(self, selectors: Selectors) -> Sequence[Entry]:
         """Return what a workload is entitled to, the oldest first."""
@@ -94,7 +106,21 @@ class Answers:
 
     def bundles(self, selectors: Selectors) -> Sequence[TrustBundle]:
         """Return what a workload may trust: our own bundle and those that its entries federate with."""
-        return self.holder.view.trusted(self.entries(selectors))
+        try:
+            entries = self.entries(selectors)
+        except NotEntitled:
+            if not self._anybody_verifies:
+                raise
+            entries = ()
+        return self.holder.view.trusted(entries)
+
+    async def bundles_soon(self, selectors: Selectors) -> Sequence[TrustBundle]:
+        """Return the same; wait a moment when the server has not been heard yet."""
+
+        async def ask() -> Sequence[TrustBundle]:
+            return self.bundles(selectors)
+
+        return await patiently(self.holder, ask)
 
     async def tokens(
         self, selectors: Selectors, spiffe_id: str, audience: Sequence[str], *, hints: bool = True

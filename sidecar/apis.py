@@ -13,7 +13,7 @@ from firedoor.sidecar.config import Config
 from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.streams import Streams
-from firedoor.sidecar.workload import WorkloadApi
+from firedoor.sidecar.workload import VerifierRules, WorkloadApi
 
 
 class Apis:
@@ -32,7 +32,8 @@ class Apis:
         self.tokens = tokens.Tokens(holder, fetch_token, now, max_held=most)
         self.wits = wits.Wits(holder, fetch_wit, now, max_held=most)
         self.streams = Streams(holder, config.max_streams)
-        self.workload = WorkloadApi(holder, attestor, now, self.tokens, self.wits, self.streams)
+        rules = VerifierRules(config.allow_unauthenticated_verifiers, config.allowed_foreign_jwt_claims)
+        self.workload = WorkloadApi(holder, attestor, now, self.tokens, self.wits, self.streams, rules)
         own = self.workload.answers
         self.auth = AuthApi(self.workload.callers, own, config.inbound)
         others = Answers(holder, now, self.tokens, for_others=True)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from firedoor.certs import SpiffeId, TrustDomain
 from firedoor.segments import SettingsError
 from firedoor.segments import document as yaml_text
-from firedoor.segments.setting_values import boolean, choice, host_port, integer, ip_port, metrics
+from firedoor.segments.setting_values import boolean, choice, host_port, integer, ip_port, metrics, text
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
 from firedoor.sidecar import evidence_config, settings
 from firedoor.sidecar.errors import ConfigError
@@ -61,6 +61,8 @@ OPTIONS = (
     _option("authorized_delegates", "ID", "who may ask there for identities of other programs", several=True),
     _option("broker_api.listen", "IP:PORT", "where the SPIFFE Broker API is served; off without it"),
     _option("broker_api.clients", "ID", "who may ask there for identities of other programs", several=True),
+    _option("allow_unauthenticated_verifiers", "true|false", "whether bundles go to programs without an identity too"),
+    _option("allowed_foreign_jwt_claims", "CLAIM", "what ValidateJWTSVID tells of foreign tokens", several=True),
     _option("data_dir", "DIR", "state that survives a restart"),
     _option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
     _option("x509_svid_cache_max_size", "N", "how many X.509-SVIDs are held, beside those that somebody uses now"),
@@ -123,6 +125,9 @@ class Config:
     authorized_delegates: frozenset[SpiffeId]
     # None: off.
     broker_api: BrokerApiConfig | None
+    allow_unauthenticated_verifiers: bool
+    # Beside the registered ones.
+    allowed_foreign_jwt_claims: frozenset[str]
     data_dir: Path
     keep_workload_keys: bool
     x509_svid_cache_max_size: int
@@ -214,6 +219,8 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         authorized_delegates=frozenset(top.each("authorized_delegates", settings.own_workload_id(trust_domain))),
         broker_api=_broker_api(top, trust_domain),
+        allow_unauthenticated_verifiers=top.parse("allow_unauthenticated_verifiers", boolean, False),
+        allowed_foreign_jwt_claims=frozenset(top.each("allowed_foreign_jwt_claims", text)),
         data_dir=data_dir,
         keep_workload_keys=top.parse("keep_workload_keys", choice("memory", "disk"), "memory") == "disk",
         x509_svid_cache_max_size=top.parse("x509_svid_cache_max_size", integer(1, LARGEST_CACHE), CACHE),

@@ -183,7 +183,7 @@ class Process:
         self.agent.restore()
 
     async def _open_sockets(self) -> None:
-        await self.sockets.open_auth(self.apis.workload, self.apis.auth)
+        await self.sockets.open_auth(self.apis.workload, self.apis.auth, self.report.ready)
         await self.sockets.open_admin(self.report, self.report.ready, self.apis.delegated)
         await self.broker_endpoint.start()
         if self.config.metrics is not None:

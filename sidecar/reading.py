@@ -17,7 +17,7 @@ _UNREADABLE: Final = object()
 
 
 class ReadsRequests(grpc.aio.ServerInterceptor):
-    """Stands before every method of a server whose methods take one request each."""
+    """Stands before every method of a server."""
 
     async def intercept_service(
         self,
@@ -26,10 +26,12 @@ class ReadsRequests(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Return the method's handler with a reader that does not raise."""
         found: Any = await continuation(handler_call_details)
-        # A method that there is not, or one that reads a stream.
-        if found is None or found.request_streaming:
+        # A method that there is not, or of a kind that we have none of.
+        if found is None or (found.request_streaming and not found.response_streaming):
             return found
         readers = (_reader(found.request_deserializer), found.response_serializer)
+        if found.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(_conversing(found.stream_stream), *readers)
         if found.response_streaming:
             return grpc.unary_stream_rpc_method_handler(_streaming(found.unary_stream), *readers)
         return grpc.unary_unary_rpc_method_handler(_answering(found.unary_unary), *readers)
@@ -64,6 +66,22 @@ def _streaming(
                 yield response
 
     return stream
+
+
+def _conversing(
+    method: Callable[[AsyncIterator[Any], Context], AsyncGenerator[Any, None]],
+) -> Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]:
+    async def readable(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async for request in requests:
+            await _check(request, context)
+            yield request
+
+    async def converse(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async with aclosing(method(readable(requests, context), context)) as responses:
+            async for response in responses:
+                yield response
+
+    return converse
 
 
 async def _check(request: Any, context: Context) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a running sidecar is: for `sidecar status`, health, metrics and the line that says ready."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from firedoor.sidecar.broker_endpoint import BrokerEndpoint
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
 from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.inspection import agent_chain
 from firedoor.sidecar.records import Sink
-from firedoor.wire import admin_pb2, control_pb2
+from firedoor.wire import admin_pb2, agent_debug_pb2, control_pb2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,7 @@ class Report:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._config, self._holder, self._now = parts.config, parts.holder, parts.now
+        self._started = time.monotonic()
         # The engine of the table that was asked last.
         self._engine: tuple[bytes, Engine] | None = None
 
@@ -78,6 +81,18 @@ class Report:
             broker_api=self._parts.broker_endpoint.address,
             broker_api_clients=sorted(map(str, self._config.broker_api.clients)) if self._config.broker_api else (),
             authorized_delegates=sorted(map(str, self._config.authorized_delegates)),
+        )
+
+    def info(self) -> agent_debug_pb2.GetInfoResponse:
+        """Answer SPIRE's Debug."""
+        held = len(self._holder.identities)
+        return agent_debug_pb2.GetInfoResponse(
+            svid_chain=agent_chain(self._holder),
+            uptime=int(time.monotonic() - self._started),
+            svids_count=held,
+            cached_x509_svids_count=held,
+            cached_jwt_svids_count=len(self._parts.apis.tokens),
+            last_sync_success=int(self._parts.agent.last_sync()),
         )
 
     def _svids(self) -> Iterable[admin_pb2.SvidStatus]:

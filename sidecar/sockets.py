@@ -7,19 +7,37 @@ reaches is decided by the socket that it opened.
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 
 from firedoor.mtls import Core, Front, private_address
-from firedoor.sidecar.admin import Gate, Health, Reporter, SidecarAdmin
+from firedoor.sidecar.admin import AnyProgram, Gate, Health, Reporter, SidecarAdmin
 from firedoor.sidecar.auth import AuthApi, AuthService
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.errors import StateError
+from firedoor.sidecar.inspection import AgentDebug, AgentLogger, add_reflection
 from firedoor.sidecar.on_demand import OnDemand
 from firedoor.sidecar.reading import ReadsRequests
 from firedoor.sidecar.workload import WorkloadApi
-from firedoor.wire import admin_grpc, auth_grpc, delegated_grpc, health_grpc, workload_grpc
+from firedoor.wire import (
+    admin_grpc,
+    admin_pb2,
+    agent_debug_grpc,
+    agent_debug_pb2,
+    agent_logger_grpc,
+    agent_logger_pb2,
+    auth_grpc,
+    auth_pb2,
+    delegated_grpc,
+    delegated_pb2,
+    health_grpc,
+    health_pb2,
+    workload_grpc,
+    workload_pb2,
+)
 
 # Every local program may ask who it is; the answer depends on who asks. Only our own user gets near the other one.
 AUTH_MODE = 0o666
@@ -28,6 +46,14 @@ ADMIN_MODE = 0o600
 DELEGATES_MODE = 0o666
 FOLDER_MODE = 0o755
 STOP_SECONDS = 1.0
+_HEALTH = (health_pb2, "Health")
+_ON_ADMIN_SOCKET = (
+    (admin_pb2, "SidecarAdmin"),
+    (agent_debug_pb2, "Debug"),
+    (agent_logger_pb2, "Logger"),
+    (delegated_pb2, "DelegatedIdentity"),
+    _HEALTH,
+)
 SERVER_OPTIONS = (
     # The default cancels calls when many programs reconnect at once.
     ("grpc.server.max_pending_requests", 20_000),
@@ -50,9 +76,11 @@ class Sockets:
         self.backends: list[str] = []
         self.http_backend = private_address()
 
-    async def open_auth(self, api: WorkloadApi, auth: AuthApi) -> None:
-        """Serve local programs: Workload API and Auth API, the latter by HTTP/1.1 too. Raise ListenError."""
-        server = self._server()
+    async def open_auth(self, api: WorkloadApi, auth: AuthApi, ready: Callable[[], bool]) -> None:
+        """Serve local programs: Workload API, Auth API (by HTTP/1.1 too), health. Raise ListenError."""
+        server, anybody = self._server(), AnyProgram(api.callers, api.streams)
+        health_grpc.add_HealthServicer_to_server(Health(anybody, ready), server)
+        add_reflection(server, anybody, _services((workload_pb2, "SpiffeWorkloadAPI"), (auth_pb2, "Auth"), _HEALTH))
         workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)
         auth_grpc.add_AuthServicer_to_server(AuthService(auth), server)
         self._http = OnDemand(auth)
@@ -62,6 +90,9 @@ class Sockets:
     async def open_admin(self, reporter: Reporter, ready: Callable[[], bool], delegated: DelegatedIdentity) -> None:
         """Serve whoever runs this sidecar, and delegates. Raise ListenError."""
         server, gate = self._server(), Gate()
+        agent_debug_grpc.add_DebugServicer_to_server(AgentDebug(gate, reporter), server)
+        agent_logger_grpc.add_LoggerServicer_to_server(AgentLogger(gate), server)
+        add_reflection(server, gate, _services(*_ON_ADMIN_SOCKET))
         admin_grpc.add_SidecarAdminServicer_to_server(SidecarAdmin(gate, reporter), server)
         health_grpc.add_HealthServicer_to_server(Health(gate, ready), server)
         delegated_grpc.add_DelegatedIdentityServicer_to_server(delegated, server)
@@ -95,3 +126,7 @@ class Sockets:
             await server.stop(STOP_SECONDS)
         if self._http:
             await self._http.stop()
+
+
+def _services(*named: tuple[ModuleType, str]) -> list[ServiceDescriptor]:
+    return [messages.DESCRIPTOR.services_by_name[name] for messages, name in named]

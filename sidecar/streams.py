@@ -54,7 +54,7 @@ class Streams:
         due: Callable[[], float | None] = lambda: None,
     ) -> AsyncGenerator[T, None]:
         """Yield answers to `who`; `due` says in how many seconds one changes by itself. Raise SidecarError."""
-        with self._one_of(who), self._holder.demand.subscription() as wanted:
+        with self.one_of(who), self._holder.demand.subscription() as wanted:
             last: T | None = None
             while True:
                 changed = self._holder.changed
@@ -76,7 +76,8 @@ class Streams:
             return cast(T, found.partial)
 
     @contextmanager
-    def _one_of(self, who: Hashable) -> Iterator[None]:
+    def one_of(self, who: Hashable) -> Iterator[None]:
+        """Count a stream of `who` while the context is open. Raise TooMany."""
         if self._open[who] >= self._most:
             raise TooMany(f"{self._most} streams are open already; close some, or raise max_streams")
         self._open[who] += 1

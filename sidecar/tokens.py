@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,9 +104,16 @@ async def jwt_tokens(
 
 
 def validate(
-    holder: Holder, trusted: Sequence[TrustBundle], request: workload_pb2.ValidateJWTSVIDRequest, now: float
+    holder: Holder,
+    trusted: Sequence[TrustBundle],
+    request: workload_pb2.ValidateJWTSVIDRequest,
+    now: float,
+    foreign_claims: AbstractSet[str] = frozenset(),
 ) -> workload_pb2.ValidateJWTSVIDResponse:
-    """Answer ValidateJWTSVID for a workload that may trust these bundles. Raise RequestRefused."""
+    """Answer ValidateJWTSVID for a workload that may trust these bundles. Raise RequestRefused.
+
+    Of a foreign token the registered claims are told and those named: any other is a word of somebody else's.
+    """
     if not request.audience:
         raise RequestRefused("audience must be specified")
     if not request.svid:
@@ -118,7 +126,7 @@ def validate(
         raise RequestRefused(str(error)) from None
     claims: dict[str, Any] = {**proof.claims, "aud": _listed(proof.claims["aud"])}
     if proof.id.trust_domain != holder.view.trust_domain:
-        claims = {name: value for name, value in claims.items() if name in REGISTERED}
+        claims = {name: value for name, value in claims.items() if name in REGISTERED | foreign_claims}
     response = workload_pb2.ValidateJWTSVIDResponse(spiffe_id=str(proof.id))
     response.claims.update(claims)
     return response

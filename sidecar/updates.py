@@ -43,9 +43,12 @@ class Updates:
         local_table: bytes | None,
         wake: Callable[[], None],
         lost: Callable[[], None],
+        now: Callable[[], float],
     ) -> None:
         self._holder, self._link, self._state, self._wake, self._lost = holder, link, state, wake, lost
-        self._local_table = local_table
+        self._local_table, self._now = local_table, now
+        # When the server last told what it has, in Unix seconds; 0 before that.
+        self.heard_at = 0.0
         self._owed = False
         # What was acknowledged last: the same is not said twice, unless an update asks again.
         self._said: control_pb2.Ack | None = None
@@ -104,6 +107,7 @@ class Updates:
             self._holder.set(view=view)
         except MtlsError as error:
             raise UpdateRefused("material_refused", f"the update cannot be used: {error}") from error
+        self.heard_at = self._now()
         self._keep(update, view)
         if view.generation != old.generation:
             log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
@@ -180,6 +184,7 @@ class Updates:
             generation=None if self._local_table is None else (0, 1),
             table=self._local_table or b"",
         )
+        self.heard_at = self._now()
         view = view.with_entries(entries).with_bundles([own, *(one for one in others if one is not None)])
         if view == old or not self.polling:
             return

@@ -7,6 +7,7 @@ it, gets PermissionDenied and must forget what it had (SPIFFE Workload API, sect
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -36,6 +37,14 @@ def check_header(metadata: Iterable[tuple[str, str | bytes]] | None, header: str
         raise HeaderMissing
 
 
+@dataclass(frozen=True, slots=True)
+class VerifierRules:
+    """What programs that verify others are told: SPIRE's options of these names."""
+
+    allow_unauthenticated_verifiers: bool = False
+    allowed_foreign_jwt_claims: frozenset[str] = frozenset()
+
+
 class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     """Serves X.509 and JWT, and WIT where our server issues that: else it is Unimplemented, as the standard asks."""
 
@@ -47,10 +56,12 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
         tokens: Tokens,
         wits: Wits,
         streams: Streams | None = None,
+        rules: VerifierRules | None = None,
     ) -> None:
         self._holder, self._now, self._wits = holder, now, wits
-        self._streams = Streams(holder) if streams is None else streams
-        self.answers = Answers(holder, now, tokens)
+        self.streams = Streams(holder) if streams is None else streams
+        self._rules = rules or VerifierRules()
+        self.answers = Answers(holder, now, tokens, anybody_verifies=self._rules.allow_unauthenticated_verifiers)
         self.callers = Callers(holder, attestor)
 
     async def FetchX509SVID(
@@ -108,8 +119,8 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
         """Validate a JWT-SVID that the caller was shown, by the bundles that it may trust."""
 
         async def answer(selectors: Selectors) -> workload_pb2.ValidateJWTSVIDResponse:
-            await self.answers.entries_soon(selectors)
-            return validate(self._holder, self.answers.bundles(selectors), request, self._now())
+            trusted = await self.answers.bundles_soon(selectors)
+            return validate(self._holder, trusted, request, self._now(), self._rules.allowed_foreign_jwt_claims)
 
         return await self._answer(context, answer)
 
@@ -159,7 +170,7 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
             try:
                 check_header(context.invocation_metadata())
                 caller = self.callers.connection(context.peer())
-                async with aclosing(self._streams.run(caller.user, caller, answer, due)) as responses:
+                async with aclosing(self.streams.run(caller.user, caller, answer, due)) as responses:
                     async for response in responses:
                         yield response
             except SidecarError as error:

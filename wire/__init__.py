@@ -28,6 +28,7 @@ from firedoor.wire._generated import grpc_health_v1_health_pb2_grpc as health_gr
 from firedoor.wire._generated import grpc_reflection_v1_reflection_pb2 as reflection_pb2
 from firedoor.wire._generated import grpc_reflection_v1_reflection_pb2_grpc as reflection_grpc
 from firedoor.wire._generated import grpc_reflection_v1alpha_reflection_pb2 as reflection_alpha_pb2
+from firedoor.wire._generated import grpc_reflection_v1alpha_reflection_pb2_grpc as reflection_alpha_grpc
 from firedoor.wire._generated import spiffe_broker_brokerapi_pb2 as brokerapi_pb2
 from firedoor.wire._generated import spiffe_broker_brokerapi_pb2_grpc as brokerapi_grpc
 from firedoor.wire._generated import spire_api_agent_debug_v1_debug_pb2 as agent_debug_pb2
@@ -89,6 +90,7 @@ __all__ = [
     "logger_grpc",
     "logger_pb2",
     "policy_pb2",
+    "reflection_alpha_grpc",
     "reflection_alpha_pb2",
     "reflection_grpc",
     "reflection_pb2",

@@ -10,6 +10,7 @@ from cryptography import x509
 
 from firedoor.broker.messages import id_message
 from firedoor.certs import SpiffeId
+from firedoor.certs.names import show_name
 from firedoor.wire import debug_pb2
 
 if TYPE_CHECKING:
@@ -50,5 +51,5 @@ def _certificate(der: bytes) -> debug_pb2.GetInfoResponse.Cert:
     return debug_pb2.GetInfoResponse.Cert(
         id=id_message(SpiffeId.parse(uri)),
         expires_at=int(found.not_valid_after_utc.timestamp()),
-        subject=found.subject.rfc4514_string(),
+        subject=show_name(found.subject),
     )

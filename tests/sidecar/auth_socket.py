@@ -115,7 +115,7 @@ class AuthSocket:
 async def opened(bench: Bench, config: Config, *listeners: Inbound) -> AsyncIterator[AuthSocket]:
     """Open the socket; it is gone afterwards."""
     sockets = Sockets(bench.core, config)
-    await sockets.open_auth(*bench.apis(listeners))
+    await sockets.open_auth(*bench.apis(listeners), lambda: bench.holder.view.synced)
     try:
         yield AuthSocket(bench, config, sockets)
     finally:

@@ -27,7 +27,7 @@ from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import Entry, View
 from firedoor.sidecar.wits import Wits
-from firedoor.sidecar.workload import WorkloadApi
+from firedoor.sidecar.workload import VerifierRules, WorkloadApi
 from tests.sidecar.harness import Running, Start, write_files
 from tests.sidecar.harness import entry as wire_entry
 from tests.sidecar.spire_like import SpireLike
@@ -104,10 +104,12 @@ class Bench:
         """Return where the Workload API gets its tokens."""
         return Tokens(self.holder, self.fetch, lambda: float(self.trust.at))
 
-    def apis(self, inbound: Sequence[Inbound] = (), streams: Streams | None = None) -> tuple[WorkloadApi, AuthApi]:
+    def apis(
+        self, inbound: Sequence[Inbound] = (), streams: Streams | None = None, rules: VerifierRules | None = None
+    ) -> tuple[WorkloadApi, AuthApi]:
         """Return what the auth socket serves, by the trust domain's clock."""
         api = WorkloadApi(
-            self.holder, UnixAttestor(), lambda: float(self.trust.at), self.tokens(), self.wits(), streams
+            self.holder, UnixAttestor(), lambda: float(self.trust.at), self.tokens(), self.wits(), streams, rules
         )
         return api, AuthApi(api.callers, api.answers, inbound)
 

@@ -41,6 +41,34 @@ try:
 except grpc.RpcError as error:
     print(error.code().name, error.details())
 """
+# Everything else there, each by an empty request; as many refusals as there are methods.
+INSPECT = """
+import sys, grpc
+channel = grpc.insecure_channel("unix:" + sys.argv[1])
+said = []
+for method in ("spire.agent.debug.v1.Debug/GetInfo", "spire.api.agent.logger.v1.Logger/GetLogger",
+               "spire.api.agent.logger.v1.Logger/SetLogLevel", "spire.api.agent.logger.v1.Logger/ResetLogLevel",
+               "grpc.health.v1.Health/Check", "grpc.health.v1.Health/List"):
+    try:
+        channel.unary_unary("/" + method)(b"", timeout=15)
+        said.append("OK")
+    except grpc.RpcError as error:
+        said.append(error.code().name)
+for method in ("grpc.health.v1.Health/Watch",):
+    try:
+        next(channel.unary_stream("/" + method)(b"", timeout=15))
+        said.append("OK")
+    except grpc.RpcError as error:
+        said.append(error.code().name)
+for version in ("v1", "v1alpha"):
+    try:
+        next(channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")(
+            iter([b""]), timeout=15))
+        said.append("OK")
+    except grpc.RpcError as error:
+        said.append(error.code().name)
+print(len(said), *sorted(set(said)))
+"""
 # What a delegate does that asks for the process whose PID is the second argument.
 DELEGATE = """
 import sys, grpc
@@ -72,7 +100,7 @@ def open_folder() -> Iterator[Path]:
 async def reachable(bench: Bench, settings: Config, open_folder: Path) -> AsyncIterator[Config]:
     config = replace(settings, auth_socket=open_folder / "auth.sock", admin_socket=open_folder / "admin.sock")
     sockets = Sockets(bench.core, config)
-    await sockets.open_auth(*bench.apis())
+    await sockets.open_auth(*bench.apis(), lambda: bench.holder.view.synced)
     await sockets.open_admin(Reporter(), lambda: True, bench.delegated())
     yield config
     await sockets.close()
@@ -136,5 +164,6 @@ async def test_another_users_process(bench: Bench, settings: Config, open_folder
             assert await call_as(0, DELEGATE, about) == "PERMISSION_DENIED no identity issued"
         # The socket is open to others now, and everything else on it is not.
         assert (await call_as(USER, ADMIN, config.admin_socket)).startswith("PERMISSION_DENIED only root")
+        assert await call_as(USER, INSPECT, config.admin_socket) == "9 PERMISSION_DENIED"
     finally:
         await sockets.close()

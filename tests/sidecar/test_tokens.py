@@ -38,7 +38,7 @@ STRANGER = entry("/segment/a/z", "unix:uid:4000000000")
 async def socket(bench: Bench, settings: Config) -> AsyncIterator[str]:
     bench.trust.rotate_jwt()
     sockets = Sockets(bench.core, settings)
-    await sockets.open_auth(*bench.apis())
+    await sockets.open_auth(*bench.apis(), lambda: bench.holder.view.synced)
     yield f"unix:{settings.auth_socket}"
     await sockets.close()
 

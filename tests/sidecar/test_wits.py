@@ -40,7 +40,7 @@ async def stub(bench: Bench, settings: Config) -> AsyncIterator[Any]:
     bench.trust.rotate_jwt()
     bench.trust.rotate_wit()
     sockets = Sockets(bench.core, settings)
-    await sockets.open_auth(*bench.apis())
+    await sockets.open_auth(*bench.apis(), lambda: bench.holder.view.synced)
     async with grpc.aio.insecure_channel(f"unix:{settings.auth_socket}") as channel:
         yield workload_grpc.SpiffeWorkloadAPIStub(channel)
     await sockets.close()

@@ -39,7 +39,7 @@ class Reporter:
 async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
-    await sockets.open_auth(*bench.apis())
+    await sockets.open_auth(*bench.apis(), lambda: bench.holder.view.synced)
     await sockets.open_admin(Reporter(), lambda: bench.holder.view.synced, bench.delegated())
     yield sockets
     await sockets.close()
@@ -242,7 +242,7 @@ async def test_one_user_has_so_many_streams_and_no_more(bench: Bench, settings: 
     bench.entitle(A)
     streams = Streams(bench.holder, 3)
     sockets = Sockets(bench.core, settings)
-    await sockets.open_auth(*bench.apis(streams=streams))
+    await sockets.open_auth(*bench.apis(streams=streams), lambda: bench.holder.view.synced)
     async with grpc.aio.insecure_channel(f"unix:{settings.auth_socket}") as channel:
         stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
         bundles = stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=HEADER, timeout=20)
