@@ -25,6 +25,7 @@ from firedoor.broker.config import Config, read_passphrase
 from firedoor.broker.db import Database
 from firedoor.broker.db.agent_rows import delete_expired_tokens
 from firedoor.broker.db.entry_rows import delete_entry, delete_expired_entries
+from firedoor.broker.db.intermediate_rows import prune_intermediates
 from firedoor.broker.db.migrate import migrate
 from firedoor.broker.db.rows import prune
 from firedoor.broker.endpoints import Fetcher
@@ -348,6 +349,7 @@ class Broker:
 
         def run(connection: Connection) -> list[str]:
             prune(connection, now)
+            prune_intermediates(connection, now)
             gone = [waiting[token] for token in delete_expired_tokens(connection, now) if token in waiting]
             for entry_id in gone:
                 delete_entry(connection, entry_id)
@@ -356,6 +358,7 @@ class Broker:
         def apply(gone: list[str]) -> None:
             for entry_id in gone:
                 self.state.entries.remove(entry_id)
+            self.state.intermediates = {s: one for s, one in self.state.intermediates.items() if one.not_after > now}
             self.state.revocations = {key: one for key, one in self.state.revocations.items() if one.expires_at > now}
 
         await self.database.write(run, apply)

@@ -22,8 +22,11 @@ MAX_SELECTORS: Final = 256
 # A certificate has at most 32 alternative names (certs), one of them the SPIFFE ID.
 MAX_DNS_NAMES: Final = 31
 MAX_FEDERATES: Final = 64
+# What a downstream entry may list.
+MAX_SEGMENTS: Final = 64
 # A year. No SVID outlives its authority anyway; this keeps sums inside 32 bits.
 MAX_TTL: Final = 366 * 86400
+_SEGMENT: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _ID: Final = re.compile(r"[a-zA-Z0-9_.-]{1,255}")
 
 
@@ -41,6 +44,8 @@ class Entry:
     dns_names: tuple[str, ...] = ()
     admin: bool = False
     downstream: bool = False
+    # For which segments a downstream authority may issue; none stands for the fallback segment.
+    segments: tuple[str, ...] = ()
     store_svid: bool = False
     hint: str = ""
     expires_at: int = 0
@@ -128,6 +133,17 @@ def parse_entry(message: types.Entry, trust_domain: TrustDomain) -> Entry:
         expires_at=_expiry(message.expires_at),
         attributes=_attributes(message),
     )
+
+
+def parse_segments(text: str) -> tuple[str, ...]:
+    """Read the names of segments, separated by commas. Raise InvalidRequest."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(names) > MAX_SEGMENTS:
+        raise InvalidRequest(f"a downstream entry lists at most {MAX_SEGMENTS} segments")
+    for name in names:
+        if not _SEGMENT.fullmatch(name):
+            raise InvalidRequest(f"{name[:64]!r} is no segment's name")
+    return tuple(sorted(set(names)))
 
 
 def parse_spiffe_id(message: types.SPIFFEID) -> SpiffeId:

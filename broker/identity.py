@@ -68,6 +68,8 @@ class ServerIdentity:
             bundles={name: [root.der for root in bundle.x509_roots]},
             svids=[mtls.Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key))],
             revocations=[_revocation(one) for one in self._state.revocations.values()],
+            # An authority below us can make up any ID, an administrator's too: nobody below one is anybody here.
+            intermediates=(),
             generation=(self._state.generation.epoch, self._state.generation.number),
         )
         self._core.publish(material)

@@ -32,10 +32,12 @@ from firedoor.certs import (
     NOT_BEFORE_CUSHION,
     Csr,
     CsrError,
+    DownstreamCa,
     PublicKey,
     SpiffeId,
     X509Issuer,
     X509Svid,
+    issue_downstream_ca,
     issue_x509,
     parse_csr,
 )
@@ -107,6 +109,11 @@ def authorize_workload(
         entry_id=entry.id,
         dns_names=entry.dns_names,
     )
+
+
+def downstream_proof(trust_domain_id: SpiffeId, ttl: int, *, agent_id: SpiffeId, entry_id: str) -> AuthorizedIssuance:
+    """Give leave to sign the CA of an authority below us. For `authorize_downstream` alone (downstream.py)."""
+    return _proof(trust_domain_id, ttl, agent_id=agent_id, entry_id=entry_id)
 
 
 def authorize_mint(
@@ -200,6 +207,13 @@ class Pen:
             dns_names=proof.dns_names,
         )
 
+    def sign_ca(self, proof: AuthorizedIssuance, key: PublicKey) -> DownstreamCa:
+        """Sign the CA of an authority below us. The caller commits its row before it hands it out. Raise CertsError."""
+        trust_domain = proof.spiffe_id.trust_domain
+        return issue_downstream_ca(
+            trust_domain, key, self.issuer, at=self.at, random=secrets.token_bytes, ttl=proof.ttl
+        )
+
 
 class Signer:
     """Signs with the active authority, writing down what it signs."""
@@ -211,9 +225,11 @@ class Signer:
         """Return what signs now. Raise AuthorityError."""
         return Pen(self._issuer(), self._state.clock.now_for_issuing())
 
-    def issued_row(self, proof: AuthorizedIssuance, svid: X509Svid) -> dict[str, Any]:
-        """Return the row that says who holds this SVID."""
+    def issued_row(self, proof: AuthorizedIssuance, svid: X509Svid | DownstreamCa) -> dict[str, Any]:
+        """Return the row that says who holds this SVID, or this CA."""
         kind = "workload" if proof.entry_id else "agent" if proof.agent_id else "minted"
+        if isinstance(svid, DownstreamCa):
+            kind = "downstream"
         self._metrics.issued.labels(kind).inc()
         return {
             "serial": svid.serial,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from firedoor.broker.db.rows import Generation
+from firedoor.broker.downstream import listed
 from firedoor.broker.errors import BrokerError
 from firedoor.broker.views import VERSION, View, Viewer
 from firedoor.certs import CertsError, SpiffeId
@@ -262,9 +263,9 @@ class Pusher:
         """Return the viewer of this generation: the one before, if nothing changed but entries."""
         state, policy = self._state, self._policy.current
         if self._viewer is None or self._viewer[0] != state.generation:
-            viewer = self._viewer[1] if self._viewer else None
-            if viewer is None or not viewer.is_of(state.bundles, policy, state.revocations.values()):
-                viewer = Viewer(state.trust_domain, state.bundles, policy, state.revocations.values())
+            viewer, below = self._viewer[1] if self._viewer else None, listed(state, policy.policy)
+            if viewer is None or not viewer.is_of(state.bundles, policy, state.revocations.values(), below):
+                viewer = Viewer(state.trust_domain, state.bundles, policy, state.revocations.values(), below)
             self._viewer = (state.generation, viewer)
         return self._viewer[1]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from firedoor.broker.rpc.bundles import BundleService
 from firedoor.broker.rpc.debug import DebugService
+from firedoor.broker.rpc.downstream import Downstream, DownstreamAdminService
 from firedoor.broker.rpc.entries import EntryService
 from firedoor.broker.rpc.health import HealthService
 from firedoor.broker.rpc.local_authorities import LocalAuthorityService
@@ -45,15 +46,18 @@ def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits
     tokens = TokenSigner(state, broker.jwt_authority.issuer, metrics, config.jwt_issuer)
     wits = WitSigner(state, broker.wit_authority.issuer, metrics)
     ttls = Ttls(config.x509_svid_ttl, config.jwt_svid_ttl)
+    downstream = Downstream(state, policy, signer, limits, config.ca_ttl, broker.pusher.missing)
+    svids = SvidService(state, policy, signer, tokens, wits, limits, metrics, ttls, downstream)
     authorities = LocalAuthorityService(broker.authority, broker.jwt_authority, broker.wit_authority)
     return {
         _service(agent_pb2, "Agent"): agents,
         _service(entry_pb2, "Entry"): EntryService(state, policy),
-        _service(svid_pb2, "SVID"): SvidService(state, policy, signer, tokens, wits, limits, metrics, ttls),
+        _service(svid_pb2, "SVID"): svids,
         _service(bundle_pb2, "Bundle"): BundleService(state),
         _service(localauthority_pb2, "LocalAuthority"): authorities,
         _service(trustdomain_pb2, "TrustDomain"): TrustDomainService(state, broker.federation),
         _service(admin_pb2, "PolicyAdmin"): PolicyAdminService(state, policy),
+        _service(admin_pb2, "DownstreamAdmin"): DownstreamAdminService(state, policy),
     }
 
 

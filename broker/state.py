@@ -21,6 +21,7 @@ from firedoor.broker.clock import Clock
 from firedoor.broker.db import Database
 from firedoor.broker.db.agent_rows import load_agents, promote_agent
 from firedoor.broker.db.entry_rows import load_entries
+from firedoor.broker.db.intermediate_rows import Intermediate, load_intermediates
 from firedoor.broker.db.rows import (
     Generation,
     Revoked,
@@ -48,6 +49,8 @@ class State:
         self.agents: dict[SpiffeId, Agent] = {}
         self.bundles: dict[TrustDomain, TrustBundle] = {}
         self.revocations: dict[tuple[str, str], Revoked] = {}
+        # CAs that authorities below us were given, by serial number; see downstream.py for which of them count.
+        self.intermediates: dict[str, Intermediate] = {}
         self.generation = Generation(0, 0)
         self.database = database
         self.clock = clock
@@ -66,6 +69,7 @@ class State:
             self.agents = {agent.id: agent for agent in load_agents(connection)}
             self.bundles = load_bundles(connection)
             self.revocations = load_revocations(connection)
+            self.intermediates = load_intermediates(connection)
 
         await self.database.write(run)
 
@@ -187,6 +191,12 @@ class State:
     def revoked(self, revoked: Iterable[Revoked]) -> None:
         """Remember revocations."""
         self.revocations.update({(one.kind, one.value): one for one in revoked})
+
+    def put_intermediate(self, made: Intermediate, dropped: Iterable[str]) -> None:
+        """Remember a CA that was given to somebody below us, and forget others."""
+        self.intermediates[made.serial] = made
+        for serial in dropped:
+            self.intermediates.pop(serial, None)
 
     def next_revision(self, entry_ids: Iterable[str]) -> None:
         """Remember that entries have a new revision."""

@@ -55,7 +55,7 @@ class View:
 
 
 class Viewer:
-    """Builds the views of one state of bundles, policy and revocations; make a new one when they change."""
+    """Builds the views of one state of bundles, policy, revocations and CAs; make a new one when they change."""
 
     def __init__(
         self,
@@ -63,20 +63,30 @@ class Viewer:
         bundles: Mapping[TrustDomain, TrustBundle],
         policy: Compiled,
         revocations: Iterable[Revoked],
+        intermediates: Mapping[bytes, frozenset[str]],
     ) -> None:
         self._own, self._bundles, self.policy = trust_domain, dict(bundles), policy
         self._revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
         made = control_pb2.Revocations(revocations=[_revocation(one) for one in self._revoked])
         self._revocations = _encoded(control_pb2.Part(revocations=made))
+        self._listed = dict(intermediates)
+        self._intermediates = [
+            control_pb2.Intermediate(key_sha256=key, segments=sorted(segments))
+            for key, segments in sorted(intermediates.items())
+        ]
         # What comes after the entries, by trust domains and by the identity of the table that `Views` shares; the table
         # is kept so that its identity stays its own.
         self._shared: dict[tuple[frozenset[TrustDomain], int], tuple[policy_pb2.Table, bytes]] = {}
 
     def is_of(
-        self, bundles: Mapping[TrustDomain, TrustBundle], policy: Compiled, revocations: Iterable[Revoked]
+        self,
+        bundles: Mapping[TrustDomain, TrustBundle],
+        policy: Compiled,
+        revocations: Iterable[Revoked],
+        intermediates: Mapping[bytes, frozenset[str]],
     ) -> bool:
         """Say whether it was made of these."""
-        if policy is not self.policy or bundles != self._bundles:
+        if policy is not self.policy or bundles != self._bundles or intermediates != self._listed:
             return False
         return sorted(revocations, key=lambda one: (one.kind, one.value)) == self._revoked
 
@@ -111,7 +121,11 @@ class Viewer:
         key = (federated, id(table))
         if key not in self._shared:
             names = [td for td in (self._own, *sorted(federated)) if td in self._bundles]
-            bundles = control_pb2.Bundles(bundles=[bundle_message(self._bundles[td]) for td in names])
+            bundles = control_pb2.Bundles(
+                bundles=[bundle_message(self._bundles[td]) for td in names],
+                intermediates=self._intermediates,
+                intermediates_complete=True,
+            )
             policy = control_pb2.Part(policy=control_pb2.Policy(table=table))
             made = _encoded(control_pb2.Part(bundles=bundles)) + _encoded(policy) + self._revocations
             self._shared[key] = (table, made)

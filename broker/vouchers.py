@@ -17,6 +17,7 @@ from firedoor.broker.read_files import ReadFiles, read_capped
 from firedoor.certs import (
     BundleError,
     IdPattern,
+    Intermediates,
     NodeCertificate,
     Revocation,
     TrustDomain,
@@ -105,7 +106,9 @@ class OwnSvids:
             # First by the rules of nodes, whose caps are narrower.
             node = verify_node_certificate(chain, node_roots(root.der for root in bundle.x509_roots), now)
             revocations = [_revocation(one, trust_domain) for one in revoked]
-            svid = verify_x509_svid(chain, {trust_domain: bundle}, now, revocations=revocations)
+            # What an authority below us signed vouches for no node.
+            nobody = Intermediates(trust_domain, {}, lambda _: None)
+            svid = verify_x509_svid(chain, {trust_domain: bundle}, now, revocations=revocations, intermediates=nobody)
             if not svid.id.path.startswith(prefix):
                 raise AttestationRefused(f"the SVID's path does not begin with {prefix}")
             return Vouched(node, svid.id.path.removeprefix(prefix))

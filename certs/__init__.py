@@ -40,6 +40,7 @@ from firedoor.certs.http_challenge import (
     is_host_name,
 )
 from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.intermediates import Intermediates, key_hash
 from firedoor.certs.jwt import (
     DEFAULT_JWT_SVID_TTL,
     JwtIssuer,
@@ -81,9 +82,11 @@ from firedoor.certs.ssh_certificate import (
 from firedoor.certs.sshpop import SshChallenge, SshPrivateKey, read_ssh_evidence, write_ssh_evidence
 from firedoor.certs.svid import (
     NOT_BEFORE_CUSHION,
+    DownstreamCa,
     X509Issuer,
     X509Svid,
     issue_ca,
+    issue_downstream_ca,
     issue_x509,
     parse_x509_svid,
 )
@@ -118,6 +121,7 @@ __all__ = [
     "DiskKeyManager",
     "DnsPattern",
     "DnsPatternError",
+    "DownstreamCa",
     "Due",
     "Event",
     "EvidenceError",
@@ -126,6 +130,7 @@ __all__ = [
     "HttpChallenge",
     "HttpNode",
     "IdPattern",
+    "Intermediates",
     "IssueError",
     "JournalError",
     "JwtIssuer",
@@ -174,7 +179,9 @@ __all__ = [
     "is_agent_name",
     "is_host_name",
     "issue_ca",
+    "issue_downstream_ca",
     "issue_x509",
+    "key_hash",
     "make_csr",
     "mint_jwt",
     "mint_wit",

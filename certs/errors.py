@@ -243,6 +243,8 @@ class SvidError(PeerError):
             "revoked_serial": "the certificate is revoked",
             "revoked_authority": "an authority that signed the certificate is revoked",
             "revoked_id": "certificates of this SPIFFE ID issued before a certain time are revoked",
+            "intermediate_not_listed": "a CA certificate in the chain is not among those that the broker lists",
+            "segment_not_listed": "a CA in the chain is not listed for the segment of this SPIFFE ID",
         }
     )
 

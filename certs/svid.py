@@ -173,18 +173,52 @@ def issue_ca(
     path_length: int | None = None,
 ) -> X509Issuer:
     """Make a CA for a trust domain: self-signed, or an intermediate below `issuer`. Raise IssueError."""
-    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    subject = profile.Subject(td.id, (), key.public_key(), _key_id(issuer) if issuer else key_id, path_length)
-    # As SPIRE does: the serial number keeps the names of two CAs apart, so that a path has one candidate at each step.
-    name = x509.Name(
+    public, key_id = key.public_key(), x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    subject = profile.Subject(td.id, (), public, _key_id(issuer) if issuer else key_id, path_length)
+    holder = _holder(subject, _ca_name(random), at=at, ttl=ttl, random=random, issuer=issuer)
+    above = issuer.certificate.subject if issuer else holder.name
+    signed = _build(profile.CA, holder, above, issuer.key if issuer else key)
+    return X509Issuer(td, signed, key, issuer.above if issuer else ())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DownstreamCa:
+    """A CA whose key somebody else holds. In `chain` its own certificate is first, and the root is not."""
+
+    chain: tuple[bytes, ...]
+    not_before: int
+    not_after: int
+    # Lower-case hex without leading zeros.
+    serial: str
+    # The subject key identifier of the authority that signed it, lower-case hex.
+    authority_id: str
+
+
+def issue_downstream_ca(
+    td: TrustDomain, public_key: PublicKey, issuer: X509Issuer, *, at: int, random: Random, ttl: int
+) -> DownstreamCa:
+    """Sign a CA for who stands below us: it signs leaves and no further CA. Raise IssueError."""
+    subject = profile.Subject(td.id, (), public_key, _key_id(issuer), path_length=0)
+    holder = _holder(subject, _ca_name(random), at=at, ttl=ttl, random=random, issuer=issuer)
+    signed = _build(profile.CA, holder, issuer.certificate.subject, issuer.key)
+    return DownstreamCa(
+        chain=(signed.public_bytes(serialization.Encoding.DER), *issuer.above),
+        not_before=holder.not_before,
+        not_after=holder.not_after,
+        serial=format(holder.serial, "x"),
+        authority_id=issuer.authority_id,
+    )
+
+
+def _ca_name(random: Random) -> x509.Name:
+    """Name a CA as SPIRE does: the serial number keeps two apart, so that a path has one candidate at each step."""
+    return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "firedoor"),
             x509.NameAttribute(NameOID.SERIAL_NUMBER, random(_SERIAL_BYTES).hex()),
         ]
     )
-    holder = _holder(subject, name, at=at, ttl=ttl, random=random, issuer=issuer)
-    signed = _build(profile.CA, holder, issuer.certificate.subject if issuer else name, issuer.key if issuer else key)
-    return X509Issuer(td, signed, key, issuer.above if issuer else ())
 
 
 def parse_x509_svid(chain: Sequence[bytes]) -> X509Svid:

@@ -2,7 +2,8 @@
 """Verify an X.509-SVID: the leaf against the profile, the chain against the roots of the leaf's own trust domain.
 
 The order is: read everything under its caps, hold the leaf against `profile.LEAF`, choose the roots by the leaf's trust
-domain alone, refuse CA certificates that name somebody else, build a path, check the times along it, check revocations.
+domain alone, refuse CA certificates that name somebody else, build a path, check the times along it, check revocations,
+and hold the CAs between leaf and root against the list of those that may sign, where there is one.
 Choosing roots by a name that is not verified yet is safe, because only those roots can then vouch for it; one pool of
 all roots would let any federated CA make any name.
 
@@ -21,6 +22,7 @@ from firedoor.certs.bundle import TrustBundle
 from firedoor.certs.certificate import Certificate, read_certificate
 from firedoor.certs.errors import SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
+from firedoor.certs.intermediates import Intermediates
 from firedoor.certs.paths import Path, Paths, TooManySignatures, valid_at
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.svid import NOT_BEFORE_CUSHION, X509Svid, read_chain
@@ -67,8 +69,12 @@ def verify_x509_svid(
     at: int,
     *,
     revocations: Iterable[Revocation] = (),
+    intermediates: Intermediates | None = None,
 ) -> VerifiedSvid:
-    """Verify a chain of DER certificates, leaf first, at a time in Unix seconds. Raise SvidError."""
+    """Verify a chain of DER certificates, leaf first, at a time in Unix seconds. Raise SvidError.
+
+    `intermediates`: the CAs below roots that may sign; None: nobody keeps a list, and any may.
+    """
     svid, certificates = read_chain(chain)
     bundle = bundles.get(svid.id.trust_domain)
     if bundle is None or not bundle.x509_roots:
@@ -80,6 +86,8 @@ def verify_x509_svid(
     _check_times(path, at)
     authority_ids = tuple(authority.authority_id for authority in path[1:])
     _check_revocations(svid, authority_ids, revocations)
+    if intermediates is not None:
+        intermediates.check(svid.id, path[1:-1])
     verified = object.__new__(VerifiedSvid)
     object.__setattr__(verified, "svid", svid)
     object.__setattr__(verified, "not_after", min(certificate.not_after for certificate in path))

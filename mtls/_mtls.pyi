@@ -5,6 +5,7 @@ Every call that can wait releases the GIL. Times are Unix seconds. Certificates 
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal, final
 
 __all__ = [
@@ -103,7 +104,10 @@ class Revocation:
 
 @final
 class Material:
-    """What the data path runs on, as one value. `table` is a firedoor.policy.v1.Table; empty denies everything."""
+    """What the data path runs on, as one value. `table` is a firedoor.policy.v1.Table; empty denies everything.
+
+    `intermediates`: the whole list of CAs below our own roots, (SHA-256 of its key, segments) each; None is no list.
+    """
 
     def __new__(
         cls,
@@ -112,6 +116,7 @@ class Material:
         bundles: Mapping[str, Sequence[bytes]],
         svids: Sequence[Svid] = ...,
         revocations: Sequence[Revocation] = ...,
+        intermediates: Sequence[tuple[bytes, AbstractSet[str]]] | None = ...,
         table: bytes = ...,
         generation: tuple[int, int] = ...,
     ) -> Material: ...
@@ -373,8 +378,13 @@ def verify_svid(
     *,
     at: int,
     revocations: Sequence[Revocation] = ...,
+    intermediates: Sequence[tuple[bytes, AbstractSet[str]]] | None = ...,
+    table: bytes = ...,
 ) -> tuple[str, int]:
-    """Verify a chain against the roots of its leaf's own trust domain; return (SPIFFE ID, min notAfter of the path)."""
+    """Verify a chain against the roots of its leaf's own trust domain; return (SPIFFE ID, min notAfter of the path).
+
+    `intermediates`: as in Material, for the trust domain of `table`, which says which segment an ID is in.
+    """
 
 def canonical_path(target: str) -> list[str]:
     """Return the decoded segments of an HTTP request target's path; raise MtlsError when it is ambiguous."""

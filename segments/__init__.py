@@ -25,7 +25,8 @@ from firedoor.segments.errors import (
 from firedoor.segments.explain import Decided, Explanation, explain, nearest_answer
 from firedoor.segments.findings import Finding, Position, Severity
 from firedoor.segments.linter import accept, lint
-from firedoor.segments.listeners import ListenerFlows, Protocol, flows_for_listener
+from firedoor.segments.listeners import ListenerFlows, Protocol, flows_for_listener, membership_of
+from firedoor.segments.membership import Membership
 from firedoor.segments.model import (
     API_VERSION,
     Action,
@@ -69,6 +70,7 @@ __all__ = [
     "GrpcAction",
     "HttpAction",
     "ListenerFlows",
+    "Membership",
     "MintRefused",
     "Mode",
     "NoSegment",
@@ -102,6 +104,7 @@ __all__ = [
     "flows_for_listener",
     "lint",
     "load",
+    "membership_of",
     "nearest_answer",
     "parse_action",
     "parse_destination",

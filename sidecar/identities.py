@@ -42,21 +42,23 @@ class Verifier:
     """Checks SVIDs of ours against one view, before they are used and again when the view changes."""
 
     def __init__(self, view: View, before: "Verifier | None" = None) -> None:
-        self._view = view
+        self.view = view
         self.bundles = view.bundles
         self.revocations = tuple(certs_revocation(one, view.trust_domain) for one in view.revocations)
         # By serial number, what `_holds` found; it takes a millisecond each, and most views change neither of the two.
         self.held: dict[str, bool] = {}
-        if before and before.bundles == self.bundles and before.revocations == self.revocations:
+        same = before and before.bundles == self.bundles and before.revocations == self.revocations
+        if before and same and before.view.intermediates == view.intermediates:
             self.held = before.held
 
     def verify(self, chain: Sequence[bytes], at: float) -> VerifiedSvid:
         """Verify a chain. Raise SvidError."""
-        return verify_x509_svid(chain, self.bundles, int(at), revocations=self.revocations)
+        listed = self.view.listed
+        return verify_x509_svid(chain, self.bundles, int(at), revocations=self.revocations, intermediates=listed)
 
     def is_stale(self, identity: Identity, now: float) -> bool:
         """Say whether it must be replaced at once: its entry has changed, or its authority is tainted or gone."""
-        entry = self._view.entries.get(identity.entry.id)
+        entry = self.view.entries.get(identity.entry.id)
         if entry is None or entry.revision != identity.entry.revision:
             return True
         serial = identity.svid.serial
@@ -123,6 +125,7 @@ def material(
         bundles={domain.name: [root.der for root in one.x509_roots] for domain, one in view.bundles.items()},
         svids=svids,
         revocations=[core_revocation(one) for one in view.revocations],
+        intermediates=None if view.intermediates is None else list(view.intermediates.items()),
         table=view.table,
         generation=view.generation or (0, 0),
     )

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from firedoor import certs
-from firedoor.certs import CertsError, IdPattern, Selector, SpiffeId, TrustBundle, TrustDomain
+from firedoor.certs import CertsError, IdPattern, Intermediates, Selector, SpiffeId, TrustBundle, TrustDomain
 from firedoor.mtls import Revocation
+from firedoor.segments import Membership, membership_of
 from firedoor.sidecar import bundles
 from firedoor.sidecar.errors import UpdateRefused
-from firedoor.wire import control_pb2, types, views
+from firedoor.wire import control_pb2, policy_pb2, types, views
 
 Generation = tuple[int, int]
+_SHA256_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class View:
     bundles: Mapping[TrustDomain, TrustBundle] = field(default_factory=dict)
     table: bytes = b""
     revocations: tuple[control_pb2.Revocation, ...] = ()
+    # The segments of each CA below our own roots, by SHA-256 of its key; None: the server keeps no list.
+    intermediates: Mapping[bytes, frozenset[str]] | None = None
 
     def matching(self, selectors: frozenset[Selector], now: float) -> tuple[Entry, ...]:
         """Return the entries that a workload with these selectors is entitled to, the oldest first."""
@@ -78,6 +82,22 @@ class View:
     def giving(self, spiffe_id: SpiffeId) -> Sequence[Entry]:
         """Return the entries that give an ID."""
         return self._by_id.get(spiffe_id, ())
+
+    @cached_property
+    def listed(self) -> Intermediates | None:
+        """Which CAs below our own roots may sign for which segments; None when nobody keeps a list."""
+        if self.intermediates is None:
+            return None
+        by_key = {key.hex(): segments for key, segments in self.intermediates.items()}
+        return Intermediates(self.trust_domain, by_key, self.segment_of)
+
+    def segment_of(self, spiffe_id: SpiffeId) -> str | None:
+        """Return the segment of an ID; None when it is in none, or there is no policy."""
+        return self._membership.segment_of(spiffe_id) if self._membership is not None else None
+
+    @cached_property
+    def _membership(self) -> Membership | None:
+        return membership_of(policy_pb2.Table.FromString(self.table)) if self.table else None
 
     @cached_property
     def selector_keys(self) -> frozenset[str]:
@@ -134,6 +154,7 @@ def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: 
         hash=update.view_hash,
         table=parts["policy"].policy.table.SerializeToString(deterministic=True),
         revocations=revocations,
+        intermediates=_intermediates(parts["bundles"].bundles),
     )
     return view.with_entries(entries).with_bundles(found)
 
@@ -148,6 +169,17 @@ def _parts(update: control_pb2.Update) -> dict[str, control_pb2.Part]:
             raise UpdateRefused("repeated_part", f"the update has two parts of the kind {kind}")
         found[kind] = part
     return {kind: found.get(kind, control_pb2.Part()) for kind in ("entries", "bundles", "policy", "revocations")}
+
+
+def _intermediates(part: control_pb2.Bundles) -> dict[bytes, frozenset[str]] | None:
+    if not part.intermediates_complete:
+        return None
+    found: dict[bytes, frozenset[str]] = {}
+    for one in part.intermediates:
+        if len(one.key_sha256) != _SHA256_BYTES:
+            raise UpdateRefused("malformed_intermediate", "a CA is listed by what is no SHA-256 of its key")
+        found[one.key_sha256] = found.get(one.key_sha256, frozenset()) | frozenset(one.segments)
+    return found
 
 
 def _check_revocation(one: control_pb2.Revocation, trust_domain: TrustDomain) -> None:

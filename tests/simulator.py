@@ -34,6 +34,7 @@ from firedoor.certs import (
     SpiffeId,
     TrustBundle,
     TrustDomain,
+    key_hash,
     mint_jwt,
     mint_wit,
     public_key_der,
@@ -223,6 +224,11 @@ class SimulatedTrustDomain:
         basis = replace(basis, starts=self.at - CUSHION, expires=self.at + 24 * 3600, public_key=key.public_key())
         der = sign(replace(basis, **fields), issuer.certificate if issuer else None, issuer.key if issuer else key)
         return Authority(x509.load_der_x509_certificate(der), key, issuer.chain if issuer else ())
+
+
+def key_hash_of(authority: Authority) -> bytes:
+    """Return what a list of CAs knows this one by."""
+    return bytes.fromhex(key_hash(authority.key.public_key()))
 
 
 def sign(fields: Fields, issuer: x509.Certificate | None, key: Any) -> bytes:

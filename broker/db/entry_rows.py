@@ -5,17 +5,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from firedoor.broker.db.schema import bundles, entries, entry_dns_names, entry_federates, entry_selectors
+from firedoor.broker.db.schema import (
+    bundles,
+    entries,
+    entry_dns_names,
+    entry_federates,
+    entry_segments,
+    entry_selectors,
+)
 from firedoor.broker.entry import Attributes, Entry
 from firedoor.broker.errors import AlreadyExists, InvalidRequest, NotFound
 from firedoor.certs import Selector, SpiffeId, TrustDomain
 
-_PARTS = (entry_selectors, entry_dns_names, entry_federates)
+_PARTS = (entry_selectors, entry_dns_names, entry_federates, entry_segments)
 
 
 def load_entries(connection: Connection) -> list[Entry]:
@@ -29,8 +37,12 @@ def load_entries(connection: Connection) -> list[Entry]:
     federates: dict[str, list[TrustDomain]] = defaultdict(list)
     for row in connection.execute(select(entry_federates).order_by(entry_federates.c.trust_domain)):
         federates[row.entry_id].append(TrustDomain.parse(row.trust_domain))
+    segments: dict[str, list[str]] = defaultdict(list)
+    for row in connection.execute(select(entry_segments).order_by(entry_segments.c.segment)):
+        segments[row.entry_id].append(row.segment)
     return [
-        _entry(row, selectors[row.id], names[row.id], federates[row.id]) for row in connection.execute(select(entries))
+        replace(_entry(row, selectors[row.id], names[row.id], federates[row.id]), segments=tuple(segments[row.id]))
+        for row in connection.execute(select(entries))
     ]
 
 
@@ -94,6 +106,7 @@ def _insert_parts(connection: Connection, entry: Entry) -> None:
         (entry_selectors, [{"type": s.type, "value": s.value} for s in sorted(entry.selectors)]),
         (entry_dns_names, [{"position": i, "name": name} for i, name in enumerate(entry.dns_names)]),
         (entry_federates, [{"trust_domain": td.name} for td in entry.federates_with]),
+        (entry_segments, [{"segment": name} for name in entry.segments]),
     )
     for table, values in rows:
         if values:

@@ -84,6 +84,14 @@ entry_dns_names = Table(
     Column("name", String(255), nullable=False),
 )
 
+# For which segments a downstream entry's authority may issue; no row stands for the fallback segment.
+entry_segments = Table(
+    "entry_segments",
+    METADATA,
+    _of_entry(),
+    Column("segment", String(63), primary_key=True),
+)
+
 bundles = Table(
     "bundles",
     METADATA,
@@ -168,6 +176,20 @@ issued = Table(
     # Empty for an agent's own certificate.
     Column("entry_id", String(255), nullable=False, index=True),
     Column("agent_id", String(2048), nullable=False, index=True),
+    Column("authority_id", String(64), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False, index=True),
+)
+
+# The CAs that were given to authorities below us, beside their rows in `issued`. Not tied to the entry's row: what an
+# entry that is gone gave out must stay known, so that its key is not listed again.
+intermediates = Table(
+    "intermediates",
+    METADATA,
+    Column("serial", String(64), primary_key=True),
+    # SHA-256 over the subjectPublicKeyInfo, lower-case hex.
+    Column("key_sha256", String(64), nullable=False),
+    Column("entry_id", String(255), nullable=False),
     Column("authority_id", String(64), nullable=False),
     Column("issued_at", BigInteger, nullable=False),
     Column("not_after", BigInteger, nullable=False, index=True),

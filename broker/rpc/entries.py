@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 from firedoor.broker.audit import redact_id
 from firedoor.broker.db.entry_rows import delete_entry, insert_entry, update_entry
 from firedoor.broker.db.rows import Revoked, revoke_issued
-from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_spiffe_id
+from firedoor.broker.downstream import check_segments
+from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_segments, parse_spiffe_id
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotAdmitted, NotFound
 from firedoor.broker.messages import entry_message
 from firedoor.broker.rpc.authorized_entries import AuthorizedEntries
@@ -74,16 +75,18 @@ class EntryService:
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
         for message, outcome in zip(
-            request.entries, await asyncio.gather(*map(self._create, batch(request.entries, MAX_BATCH))), strict=True
+            request.entries,
+            await asyncio.gather(*(self._create(one, call.segments) for one in batch(request.entries, MAX_BATCH))),
+            strict=True,
         ):
             results.append(entry_pb2.BatchCreateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
             records.append(self._record(outcome, message))
         call.audit["each"] = records
         return entry_pb2.BatchCreateEntryResponse(results=results)
 
-    async def _create(self, message: types.Entry) -> _Outcome:
+    async def _create(self, message: types.Entry, segments: str | None) -> _Outcome:
         try:
-            entry = parse_entry(message, self._state.trust_domain)
+            entry = _listing(parse_entry(message, self._state.trust_domain), segments, ())
             entry = replace(entry, id=entry.id or str(uuid.uuid4()), created_at=self._state.clock.now())
             self._admit(entry)
             await self._state.change(
@@ -104,24 +107,24 @@ class EntryService:
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
         for message in batch(request.entries, MAX_BATCH):
-            outcome = await self._update(message, input_mask)
+            outcome = await self._update(message, input_mask, call.segments)
             results.append(entry_pb2.BatchUpdateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
             records.append(self._record(outcome, message))
         call.audit["each"] = records
         return entry_pb2.BatchUpdateEntryResponse(results=results)
 
-    async def _update(self, message: types.Entry, mask: types.EntryMask | None) -> _Outcome:
+    async def _update(self, message: types.Entry, mask: types.EntryMask | None, segments: str | None) -> _Outcome:
         for _ in range(_ATTEMPTS):
             present = self._state.entries.get(message.id)
             try:
-                return await self._replace(message, mask)
+                return await self._replace(message, mask, segments)
             except (BrokerError, CertsError) as error:
                 # Somebody else changed it in between: start from what is there now.
                 if not isinstance(error, NotFound) or self._state.entries.get(message.id) is present:
                     return _refusal(error)
         return _refusal(Conflict("the entry is changing too often; try again"))
 
-    async def _replace(self, message: types.Entry, mask: types.EntryMask | None) -> _Outcome:
+    async def _replace(self, message: types.Entry, mask: types.EntryMask | None, segments: str | None) -> _Outcome:
         if not message.id:
             raise InvalidRequest("missing entry ID")
         present = self._present(message.id)
@@ -129,7 +132,7 @@ class EntryService:
         wanted.CopyFrom(overlay(entry_message(present), message, mask))
         wanted.id = present.id
         entry = replace(
-            parse_entry(wanted, self._state.trust_domain),
+            _listing(parse_entry(wanted, self._state.trust_domain), segments, present.segments),
             revision_number=present.revision_number + 1,
             created_at=present.created_at,
         )
@@ -183,6 +186,8 @@ class EntryService:
             check_entry(policy, entry.spiffe_id, entry=entry.selectors)
         except Refused as error:
             raise NotAdmitted(str(error), error.redacted if isinstance(error, AdmissionRefused) else "") from None
+        if entry.downstream:
+            check_segments(entry, policy)
 
     def _present(self, entry_id: str) -> Entry:
         entry = self._state.entries.get(entry_id)
@@ -207,6 +212,8 @@ class EntryService:
             "parent_id": str(entry.parent_id) if spent else redact_id(str(entry.parent_id)),
             "selectors": sorted(selector.redacted for selector in entry.selectors),
             "admin": entry.admin,
+            "downstream": entry.downstream,
+            "segments": list(entry.segments),
             **outcome.record(),
         }
 
@@ -231,6 +238,15 @@ class EntryService:
     ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse | Encoded]:
         """Show an agent what it is entitled to: up to 500 entries at once, else revisions, then entries as asked."""
         return self._authorized.sync(requests, call)
+
+
+def _listing(entry: Entry, segments: str | None, before: tuple[str, ...]) -> Entry:
+    """Return the entry with the segments that are said, or those of before. Raise InvalidRequest."""
+    if segments and not entry.downstream:
+        raise InvalidRequest("segments are listed by downstream entries alone")
+    if not entry.downstream:
+        return entry
+    return replace(entry, segments=before if segments is None else parse_segments(segments))
 
 
 def _tests(

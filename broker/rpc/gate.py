@@ -44,6 +44,8 @@ _QUIET: Final = "/grpc.health.v1.Health/"
 _READS: Final = ("Get", "List", "Count")
 # Metadata with which a ban or a deletion leaves certificates alone; SPIRE's requests have no field for it.
 KEEP_SVIDS: Final = "firedoor-keep-svids"
+# Metadata with the segments of the downstream entries that a call writes, separated by commas; the same holds there.
+SEGMENTS: Final = "firedoor-downstream-segments"
 
 
 class Standing(Protocol):
@@ -76,6 +78,8 @@ class Call:
     asking: bool = False
     # What was issued through the entry or agent that goes away is not revoked.
     keep_svids: bool = False
+    # The segments that a downstream entry is to list; None: nothing is said of them.
+    segments: str | None = None
     # Checks the caller again, for streams that stay open.
     again: Callable[[], Awaitable[None]] | None = None
 
@@ -244,7 +248,9 @@ class _Guarded:
         started, call, answer = time.perf_counter(), None, b""
         try:
             call = await self._gate.admit(self._path, context)
-            call.keep_svids = (KEEP_SVIDS, "true") in (context.invocation_metadata() or ())
+            said = tuple(context.invocation_metadata() or ())
+            call.keep_svids = (KEEP_SVIDS, "true") in said
+            call.segments = next((str(value) for name, value in said if name == SEGMENTS), None)
             answer = await run(call)
             status = OK
         except asyncio.CancelledError:

@@ -36,6 +36,7 @@ _BUNDLE_API: Final = "/spire.api.server.bundle.v1.Bundle/"
 _ENTRY_API: Final = "/spire.api.server.entry.v1.Entry/"
 _SVID_API: Final = "/spire.api.server.svid.v1.SVID/"
 _POLICY_API: Final = "/firedoor.admin.v1.PolicyAdmin/"
+_DOWNSTREAM_API: Final = "/firedoor.admin.v1.DownstreamAdmin/"
 _TRUST_DOMAIN_API: Final = "/spire.api.server.trustdomain.v1.TrustDomain/"
 _AUTHORITY_API: Final = "/spire.api.server.localauthority.v1.LocalAuthority/"
 _LOGGER_API: Final = "/spire.api.server.logger.v1.Logger/"
@@ -109,6 +110,7 @@ MATRIX: Final[Mapping[str, frozenset[Who]]] = MappingProxyType(
         _DEBUG_API + "GetInfo": _LOCAL,
         _POLICY_API + "GetPolicy": _MANAGE,
         _POLICY_API + "ApplyPolicy": _MANAGE,
+        _DOWNSTREAM_API + "ListDownstreams": _MANAGE,
         _HEALTH_API + "Check": _LOCAL,
         _HEALTH_API + "List": _LOCAL,
         _HEALTH_API + "Watch": _LOCAL,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from firedoor.broker.limits import Limits
     from firedoor.broker.metrics import Metrics
     from firedoor.broker.policy import PolicyKeeper
+    from firedoor.broker.rpc.downstream import Downstream
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
     from firedoor.broker.tokens import TokenSigner, WitSigner
@@ -59,9 +60,11 @@ class SvidService:
         limits: Limits,
         metrics: Metrics,
         ttls: Ttls,
+        downstream: Downstream,
     ) -> None:
         self._state, self._policy, self._signer, self._tokens = state, policy, signer, tokens
         self._limits, self._metrics, self._ttls = limits, metrics, ttls
+        self._downstream = downstream
         self._wits = WitSvids(state, policy, wits, limits, metrics, ttls.x509)
 
     async def BatchNewX509SVID(
@@ -172,6 +175,15 @@ class SvidService:
                 raise made
         call.audit.update(serial=made.serial, not_after=made.not_after, authority_id=made.authority_id)
         return svid_pb2.MintX509SVIDResponse(svid=svid_message(made))
+
+    # --- authorities below us -----------------------------------------------------------------------------------
+
+    async def NewDownstreamX509CA(
+        self, request: svid_pb2.NewDownstreamX509CARequest, call: Call
+    ) -> svid_pb2.NewDownstreamX509CAResponse:
+        """Sign a CA for an authority below us."""
+        with self._refusals(call):
+            return await self._downstream.new_ca(request, call)
 
     # --- WIT-SVIDs ----------------------------------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 """`firedoor entry`: which workload, seen below which agent, gets which SPIFFE ID."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from firedoor.cli.admin import (
+    Admin,
     add_broker_socket,
     add_keep_svids,
     broker,
@@ -19,7 +21,7 @@ from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group, duration
-from firedoor.wire import entry_grpc, entry_pb2, types
+from firedoor.wire import admin_grpc, admin_pb2, entry_grpc, entry_pb2, types
 
 CREATE_EXAMPLE = """\
 $ firedoor entry create --spiffe-id spiffe://example.org/segment/inference/host/gpu-1/svc/vllm \\
@@ -59,6 +61,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires-at", type=int, default=0, metavar="UNIX", help="when the entry itself ends")
     create.add_argument("--admin", action="store_true", help="may call the broker's admin APIs")
     create.add_argument("--downstream", action="store_true", help="may get a CA of its own")
+    create.add_argument(
+        "--segment",
+        action="append",
+        metavar="NAME",
+        help="with --downstream: what it may issue for (the fallback segment)",
+    )
     update = words.leaf("update", "change the fields of an entry that are given", UPDATE_EXAMPLE, run_update)
     _add_changes(update)
     listing = words.leaf("list", "show entries", LIST_EXAMPLE, run_list)
@@ -90,6 +98,7 @@ def _add_changes(update: argparse.ArgumentParser) -> None:
     add("--expires-at", type=int, metavar="UNIX", help="when the entry itself ends; 0: never")
     add("--admin", action=argparse.BooleanOptionalAction, help="may call the broker's admin APIs, or no longer")
     add("--downstream", action=argparse.BooleanOptionalAction, help="may get a CA of its own, or no longer")
+    add("--segment", action="append", metavar="NAME", help='what a downstream may issue for; "" for the fallback alone')
 
 
 def run_create(options: argparse.Namespace) -> int:
@@ -108,24 +117,26 @@ def run_create(options: argparse.Namespace) -> int:
     )
     with broker(options) as connection:
         request = entry_pb2.BatchCreateEntryRequest(entries=[entry])
-        answer = connection.call(entry_grpc.EntryStub(connection.channel).BatchCreateEntry, request)
-    check_status(answer.results[0].status)
-    _show_one(answer.results[0].entry, options.output)
+        stub = entry_grpc.EntryStub(connection.channel)
+        answer = connection.call(stub.BatchCreateEntry, request, metadata=_listing(options))
+        check_status(answer.results[0].status)
+        _show_one(connection, answer.results[0].entry, options.output)
     return Exit.DONE
 
 
 def run_update(options: argparse.Namespace) -> int:
     """Change the fields that are given, in one step."""
     fields = _changes(options)
-    if not fields:
+    if not fields and options.segment is None:
         raise UsageError("nothing to change: give at least one field, such as --x509-svid-ttl 15m")
     request = entry_pb2.BatchUpdateEntryRequest(
         entries=[types.Entry(id=options.id, **fields)], input_mask=types.EntryMask(**dict.fromkeys(fields, True))
     )
     with broker(options) as connection:
-        answer = connection.call(entry_grpc.EntryStub(connection.channel).BatchUpdateEntry, request)
-    check_status(answer.results[0].status)
-    _show_one(answer.results[0].entry, options.output)
+        stub = entry_grpc.EntryStub(connection.channel)
+        answer = connection.call(stub.BatchUpdateEntry, request, metadata=_listing(options))
+        check_status(answer.results[0].status)
+        _show_one(connection, answer.results[0].entry, options.output)
     return Exit.DONE
 
 
@@ -179,7 +190,7 @@ def run_show(options: argparse.Namespace) -> int:
         entry = connection.call(
             entry_grpc.EntryStub(connection.channel).GetEntry, entry_pb2.GetEntryRequest(id=options.id)
         )
-    _show_one(entry, options.output)
+        _show_one(connection, entry, options.output)
     return Exit.DONE
 
 
@@ -218,9 +229,29 @@ def as_json(entry: types.Entry) -> dict[str, Any]:
     }
 
 
-def _show_one(entry: types.Entry, output: str) -> None:
+def _listing(options: argparse.Namespace) -> Sequence[tuple[str, str]]:
+    """Return the metadata with what a downstream may issue for: SPIRE's entry has no field for it."""
+    return (("firedoor-downstream-segments", ",".join(options.segment)),) if options.segment is not None else ()
+
+
+def _downstream(connection: Admin, entry: types.Entry) -> admin_pb2.Downstream:
+    """Return what the broker says of a downstream entry beside SPIRE's fields."""
+    if not entry.downstream:
+        return admin_pb2.Downstream()
+    stub = admin_grpc.DownstreamAdminStub(connection.channel)
+    found = connection.call(stub.ListDownstreams, admin_pb2.ListDownstreamsRequest()).downstreams
+    return next((one for one in found if one.entry_id == entry.id), admin_pb2.Downstream())
+
+
+def _show_one(connection: Admin, entry: types.Entry, output: str) -> None:
+    below = _downstream(connection, entry)
     if output == "json":
-        show_json(as_json(entry))
+        cas = [
+            {"serial": one.serial, "key_sha256": one.key_sha256, "not_after": one.not_after}
+            for one in below.authorities
+        ]
+        more = {"segments": list(below.segments), "authorities": cas} if entry.downstream else {}
+        show_json({**as_json(entry), **more})
         return
     lines = [
         ("entry", entry.id),
@@ -230,6 +261,8 @@ def _show_one(entry: types.Entry, output: str) -> None:
         ("x509-svid ttl", f"{entry.x509_svid_ttl} s" if entry.x509_svid_ttl else "the broker's default"),
         *(("federates with", name) for name in entry.federates_with),
         *(("dns name", name) for name in entry.dns_names),
+        *(("issues for", name) for name in below.segments),
+        *(("its CA", f"{one.serial}, until {when(one.not_after)}") for one in below.authorities),
         ("expires", when(entry.expires_at)),
         ("revision", str(entry.revision_number)),
     ]

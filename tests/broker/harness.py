@@ -25,6 +25,7 @@ import grpc
 from firedoor import mtls
 from firedoor.broker import config
 from firedoor.broker.broker import Broker
+from firedoor.broker.rpc.gate import SEGMENTS
 from firedoor.certs import (
     Challenge,
     KeyType,
@@ -256,6 +257,7 @@ class RunningBroker:
         self.entries = entry_grpc.EntryStub(self.admin)
         self.svids = svid_grpc.SVIDStub(self.admin)
         self.bundles = bundle_grpc.BundleStub(self.admin)
+        self.downstream = admin_grpc.DownstreamAdminStub(self.admin)
         self.policy = admin_grpc.PolicyAdminStub(self.admin)
         self.health = health_grpc.HealthStub(self.admin)
         self._clients: list[AgentClient] = []
@@ -280,11 +282,17 @@ class RunningBroker:
         client.use(await client.attest(token or await self.token(agent_id)), client.key)
         return client
 
-    async def create(self, *entries: types.Entry) -> list[entry_pb2.BatchCreateEntryResponse.Result]:
-        return list((await self.entries.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=entries))).results)
+    async def create(
+        self, *entries: types.Entry, segments: str | None = None
+    ) -> list[entry_pb2.BatchCreateEntryResponse.Result]:
+        request = entry_pb2.BatchCreateEntryRequest(entries=entries)
+        said = ((SEGMENTS, segments),) if segments is not None else ()
+        return list((await self.entries.BatchCreateEntry(request, metadata=said)).results)
 
-    async def entry(self, path: str, parent: str, having: Sequence[str], **fields: Any) -> types.Entry:
-        (result,) = await self.create(entry(path, parent, having, **fields))
+    async def entry(
+        self, path: str, parent: str, having: Sequence[str], segments: str | None = None, **fields: Any
+    ) -> types.Entry:
+        (result,) = await self.create(entry(path, parent, having, **fields), segments=segments)
         assert result.status.code == 0, result.status.message
         return result.entry
 

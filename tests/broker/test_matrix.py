@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -63,7 +64,7 @@ async def outcome(channel: grpc.aio.Channel, path: str) -> str:
         call.cancel()
 
 
-async def workload(broker: RunningBroker, name: str, **flags: bool) -> grpc.aio.Channel:
+async def workload(broker: RunningBroker, name: str, **flags: Any) -> grpc.aio.Channel:
     """Return a channel of a workload whose entry has these flags."""
     agent = await broker.attest()
     made = await broker.entry(f"/segment/registry/{name}", agent.path, USER, **flags)
@@ -91,7 +92,10 @@ CALLERS: dict[str, tuple[Callable[..., object], set[Who]]] = {
     "agent": (agent, {Who.ANYONE, Who.AGENT}),
     "the admin socket": (local, {Who.ANYONE, Who.LOCAL}),
     "an administrator's SVID": (lambda b: workload(b, "boss", admin=True), {Who.ANYONE, Who.ADMIN}),
-    "a downstream SVID": (lambda b: workload(b, "below", downstream=True), {Who.ANYONE, Who.DOWNSTREAM}),
+    "a downstream SVID": (
+        lambda b: workload(b, "below", downstream=True, segments="registry"),
+        {Who.ANYONE, Who.DOWNSTREAM},
+    ),
     "any other SVID": (lambda b: workload(b, "clerk"), {Who.ANYONE}),
 }
 

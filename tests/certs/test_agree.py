@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from firedoor import mtls
 from firedoor.certs import IdPattern, PatternError, SpiffeId, SpiffeIdError, SvidError, TrustDomain, verify_x509_svid
 from tests.simulator import NOW, SimulatedTrustDomain
+from tests.vectors.listed import listed
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 TD = TrustDomain.parse("td")
@@ -35,7 +36,7 @@ def test_svid_vector(case: dict[str, Any]) -> None:
     bundles = {td: [*map(base64.b64decode, roots)] for td, roots in case["bundles"].items()}
     revocations = [mtls.Revocation(**each) for each in case.get("revocations", ())]
     chain = [*map(base64.b64decode, case["chain"])]
-    got = rust_outcome(mtls.verify_svid, chain, bundles, at=case["at"], revocations=revocations)
+    got = rust_outcome(mtls.verify_svid, chain, bundles, at=case["at"], revocations=revocations, **listed(case))
     assert got == ((case["id"], case["not_after"]) if case["expect"] == "ok" else case["expect"])
 
 

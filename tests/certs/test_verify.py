@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from firedoor.certs import (
     IdPattern,
+    Intermediates,
     Revocation,
     SvidError,
     TrustBundle,
@@ -30,7 +31,16 @@ def verify(case: dict[str, Any]) -> VerifiedSvid:
     bundles = {td: TrustBundle.of(td, [*map(base64.b64decode, roots)]) for td, roots in domains.items()}
     revocations = [_revocation(each) for each in case.get("revocations", ())]
     chain = [*map(base64.b64decode, case["chain"])]
-    return verify_x509_svid(chain, bundles, case["at"], revocations=revocations)
+    return verify_x509_svid(chain, bundles, case["at"], revocations=revocations, intermediates=_listed(case))
+
+
+def _listed(case: dict[str, Any]) -> Intermediates | None:
+    if "intermediates" not in case:
+        return None
+    td = TrustDomain.parse("td")
+    claims = [(IdPattern.parse(text, td), name) for name, each in case["members"].items() for text in each]
+    segments = {key: frozenset(names) for key, names in case["intermediates"].items()}
+    return Intermediates(td, segments, lambda sid: next((name for one, name in claims if one.matches(sid)), None))
 
 
 def _revocation(fields: dict[str, Any]) -> Revocation:

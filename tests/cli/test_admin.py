@@ -55,6 +55,19 @@ def test_an_entry_lives_from_create_to_delete(broker_with_files: RunningBroker) 
     assert firedoor(broker_with_files, "entry", "show", made["id"]).returncode == 5
 
 
+def test_what_a_downstream_may_issue_for(broker_with_files: RunningBroker) -> None:
+    words = ("--spiffe-id", "spiffe://example.org/segment/inference/host/gpu-1/svc/spire")
+    words += ("--parent-id", "spiffe://example.org/node/gpu-1", "--selector", "unix:user:vllm")
+    made = answer(broker_with_files, "entry", "create", *words, "--downstream", "--segment", "registry")
+    assert (made["segments"], made["authorities"]) == (["registry"], [])
+    assert answer(broker_with_files, "entry", "show", made["id"])["segments"] == ["registry"]
+    wider = answer(broker_with_files, "entry", "update", made["id"], "--segment", "registry", "--segment", "inference")
+    assert (wider["segments"], wider["downstream"]) == (["inference", "registry"], True)
+    assert firedoor(broker_with_files, "entry", "update", made["id"], "--segment", "").returncode == 4
+    plain = answer(broker_with_files, "entry", "update", made["id"], "--no-downstream")
+    assert "segments" not in plain
+
+
 def test_update_changes_what_is_given_and_nothing_else(broker_with_files: RunningBroker) -> None:
     words = (
         "--spiffe-id",

@@ -2,18 +2,20 @@
 """The cases of tests/vectors/svid/cases.json; written by `generate.py svid`.
 
 A case is a chain, the roots by trust domain, the time, revocations, and what a verifier must answer: "ok" with the ID
-and the least notAfter of the path, or an error code. Nearly every refusal differs in one fact from a case that passes.
+and the least notAfter of the path, or an error code. Where somebody keeps a list of the CAs below roots, the case has
+it too: the segments of each, by SHA-256 of its key. Nearly every refusal differs in one fact from a case that passes.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -23,13 +25,20 @@ TD = SimulatedTrustDomain("td")
 OTHER = SimulatedTrustDomain("other.org")
 PATH = "/segment/registry/host/h1/svc/models"
 
+# For the cases with a list of CAs: which segment has which IDs of the trust domain "td".
+MEMBERS: Mapping[str, Sequence[str]] = {
+    "registry": ["spiffe://td/segment/registry/**"],
+    "inference": ["spiffe://td/segment/inference/**"],
+}
+
 _cases: list[dict[str, Any]] = []
 
 
 def svids() -> list[dict[str, Any]]:
     """Every case."""
     _cases.clear()
-    for group in (_good, _encoding, _names, _leaf, _keys, _roots, _intermediates, _constraints, _times, _revocations):
+    groups = (_good, _encoding, _names, _leaf, _keys, _roots, _intermediates, _constraints, _times, _revocations)
+    for group in (*groups, _listed):
         group()
     return _cases
 
@@ -42,6 +51,7 @@ def case(
     bundles: Mapping[str, Sequence[bytes]] | None = None,
     at: int = NOW,
     revocations: Sequence[Mapping[str, Any]] = (),
+    listed: Mapping[str, Sequence[str]] | None = None,
     identity: str = f"spiffe://td{PATH}",
     not_after: int = NOW + 3600,
 ) -> None:
@@ -56,6 +66,8 @@ def case(
     }
     if revocations:
         written["revocations"] = list(revocations)
+    if listed is not None:
+        written |= {"intermediates": {key: list(each) for key, each in listed.items()}, "members": MEMBERS}
     if expect == "ok":
         written |= {"id": identity, "not_after": not_after}
     _cases.append(written)
@@ -422,3 +434,46 @@ def _revocations() -> None:
     case("last of several revocations", good, "revoked_id", revocations=many)
     late = TD.svid(PATH, expires=NOW - 1)
     case("expired and revoked", late, "expired", revocations=[{"serial": format(late.leaf.serial_number, "x")}])
+
+
+def _hash(authority: Authority) -> str:
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(authority.key.public_key().public_bytes(encoding, form)).hexdigest()
+
+
+def _listed() -> None:
+    ca = _below(1)
+    below = TD.svid(PATH, issuer=ca)
+    own = {_hash(ca): ["registry"]}
+    case("no list of intermediates", below)
+    case("an empty list and no intermediate", TD.svid(PATH), listed={})
+    case("intermediate listed for the segment", below, listed=own)
+    case("intermediate listed for two segments", below, listed={_hash(ca): ["inference", "registry"]})
+    case("intermediate listed, and others", below, listed={**own, _hash(_below(1)): ["inference"]})
+    case("intermediate listed for another segment", below, "segment_not_listed", listed={_hash(ca): ["inference"]})
+    case("intermediate listed for no segment", below, "segment_not_listed", listed={_hash(ca): []})
+    case("intermediate not listed", below, "intermediate_not_listed", listed={_hash(_below(1)): ["registry"]})
+    case("intermediate and an empty list", below, "intermediate_not_listed", listed={})
+    for title, path in {
+        "of another segment": "/segment/inference/x",
+        "of an agent": "/spire/agent/join_token/x",
+        "of the server": "/spire/server",
+        "in no segment": "/other",
+        "below another segment's name": "/segment/registry2/x",
+    }.items():
+        case(f"ID {title} below a listed intermediate", TD.svid(path, issuer=ca), "segment_not_listed", listed=own)
+    deeper = TD.intermediate(ca)
+    below_both = TD.svid(PATH, issuer=deeper)
+    both = {**own, _hash(deeper): ["registry"]}
+    case("an intermediate that is not listed below one that is", below_both, "intermediate_not_listed", listed=own)
+    case("two intermediates, both listed", below_both, listed=both)
+    narrow = {**own, _hash(deeper): ["inference"]}
+    case("two intermediates, one for another segment", below_both, "segment_not_listed", listed=narrow)
+    twin = TD.intermediate(key=ca.key)
+    case("another certificate of a listed key", TD.svid(PATH, issuer=twin), listed=own)
+    case("a CA that is not needed and not listed", [*TD.svid(PATH).chain, _below(1).der], listed={})
+    case("root in the chain and an empty list", [*TD.svid(PATH).chain, TD.authority.der], listed={})
+    foreign = OTHER.svid(PATH, issuer=OTHER.intermediate())
+    case("intermediate of another trust domain", foreign, identity=f"spiffe://other.org{PATH}", listed={})
+    revoked = [{"serial": format(below.leaf.serial_number, "x")}]
+    case("revoked below a listed intermediate", below, "revoked_serial", revocations=revoked, listed=own)

@@ -199,6 +199,105 @@ class Change(_message.Message):
 Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
+class ListDownstreamsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDownstreamsRequest: _TypeAlias = ListDownstreamsRequest  # noqa: Y015
+
+@_typing.final
+class ListDownstreamsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOWNSTREAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def downstreams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Downstream]: ...
+    def __init__(
+        self,
+        *,
+        downstreams: _abc.Iterable[Global___Downstream] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["downstreams", b"downstreams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDownstreamsResponse: _TypeAlias = ListDownstreamsResponse  # noqa: Y015
+
+@_typing.final
+class Downstream(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    spiffe_id: _builtins.str
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As the entry lists them; when it lists none, the fallback segment, if there is one."""
+
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___DownstreamCa]: ...
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        segments: _abc.Iterable[_builtins.str] | None = ...,
+        authorities: _abc.Iterable[Global___DownstreamCa] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "entry_id", b"entry_id", "segments", b"segments", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Downstream: _TypeAlias = Downstream  # noqa: Y015
+
+@_typing.final
+class DownstreamCa(_message.Message):
+    """A CA that was given out, has not expired and counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_SHA256_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    key_sha256: _builtins.str
+    """SHA-256 over its subjectPublicKeyInfo, and its serial number; lower-case hex."""
+    serial: _builtins.str
+    authority_id: _builtins.str
+    """Subject key ID of our authority that signed it, lower-case hex."""
+    not_after: _builtins.int
+    def __init__(
+        self,
+        *,
+        key_sha256: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        authority_id: _builtins.str = ...,
+        not_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_id", b"authority_id", "key_sha256", b"key_sha256", "not_after", b"not_after", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownstreamCa: _TypeAlias = DownstreamCa  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -66,6 +66,51 @@ def add_PolicyAdminServicer_to_server(servicer, server):
     server.add_registered_method_handlers('firedoor.admin.v1.PolicyAdmin', rpc_method_handlers)
 
 
+class DownstreamAdminStub:
+    """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
+    in the metadata `firedoor-downstream-segments`, separated by commas: SPIRE's entry has no field for them.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListDownstreams = channel.unary_unary(
+                '/firedoor.admin.v1.DownstreamAdmin/ListDownstreams',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsResponse.FromString,
+                _registered_method=True)
+
+
+class DownstreamAdminServicer:
+    """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
+    in the metadata `firedoor-downstream-segments`, separated by commas: SPIRE's entry has no field for them.
+    """
+
+    def ListDownstreams(self, request, context):
+        """The entries that are downstream authorities', and what each may issue with and for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DownstreamAdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListDownstreams': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDownstreams,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'firedoor.admin.v1.DownstreamAdmin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('firedoor.admin.v1.DownstreamAdmin', rpc_method_handlers)
+
+
 class SidecarAdminStub:
     """The sidecar's admin socket.
     """

@@ -71,6 +71,43 @@ class PolicyAdminServicer(metaclass=_abc_1.ABCMeta):
 
 def add_PolicyAdminServicer_to_server(servicer: PolicyAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class DownstreamAdminStub:
+    """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
+    in the metadata `firedoor-downstream-segments`, separated by commas: SPIRE's entry has no field for them.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DownstreamAdminAsyncStub: ...
+    ListDownstreams: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDownstreamsRequest, _admin_pb2.ListDownstreamsResponse]
+    """The entries that are downstream authorities', and what each may issue with and for."""
+
+@_typing.type_check_only
+class DownstreamAdminAsyncStub(DownstreamAdminStub):
+    """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
+    in the metadata `firedoor-downstream-segments`, separated by commas: SPIRE's entry has no field for them.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListDownstreams: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDownstreamsRequest, _admin_pb2.ListDownstreamsResponse]  # type: ignore[assignment]
+    """The entries that are downstream authorities', and what each may issue with and for."""
+
+class DownstreamAdminServicer(metaclass=_abc_1.ABCMeta):
+    """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
+    in the metadata `firedoor-downstream-segments`, separated by commas: SPIRE's entry has no field for them.
+    """
+
+    @_abc_1.abstractmethod
+    def ListDownstreams(
+        self,
+        request: _admin_pb2.ListDownstreamsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListDownstreamsResponse, _abc.Awaitable[_admin_pb2.ListDownstreamsResponse]]:
+        """The entries that are downstream authorities', and what each may issue with and for."""
+
+def add_DownstreamAdminServicer_to_server(servicer: DownstreamAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class SidecarAdminStub:
     """The sidecar's admin socket."""
 

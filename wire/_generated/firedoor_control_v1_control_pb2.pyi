@@ -314,20 +314,56 @@ class Bundles(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUNDLES_FIELD_NUMBER: _builtins.int
+    INTERMEDIATES_FIELD_NUMBER: _builtins.int
+    INTERMEDIATES_COMPLETE_FIELD_NUMBER: _builtins.int
+    intermediates_complete: _builtins.bool
+    """Whether that list is whole: then no other CA below a root may sign."""
     @_builtins.property
     def bundles(self) -> _containers.RepeatedCompositeFieldContainer[_bundle_pb2.Bundle]: ...
+    @_builtins.property
+    def intermediates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Intermediate]:
+        """The CAs below the roots of our own trust domain."""
+
     def __init__(
         self,
         *,
         bundles: _abc.Iterable[_bundle_pb2.Bundle] | None = ...,
+        intermediates: _abc.Iterable[Global___Intermediate] | None = ...,
+        intermediates_complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "intermediates", b"intermediates", "intermediates_complete", b"intermediates_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bundles: _TypeAlias = Bundles  # noqa: Y015
+
+@_typing.final
+class Intermediate(_message.Message):
+    """A CA that somebody below the broker signs with. It vouches for IDs of these segments alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_SHA256_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    key_sha256: _builtins.bytes
+    """SHA-256 over its subjectPublicKeyInfo (DER)."""
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key_sha256: _builtins.bytes = ...,
+        segments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_sha256", b"key_sha256", "segments", b"segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Intermediate: _TypeAlias = Intermediate  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):

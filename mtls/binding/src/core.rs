@@ -10,7 +10,7 @@ use firedoor_front::{
     self as front, Backend, ConnectorConfig, ListenError, Shown, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront,
     UnixFrontConfig, UnixPath, Wake, WebFrontConfig, Workload,
 };
-use firedoor_identity::{ClientAuth, MaterialStore, SpiffeId, Table};
+use firedoor_identity::{Checked, ClientAuth, MaterialStore, SpiffeId};
 use firedoor_policy::Engine;
 use firedoor_proxy::Proxy;
 use pyo3::prelude::*;
@@ -262,11 +262,11 @@ impl Core {
     }
 }
 
-fn check_table(bytes: &[u8]) -> Result<Table, String> {
-    match Engine::load(bytes) {
-        Ok(engine) => Ok(Arc::new(engine)),
-        Err(error) => Err(error.to_string()),
-    }
+pub(crate) fn check_table(bytes: &[u8]) -> Result<Checked, String> {
+    let engine = Arc::new(Engine::load(bytes).map_err(|error| error.to_string())?);
+    let asked = engine.clone();
+    let segment_of = Arc::new(move |id: &SpiffeId| asked.segment_of(id).map(|segment| segment.name.to_string()));
+    Ok(Checked { table: engine, segment_of })
 }
 
 pub(crate) fn spiffe_id(text: &str) -> PyResult<SpiffeId> {

@@ -2,10 +2,10 @@
 //! What Python hands in. Texts are parsed here, so that nothing unparsed travels further; chains and keys are judged
 //! when the material is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use firedoor_identity as identity;
-use firedoor_identity::{IdPattern, Key, MaterialParts, SpiffeId, SvidParts, TrustDomain, What};
+use firedoor_identity::{IdPattern, Key, KeyHash, Listed, MaterialParts, SpiffeId, SvidParts, TrustDomain, What};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
@@ -109,13 +109,15 @@ pub struct Material(MaterialParts);
 impl Material {
     #[new]
     #[pyo3(signature = (
-        *, trust_domain, bundles, svids=Vec::new(), revocations=Vec::new(), table=Vec::new(), generation=(0, 0)
+        *, trust_domain, bundles, svids=Vec::new(), revocations=Vec::new(), intermediates=None, table=Vec::new(),
+        generation=(0, 0)
     ))]
     fn new(
         trust_domain: &str,
         bundles: BTreeMap<String, Vec<PyBackedBytes>>,
         svids: Vec<Py<Svid>>,
         revocations: Vec<Py<Revocation>>,
+        intermediates: Option<Vec<(PyBackedBytes, BTreeSet<String>)>>,
         table: Vec<u8>,
         generation: (u64, u64),
     ) -> PyResult<Self> {
@@ -124,6 +126,7 @@ impl Material {
             bundles: self::bundles(&bundles)?,
             svids: svids.iter().map(|svid| svid.get().0.clone()).collect(),
             revocations: revocations.iter().map(|revocation| revocation.get().0.clone()).collect(),
+            intermediates: intermediates.as_deref().map(listed).transpose()?,
             table,
             generation,
         }))
@@ -146,6 +149,18 @@ pub(crate) fn bundles(bundles: &BTreeMap<String, Vec<PyBackedBytes>>) -> PyResul
 
 pub(crate) fn owned(list: &[PyBackedBytes]) -> Vec<Vec<u8>> {
     list.iter().map(|bytes| bytes.to_vec()).collect()
+}
+
+/// Read (SHA-256 of a CA's key, its segments); what is given twice for one key is joined.
+pub(crate) fn listed(given: &[(PyBackedBytes, BTreeSet<String>)]) -> PyResult<Listed> {
+    let mut all = Listed::new();
+    for (hash, segments) in given {
+        let hash = KeyHash::try_from(&**hash).map_err(|_| {
+            errors::base("bad_intermediate", "a CA is listed by a SHA-256, which has 32 bytes".to_owned())
+        })?;
+        all.entry(hash).or_default().extend(segments.iter().cloned());
+    }
+    Ok(all)
 }
 
 fn hex(text: String) -> PyResult<String> {

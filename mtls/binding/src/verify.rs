@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Parsing and verifying without a connection, with the very functions that handshakes use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use firedoor_identity::{Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, VerifyError, verify_chain};
+use firedoor_identity::{
+    Direction, IdPattern, Intermediates, Revocations, Roots, RootsByDomain, SpiffeId, VerifyError, verify_chain,
+};
+use firedoor_policy::Engine;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
@@ -30,19 +33,32 @@ pub fn match_pattern(pattern: &str, spiffe_id: &str) -> PyResult<bool> {
     parse().map_err(|error: VerifyError| errors::verify(&error))
 }
 
+/// The list of the table's trust domain.
+fn list(listed: &[(PyBackedBytes, BTreeSet<String>)], table: &[u8]) -> PyResult<Intermediates> {
+    let engine = Engine::load(table).map_err(|error| errors::table(error.code(), error.to_string()))?;
+    let trust_domain = material::trust_domain(engine.trust_domain())?;
+    let segment_of = move |id: &SpiffeId| engine.segment_of(id).map(|segment| segment.name.to_string());
+    Ok(Intermediates::new(trust_domain, material::listed(listed)?, Arc::new(segment_of)))
+}
+
 /// Verify a chain against the roots of its leaf's own trust domain, as a server's and as a client's.
 #[pyfunction]
-#[pyo3(signature = (chain, bundles, *, at, revocations=Vec::new()))]
+#[pyo3(signature = (chain, bundles, *, at, revocations=Vec::new(), intermediates=None, table=Vec::new()))]
 pub fn verify_svid(
     py: Python<'_>,
     chain: Vec<PyBackedBytes>,
     bundles: BTreeMap<String, Vec<PyBackedBytes>>,
     at: i64,
     revocations: Vec<Py<Revocation>>,
+    intermediates: Option<Vec<(PyBackedBytes, BTreeSet<String>)>>,
+    table: Vec<u8>,
 ) -> PyResult<(String, i64)> {
     let chain = material::owned(&chain);
     let bundles = material::bundles(&bundles)?;
-    let revocations = Revocations::new(revocations.iter().map(|revocation| revocation.get().get().clone()));
+    let mut revocations = Revocations::new(revocations.iter().map(|revocation| revocation.get().get().clone()));
+    if let Some(listed) = intermediates {
+        revocations = revocations.with_intermediates(list(&listed, &table)?);
+    }
     let verified = py.detach(|| {
         let roots = bundles.into_iter().map(|(domain, ders)| Ok((domain, Arc::new(Roots::parse(&ders)?))));
         let roots = RootsByDomain::new(roots.collect::<Result<_, VerifyError>>()?);

@@ -78,6 +78,7 @@ mod tests {
             deadline: 1,
             chain_hash: [0; 32],
             authority_ids: Vec::new(),
+            between: Vec::new(),
             anchor: [0; 32],
             anchor_expires: 1,
         })

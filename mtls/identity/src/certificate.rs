@@ -2,6 +2,7 @@
 //! What the rules need to know of one certificate, read once. Reading decides nothing but whether it can be read.
 
 use aws_lc_rs::digest;
+use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, GeneralSubtree, ParsedExtension};
 use x509_parser::oid_registry::{
@@ -39,6 +40,8 @@ pub(crate) struct Certificate {
     pub key_supported: bool,
     /// The subject key ID as written, and the SHA-1 of the key itself, lower-case hex: one may be missing or chosen.
     pub key_ids: Vec<String>,
+    /// SHA-256 over the subjectPublicKeyInfo.
+    pub key_hash: [u8; 32],
     pub uri_constraints: bool,
 }
 
@@ -98,6 +101,7 @@ impl Certificate {
             }),
             key_supported: key_supported(certificate.public_key()),
             key_ids: key_ids(certificate),
+            key_hash: Sha256::digest(certificate.public_key().raw).into(),
             uri_constraints: uri_constraints(certificate)?,
         })
     }

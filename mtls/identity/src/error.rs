@@ -64,6 +64,8 @@ codes! {
     RevokedSerial "revoked_serial" "the certificate's serial number is revoked",
     RevokedAuthority "revoked_authority" "the authority that signed is revoked",
     RevokedId "revoked_id" "certificates of this SPIFFE ID issued so early are revoked",
+    IntermediateNotListed "intermediate_not_listed" "a CA of the chain is not among those that the broker lists",
+    SegmentNotListed "segment_not_listed" "a CA of the chain is not listed for the segment of this SPIFFE ID",
     // Handshakes.
     UnexpectedId "unexpected_id" "the peer proved another identity than the expected one",
 }

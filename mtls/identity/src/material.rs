@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{MaterialError, VerifyError};
 use crate::handshake::ClientAuth;
+use crate::intermediates::{Intermediates, Listed, SegmentOf};
 use crate::pattern::IdPattern;
 use crate::revocation::{Revocation, Revocations};
 use crate::roots::{Roots, RootsByDomain};
@@ -73,6 +74,8 @@ pub struct MaterialParts {
     pub bundles: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
     pub svids: Vec<SvidParts>,
     pub revocations: Vec<Revocation>,
+    /// The whole list of CAs below the roots of the own trust domain; none: nobody keeps one.
+    pub intermediates: Option<Listed>,
     /// A serialised decision table; empty denies everything.
     pub table: Vec<u8>,
     pub generation: (u64, u64),
@@ -80,6 +83,12 @@ pub struct MaterialParts {
 
 /// A decision table that the caller's hook has checked; the policy crate knows its type.
 pub type Table = Arc<dyn Any + Send + Sync>;
+
+/// What the caller's hook made of a table.
+pub struct Checked {
+    pub table: Table,
+    pub segment_of: SegmentOf,
+}
 
 /// Checked material. Immutable; a new generation is a new value.
 pub struct Material {
@@ -95,15 +104,21 @@ impl Material {
     pub(crate) fn build(
         parts: &MaterialParts,
         shared: &Arc<Shared>,
-        check_table: impl FnOnce(&[u8]) -> Result<Table, String>,
+        check_table: impl FnOnce(&[u8]) -> Result<Checked, String>,
     ) -> Result<Self, MaterialError> {
         let roots = Arc::new(read_bundles(parts)?);
-        let revocations = Arc::new(Revocations::new(parts.revocations.iter().cloned()));
+        let Checked { table, segment_of } = check_table(&parts.table).map_err(MaterialError::Table)?;
+        let mut revocations = Revocations::new(parts.revocations.iter().cloned());
+        if let Some(listed) = &parts.intermediates {
+            let intermediates = Intermediates::new(parts.trust_domain.clone(), listed.clone(), segment_of);
+            revocations = revocations.with_intermediates(intermediates);
+        }
+        let revocations = Arc::new(revocations);
         let mut material = Self {
             trust_domain: parts.trust_domain.clone(),
             identities: BTreeMap::new(),
             verifier: Verifier { roots, revocations, shared: shared.clone() },
-            table: check_table(&parts.table).map_err(MaterialError::Table)?,
+            table,
             generation: parts.generation,
             revision: 0,
         };

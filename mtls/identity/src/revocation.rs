@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What no longer counts although it chains and has not expired.
+//! What does not count although it chains and has not expired: it is revoked, or a CA signed what it may not.
 
 use std::collections::HashSet;
 
 use crate::error::{Code, VerifyError};
+use crate::intermediates::Intermediates;
 use crate::pattern::IdPattern;
 use crate::spiffe_id::SpiffeId;
 use crate::verify::VerifiedChain;
@@ -34,6 +35,7 @@ pub struct Revocations {
     serials: HashSet<String>,
     authorities: HashSet<String>,
     ids: Vec<(IdPattern, i64)>,
+    intermediates: Option<Intermediates>,
 }
 
 impl Revocations {
@@ -49,6 +51,12 @@ impl Revocations {
         all
     }
 
+    /// Take only those CAs below roots that are listed.
+    #[must_use]
+    pub fn with_intermediates(self, intermediates: Intermediates) -> Self {
+        Self { intermediates: Some(intermediates), ..self }
+    }
+
     pub(crate) fn check(&self, chain: &VerifiedChain) -> Result<(), VerifyError> {
         if self.serials.contains(chain.serial.trim_start_matches('0')) {
             return Err(VerifyError::with(Code::RevokedSerial, &chain.serial));
@@ -56,7 +64,8 @@ impl Revocations {
         if let Some(id) = chain.authority_ids.iter().find(|id| self.authorities.contains(*id)) {
             return Err(VerifyError::with(Code::RevokedAuthority, id));
         }
-        self.check_id(&chain.id, chain.not_before)
+        self.check_id(&chain.id, chain.not_before)?;
+        self.intermediates.as_ref().map_or(Ok(()), |intermediates| intermediates.check(chain))
     }
 
     fn check_id(&self, id: &SpiffeId, not_before: i64) -> Result<(), VerifyError> {

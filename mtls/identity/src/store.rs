@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::error::MaterialError;
-use crate::material::{Material, MaterialParts, Table};
+use crate::material::{Checked, Material, MaterialParts};
 use crate::tls::Shared;
 
 /// The present material of a process, its clock, and a way to hear of changes.
@@ -36,7 +36,7 @@ impl MaterialStore {
     pub fn publish(
         &self,
         parts: &MaterialParts,
-        check_table: impl FnOnce(&[u8]) -> Result<Table, String>,
+        check_table: impl FnOnce(&[u8]) -> Result<Checked, String>,
     ) -> Result<u64, MaterialError> {
         let mut material = Material::build(parts, &self.shared, check_table)?;
         let _one_at_a_time = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);

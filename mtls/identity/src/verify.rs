@@ -14,6 +14,7 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use crate::cache::{self, PathCache};
 use crate::certificate::Certificate;
 use crate::error::{Code, VerifyError};
+use crate::intermediates::KeyHash;
 use crate::profile;
 use crate::revocation::Revocations;
 use crate::roots::{Roots, RootsByDomain};
@@ -42,6 +43,8 @@ pub struct VerifiedChain {
     pub(crate) deadline: i64,
     pub(crate) chain_hash: [u8; 32],
     pub(crate) authority_ids: Vec<String>,
+    /// The keys of the CAs between leaf and root, the issuer's first.
+    pub(crate) between: Vec<KeyHash>,
     pub(crate) anchor: [u8; 32],
     /// When the root itself expires, and its bundle drops it.
     pub(crate) anchor_expires: i64,
@@ -165,6 +168,7 @@ fn summarize(
         valid_from: authorities().map(|ca| ca.not_before).fold(leaf.not_before, i64::max),
         deadline: authorities().map(|ca| ca.not_after).fold(leaf.not_after, i64::min),
         chain_hash: chain_hash(chain),
+        between: between.iter().map(|ca| ca.key_hash).collect(),
         authority_ids: authorities().flat_map(|ca| ca.key_ids.iter().cloned()).collect(),
         anchor,
         anchor_expires: root.not_after,

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use firedoor_identity::{
-    Direction, IdPattern, PathCache, Revocation, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, VerifyError,
-    What, verify_chain,
+    Direction, IdPattern, Intermediates, Listed, PathCache, Revocation, Revocations, Roots, RootsByDomain, SpiffeId,
+    TrustDomain, VerifyError, What, verify_chain,
 };
 use serde_json::Value;
 
@@ -62,6 +62,25 @@ fn revocations(case: &Value) -> Revocations {
     }))
 }
 
+/// What a case says of CAs, and of which patterns are members of which segment.
+fn intermediates(case: &Value) -> Option<Intermediates> {
+    let strings = |list: &Value| list.as_array().unwrap().iter().map(|each| text(each).to_owned()).collect::<Vec<_>>();
+    let mut listed = Listed::new();
+    for (hash, segments) in case.get("intermediates")?.as_object().unwrap() {
+        let bytes = (0..32).map(|at| u8::from_str_radix(&hash[2 * at..2 * at + 2], 16).unwrap()).collect::<Vec<_>>();
+        listed.insert(bytes.try_into().unwrap(), strings(segments).into_iter().collect());
+    }
+    let mut members = Vec::new();
+    for (name, patterns) in case["members"].as_object().unwrap() {
+        let patterns = strings(patterns).iter().map(|each| IdPattern::parse(each).unwrap()).collect::<Vec<_>>();
+        members.push((name.clone(), patterns));
+    }
+    let segment_of = move |id: &SpiffeId| {
+        members.iter().find(|(_, each)| each.iter().any(|one| one.matches(id))).map(|(name, _)| name.clone())
+    };
+    Some(Intermediates::new(TrustDomain::parse("td").unwrap(), listed, Arc::new(segment_of)))
+}
+
 fn roots(case: &Value) -> Result<RootsByDomain, VerifyError> {
     let mut domains = BTreeMap::new();
     for (name, roots) in case["bundles"].as_object().unwrap() {
@@ -72,7 +91,10 @@ fn roots(case: &Value) -> Result<RootsByDomain, VerifyError> {
 
 /// Verify in both directions.
 fn verify(case: &Value, cache: Option<&PathCache>, at: i64) -> Result<(String, i64), VerifyError> {
-    let (roots, revocations) = (roots(case)?, revocations(case));
+    let (roots, mut revocations) = (roots(case)?, revocations(case));
+    if let Some(intermediates) = intermediates(case) {
+        revocations = revocations.with_intermediates(intermediates);
+    }
     let chain: Vec<_> = ders(&case["chain"]).into_iter().map(Into::into).collect();
     let verify = |direction| verify_chain(&chain, &roots, &revocations, direction, cache, at);
     verify(Direction::PeerIsServer)?;

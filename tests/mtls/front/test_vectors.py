@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from firedoor import mtls
+from tests.vectors.listed import listed
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 
@@ -25,11 +26,13 @@ def test_svid(case: dict[str, Any]) -> None:
     bundles = {name: ders(roots) for name, roots in case["bundles"].items()}
     revocations = [mtls.Revocation(**fields) for fields in case.get("revocations", ())]
     if case["expect"] == "ok":
-        verified = mtls.verify_svid(ders(case["chain"]), bundles, at=case["at"], revocations=revocations)
+        verified = mtls.verify_svid(
+            ders(case["chain"]), bundles, at=case["at"], revocations=revocations, **listed(case)
+        )
         assert verified == (case["id"], case["not_after"])
         return
     with pytest.raises(mtls.VerifyError) as caught:
-        mtls.verify_svid(ders(case["chain"]), bundles, at=case["at"], revocations=revocations)
+        mtls.verify_svid(ders(case["chain"]), bundles, at=case["at"], revocations=revocations, **listed(case))
     assert caught.value.code == case["expect"]
 
 

@@ -19,6 +19,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +195,14 @@ class World:
         *,
         bundles: Mapping[str, Sequence[bytes]] | None = None,
         revocations: Sequence[mtls.Revocation] = (),
+        intermediates: Sequence[tuple[bytes, AbstractSet[str]]] | None = None,
     ) -> mtls.Material:
         return mtls.Material(
             trust_domain="td",
             bundles=self.td.roots_by_name() if bundles is None else bundles,
             svids=svids,
             revocations=revocations,
+            intermediates=intermediates,
             table=policy(flow()) if table is None else table,
             generation=(1, 1),
         )

@@ -16,7 +16,7 @@ import pytest
 from firedoor import mtls
 from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, World, asks, dial, dial_tls, ended, flow, policy
 from tests.mtls.proxy.datapath import svid as with_key
-from tests.simulator import Identity, SimulatedTrustDomain
+from tests.simulator import Identity, SimulatedTrustDomain, key_hash_of
 
 # Two IDs that differ from VLLM in what a case is about.
 TRAINER = "/segment/training/host/h1/svc/trainer"
@@ -105,6 +105,21 @@ def revoked_id(world: World) -> tuple[Client, Client]:
     )
 
 
+def unlisted_intermediate(world: World) -> tuple[Client, Client]:
+    below = world.td.svid(VLLM, issuer=world.td.intermediate())
+    return Client(below, {"intermediates": []}), Client(below)
+
+
+def forged_below_another_segments_ca(world: World) -> tuple[Client, Client]:
+    """A CA of the registry's makes up an ID of inference."""
+    ca = world.td.intermediate()
+    forged, key = world.td.svid(VLLM, issuer=ca), key_hash_of(ca)
+    return (
+        Client(forged, {"intermediates": [(key, {"registry"})]}),
+        Client(forged, {"intermediates": [(key, {"registry", "inference"})]}),
+    )
+
+
 CASES: dict[str, tuple[Callable[[World], tuple[Client, Client]], str]] = {
     "no certificate": (no_certificate, "no_certificate"),
     "expired": (expired, "expired"),
@@ -118,6 +133,8 @@ CASES: dict[str, tuple[Callable[[World], tuple[Client, Client]], str]] = {
     "revoked by serial": (revoked_serial, "revoked_serial"),
     "revoked by authority": (revoked_authority, "revoked_authority"),
     "revoked by pattern": (revoked_id, "revoked_id"),
+    "below a CA that is not listed": (unlisted_intermediate, "intermediate_not_listed"),
+    "below a CA of another segment": (forged_below_another_segments_ca, "segment_not_listed"),
 }
 
 

@@ -16,6 +16,7 @@ import pytest
 from firedoor import mtls
 from tests.mtls.proxy.datapath import MODELS, VLLM, World, asks, dial, ended, eventually, exchange, flow, policy
 from tests.mtls.proxy.datapath import svid as with_key
+from tests.simulator import key_hash_of
 
 OTHER = "/segment/inference/host/h1/svc/other"
 ALL = flow(f"spiffe://{{td}}{VLLM}", name="vllm"), flow(f"spiffe://{{td}}{OTHER}", name="other")
@@ -116,6 +117,29 @@ def test_a_live_stream_goes_on_when_it_is_still_admitted(
         world.publish_server(**change(world))
         assert asks(link) == b"ping"
         assert live(world.server)[0]["revision"] == 2
+
+
+def test_a_stream_below_a_ca_is_cut_when_the_ca_leaves_the_list(world: World) -> None:
+    ca = world.td.intermediate()
+    world.vllm = world.td.svid(VLLM, issuer=ca)
+    listed = [(key_hash_of(ca), {"inference"})]
+    world.publish(intermediates=listed)
+    with dial(world.outbound(world.inbound().address).address) as link:
+        assert asks(link) == b"ping"
+        world.publish_server(intermediates=listed)
+        assert asks(link) == b"ping"
+        world.publish_server(intermediates=[(key_hash_of(ca), {"registry"})])
+        assert ended(link)
+
+
+def test_an_identity_of_ours_below_a_ca_that_leaves_the_list_is_not_used(world: World) -> None:
+    world.vllm = world.td.svid(VLLM, issuer=world.td.intermediate())
+    world.publish()
+    outbound = world.outbound(world.inbound().address)
+    with dial(outbound.address) as link:
+        assert asks(link) == b"ping"
+        world.publish_client(intermediates=[])
+        assert ended(link)
 
 
 def test_a_local_client_that_is_not_entitled_any_more_is_cut(world: World) -> None:

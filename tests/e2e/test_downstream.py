@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hostile server below the broker uses its CA: sidecars admit what its entry lists, and nothing else."""
+
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from firedoor import mtls
+from firedoor.certs import KeyType, TrustDomain, X509Issuer, generate_key, issue_x509, make_csr
+from firedoor.wire import svid_grpc, svid_pb2
+from tests.e2e.conftest import UID, World, until
+from tests.e2e.test_datapath import CLIENT, SERVER, App, inbound, listening, records
+
+TD = TrustDomain.parse("example.org")
+BELOW = "/segment/inference/host/h3/svc/spire"
+PEM = serialization.Encoding.PEM
+
+
+@pytest.fixture
+def app() -> Iterator[App]:
+    found = App()
+    yield found
+    found.close()
+
+
+@contextmanager
+def speaking(world: World, name: str) -> Iterator[grpc.Channel]:
+    """Open a channel to the broker as the identity that a sidecar's auth socket gives."""
+    with world.api(name) as api:
+        svid = api.fetch_x509_svid()
+        (bundle,) = api.fetch_x509_bundles().bundles
+    roots = [one.public_bytes(serialization.Encoding.DER) for one in bundle.x509_authorities]
+    chain = [one.public_bytes(serialization.Encoding.DER) for one in svid.cert_chain]
+    key = svid.private_key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    core = mtls.Core()
+    core.publish(
+        mtls.Material(
+            trust_domain=TD.name,
+            bundles={TD.name: roots},
+            svids=[mtls.Svid(id=str(svid.spiffe_id), chain=chain, key=key)],
+        )
+    )
+    connector = core.connector(
+        path=str(world.folder / "c.sock"),
+        addresses=[world.address],
+        expect="spiffe://example.org/spire/server",
+        as_id=str(svid.spiffe_id),
+    )
+    with grpc.insecure_channel(f"unix:{connector.path}") as channel:
+        yield channel
+    core.stop()
+
+
+@pytest.fixture
+def ca(world: World, app: App) -> X509Issuer:
+    """A sidecar before the app, and the CA of a server below the broker that may issue for inference."""
+    world.start_broker()
+    world.create_entry(world.enrol(), SERVER)
+    world.start_sidecar("--inbound", inbound(app), name="r").ready()
+    parent = f"spiffe://example.org{world.enrol()}"
+    words = ("--spiffe-id", f"spiffe://example.org{BELOW}", "--parent-id", parent, "--selector", f"unix:{UID}")
+    world.run("entry", "create", *words, "--downstream", "--segment", "inference")
+    world.start_sidecar(name="d").ready()
+    key = generate_key(KeyType.EC_P256)
+    with speaking(world, "d") as channel:
+        request = svid_pb2.NewDownstreamX509CARequest(csr=make_csr(key))
+        chain = svid_grpc.SVIDStub(channel).NewDownstreamX509CA(request, timeout=20).ca_cert_chain
+    return X509Issuer.load(TD, chain[0], key, chain[1:])
+
+
+def asks(world: World, ca: X509Issuer, path: str) -> bytes:
+    """Connect to the app's sidecar with a certificate that the CA makes up; return what the app says."""
+    key = generate_key(KeyType.EC_P256)
+    spiffe_id = TD.with_path(path)
+    made = issue_x509(spiffe_id, key.public_key(), ca, at=int(time.time()), random=secrets.token_bytes, ttl=600)
+    pem = world.folder / "client.pem"
+    text = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem.write_bytes(text + b"".join(x509.load_der_x509_certificate(der).public_bytes(PEM) for der in made.chain))
+    return exchange(listening(world, "r"), pem)
+
+
+def exchange(address: str, pem: Path) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(pem)
+    host, _, port = address.rpartition(":")
+    try:
+        with context.wrap_socket(socket.create_connection((host, int(port)), timeout=10)) as link:
+            link.sendall(b"you")
+            return link.recv(100)
+    except (ConnectionError, ssl.SSLError):
+        return b""
+
+
+def last(world: World, count: int) -> dict[str, object]:
+    until(lambda: len(records(world, "r")) >= count, "a decision record")
+    return records(world, "r")[count - 1]
+
+
+def test_a_forged_id_of_another_segment_is_denied(world: World, app: App, ca: X509Issuer) -> None:
+    assert asks(world, ca, CLIENT) == b"hello you"
+    assert (last(world, 1)["decision"], last(world, 1)["source"]) == ("allowed", f"spiffe://example.org{CLIENT}")
+    assert asks(world, ca, "/segment/registry/host/h1/svc/other") == b""
+    assert (last(world, 2)["decision"], last(world, 2)["reason"]) == ("denied", "segment_not_listed")
+    assert app.accepted == 1
+
+
+def test_a_server_below_that_is_banned_is_cut_off(world: World, app: App, ca: X509Issuer) -> None:
+    assert asks(world, ca, CLIENT) == b"hello you"
+    status = world.status("d")
+    assert status is not None
+    world.ban(status.agent_id.removeprefix("spiffe://example.org"))
+    until(lambda: asks(world, ca, CLIENT) == b"", "the denial")
+    assert records(world, "r")[-1]["reason"] == "intermediate_not_listed"
+    assert app.accepted >= 1
