@@ -15,7 +15,7 @@ import grpc
 from sqlalchemy import Connection
 
 from firedoor import mtls
-from firedoor.broker import server, services
+from firedoor.broker import downstream_keys, server, services
 from firedoor.broker.agent import JOIN_TOKEN_PATH
 from firedoor.broker.attest import Attestor, JoinTokenAttestor
 from firedoor.broker.audit import Audit
@@ -301,6 +301,7 @@ class Broker:
             await _survive("JWT authority", self.jwt_authority.tick())
             await _survive("WIT authority", self.wit_authority.tick())
             await _survive("entries", self._expire_entries())
+            await _survive("keys of authorities below", downstream_keys.sweep(self.state, self.audit))
             if self.vouchers is not None:
                 await _survive("x509pop", self.vouchers.poll())
             if self.ssh_authorities is not None:

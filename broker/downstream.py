@@ -11,20 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from firedoor.broker.db.intermediate_rows import Intermediate
+from firedoor.broker.db.intermediate_rows import DownstreamKey, Intermediate
 from firedoor.broker.entry import Entry
 from firedoor.broker.errors import NotAdmitted, PolicyUnavailable
 from firedoor.broker.issuing import NO_POLICY, AuthorizedIssuance, authorize_workload, downstream_proof
+from firedoor.certs import SpiffeId
 
 if TYPE_CHECKING:
     from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.state import State
-    from firedoor.certs import SpiffeId
     from firedoor.segments import PolicySet
 
 # CAs of one entry that count at once; the oldest give way. A server has three while it rotates, and several may share
 # an entry.
 MAX_LIVE: Final = 32
+# Keys for tokens of one entry and kind; the oldest give way. Everybody who has our bundle carries them.
+MAX_KEYS: Final = 16
 
 NO_FALLBACK: Final = (
     "a downstream entry that lists no segments may issue for the fallback segment alone, and no segment is the "
@@ -90,6 +92,23 @@ def listed(state: State, policy: PolicySet | None) -> Mapping[bytes, frozenset[s
         key = bytes.fromhex(one.key_sha256)
         found[key] = found.get(key, frozenset()) | segments_of(entry, policy)
     return found
+
+
+def limited(state: State, policy: PolicySet | None) -> Mapping[str, frozenset[str]]:
+    """Return for which segments each key that somebody below us published may sign; for none when it counts no more."""
+    found = {}
+    for one in state.downstream_keys.values():
+        entry = state.entries.get(one.entry_id)
+        found[one.key_id] = segments_of(entry, policy) if entry is not None and key_counts(state, one) else frozenset()
+    return found
+
+
+def key_counts(state: State, one: DownstreamKey) -> bool:
+    """Say whether the entry is still a downstream authority's, and the agent beside it in good standing."""
+    entry, agent = state.entries.get(one.entry_id), state.agents.get(SpiffeId.parse(one.agent_id))
+    if entry is None or agent is None or agent.banned:
+        return False
+    return entry.downstream and not entry.expired(state.clock.now())
 
 
 def giving_way(state: State, entry_id: str) -> list[str]:

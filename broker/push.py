@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from firedoor.broker.db.rows import Generation
-from firedoor.broker.downstream import listed
+from firedoor.broker.downstream import limited, listed
 from firedoor.broker.errors import BrokerError
 from firedoor.broker.views import VERSION, View, Viewer
 from firedoor.certs import CertsError, SpiffeId
@@ -263,9 +263,10 @@ class Pusher:
         """Return the viewer of this generation: the one before, if nothing changed but entries."""
         state, policy = self._state, self._policy.current
         if self._viewer is None or self._viewer[0] != state.generation:
-            viewer, below = self._viewer[1] if self._viewer else None, listed(state, policy.policy)
-            if viewer is None or not viewer.is_of(state.bundles, policy, state.revocations.values(), below):
-                viewer = Viewer(state.trust_domain, state.bundles, policy, state.revocations.values(), below)
+            viewer = self._viewer[1] if self._viewer else None
+            below = listed(state, policy.policy), limited(state, policy.policy)
+            if viewer is None or not viewer.is_of(state.bundles, policy, state.revocations.values(), *below):
+                viewer = Viewer(state.trust_domain, state.bundles, policy, state.revocations.values(), *below)
             self._viewer = (state.generation, viewer)
         return self._viewer[1]
 

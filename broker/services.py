@@ -53,7 +53,7 @@ def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits
         _service(agent_pb2, "Agent"): agents,
         _service(entry_pb2, "Entry"): EntryService(state, policy),
         _service(svid_pb2, "SVID"): svids,
-        _service(bundle_pb2, "Bundle"): BundleService(state),
+        _service(bundle_pb2, "Bundle"): BundleService(state, downstream),
         _service(localauthority_pb2, "LocalAuthority"): authorities,
         _service(trustdomain_pb2, "TrustDomain"): TrustDomainService(state, broker.federation),
         _service(admin_pb2, "PolicyAdmin"): PolicyAdminService(state, policy),

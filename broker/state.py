@@ -21,7 +21,7 @@ from firedoor.broker.clock import Clock
 from firedoor.broker.db import Database
 from firedoor.broker.db.agent_rows import load_agents, promote_agent
 from firedoor.broker.db.entry_rows import load_entries
-from firedoor.broker.db.intermediate_rows import Intermediate, load_intermediates
+from firedoor.broker.db.intermediate_rows import DownstreamKey, Intermediate, load_downstream_keys, load_intermediates
 from firedoor.broker.db.rows import (
     Generation,
     Revoked,
@@ -51,6 +51,8 @@ class State:
         self.revocations: dict[tuple[str, str], Revoked] = {}
         # CAs that authorities below us were given, by serial number; see downstream.py for which of them count.
         self.intermediates: dict[str, Intermediate] = {}
+        # Keys in our own bundle that they published, by key ID.
+        self.downstream_keys: dict[str, DownstreamKey] = {}
         self.generation = Generation(0, 0)
         self.database = database
         self.clock = clock
@@ -70,6 +72,7 @@ class State:
             self.bundles = load_bundles(connection)
             self.revocations = load_revocations(connection)
             self.intermediates = load_intermediates(connection)
+            self.downstream_keys = load_downstream_keys(connection)
 
         await self.database.write(run)
 

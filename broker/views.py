@@ -55,7 +55,7 @@ class View:
 
 
 class Viewer:
-    """Builds the views of one state of bundles, policy, revocations and CAs; make a new one when they change."""
+    """Builds the views of one state of bundles, policy, revocations and authorities below; make a new one with each."""
 
     def __init__(
         self,
@@ -64,15 +64,20 @@ class Viewer:
         policy: Compiled,
         revocations: Iterable[Revoked],
         intermediates: Mapping[bytes, frozenset[str]],
+        token_keys: Mapping[str, frozenset[str]],
     ) -> None:
         self._own, self._bundles, self.policy = trust_domain, dict(bundles), policy
         self._revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
         made = control_pb2.Revocations(revocations=[_revocation(one) for one in self._revoked])
         self._revocations = _encoded(control_pb2.Part(revocations=made))
-        self._listed = dict(intermediates)
+        self._listed, self._limited = dict(intermediates), dict(token_keys)
         self._intermediates = [
             control_pb2.Intermediate(key_sha256=key, segments=sorted(segments))
             for key, segments in sorted(intermediates.items())
+        ]
+        self._token_keys = [
+            control_pb2.TokenKey(key_id=key_id, segments=sorted(segments))
+            for key_id, segments in sorted(token_keys.items())
         ]
         # What comes after the entries, by trust domains and by the identity of the table that `Views` shares; the table
         # is kept so that its identity stays its own.
@@ -84,9 +89,12 @@ class Viewer:
         policy: Compiled,
         revocations: Iterable[Revoked],
         intermediates: Mapping[bytes, frozenset[str]],
+        token_keys: Mapping[str, frozenset[str]],
     ) -> bool:
         """Say whether it was made of these."""
         if policy is not self.policy or bundles != self._bundles or intermediates != self._listed:
+            return False
+        if token_keys != self._limited:
             return False
         return sorted(revocations, key=lambda one: (one.kind, one.value)) == self._revoked
 
@@ -125,6 +133,7 @@ class Viewer:
                 bundles=[bundle_message(self._bundles[td]) for td in names],
                 intermediates=self._intermediates,
                 intermediates_complete=True,
+                token_keys=self._token_keys,
             )
             policy = control_pb2.Part(policy=control_pb2.Policy(table=table))
             made = _encoded(control_pb2.Part(bundles=bundles)) + _encoded(policy) + self._revocations

@@ -14,7 +14,7 @@ b'{"keys":[],"spiffe_sequence":7}'
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -203,6 +203,15 @@ class TrustBundle:
             jwt_keys=tuple(key for key in self.jwt_keys if key is not found),
             wit_keys=tuple(key for key in self.wit_keys if key is not found),
         )
+
+    def without_keys(self, key_ids: Collection[str]) -> TrustBundle:
+        """Remove keys for tokens, tainted or not; nothing changes when none is there."""
+        jwt_keys, wit_keys = (
+            tuple(key for key in keys if key.key_id not in key_ids) for keys in (self.jwt_keys, self.wit_keys)
+        )
+        if (jwt_keys, wit_keys) == (self.jwt_keys, self.wit_keys):
+            return self
+        return self._next(jwt_keys=jwt_keys, wit_keys=wit_keys)
 
     def with_tainted(self, authority_id: str) -> TrustBundle:
         """Taint the authority; nothing changes when it is tainted. Raise BundleError when it is not there."""

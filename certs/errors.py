@@ -279,6 +279,7 @@ class JwtSvidError(PeerError):
             "revoked_token": "the token is revoked",
             "revoked_authority": "the key that signed the token is revoked",
             "revoked_id": "tokens of this SPIFFE ID issued before a certain time are revoked",
+            "segment_not_listed": "the key that signed the token is not listed for the segment of this SPIFFE ID",
         }
     )
 

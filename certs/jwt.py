@@ -27,7 +27,7 @@ firedoor.certs.errors.JwtSvidError: the token has expired
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol, final
@@ -176,6 +176,7 @@ def validate_jwt_svid(
     at: float,
     *,
     revocations: Iterable[Revocation] = (),
+    limits: KeyLimits | None = None,
 ) -> ValidatedJwt:
     """Validate a token for one audience at a time in Unix seconds. Raise JwtSvidError.
 
@@ -208,6 +209,8 @@ def validate_jwt_svid(
     if audience not in names:
         raise JwtSvidError("wrong_audience")
     check_not_revoked(made, revocations)
+    if limits is not None:
+        limits.check(made)
     return made
 
 
@@ -319,6 +322,24 @@ class Revocable(Protocol):
     def issued_at(self) -> float: ...  # noqa: D102
     @property
     def claims(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+@final
+@dataclass(frozen=True)
+class KeyLimits:
+    """For which segments keys of one trust domain's bundle may sign tokens, by their IDs; the others for all."""
+
+    trust_domain: TrustDomain
+    segments: Mapping[str, frozenset[str]]
+    # Which segment an ID is in, None for none.
+    segment_of: Callable[[SpiffeId], str | None]
+
+    def check(self, token: Revocable) -> None:
+        """Check that a key that is limited may vouch for a validated token's ID. Raise JwtSvidError."""
+        if token.id.trust_domain != self.trust_domain or token.key_id not in self.segments:
+            return
+        if self.segment_of(token.id) not in self.segments[token.key_id]:
+            raise JwtSvidError("segment_not_listed")
 
 
 def check_not_revoked(token: Revocable, revocations: Iterable[Revocation]) -> None:

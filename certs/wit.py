@@ -31,6 +31,7 @@ from firedoor.certs.errors import BundleError, IssueError, JwtSvidError, WitSvid
 from firedoor.certs.ids import SpiffeId, TrustDomain
 from firedoor.certs.jwt import (
     JwtIssuer,
+    KeyLimits,
     check_not_revoked,
     check_signature,
     encode_part,
@@ -130,12 +131,19 @@ def mint_wit(
 
 
 def validate_wit_svid(
-    token: str, bundles: Mapping[TrustDomain, TrustBundle], at: float, *, revocations: Iterable[Revocation] = ()
+    token: str,
+    bundles: Mapping[TrustDomain, TrustBundle],
+    at: float,
+    *,
+    revocations: Iterable[Revocation] = (),
+    limits: KeyLimits | None = None,
 ) -> ValidatedWit:
     """Validate a token at a time in Unix seconds; revocations name what they name of a JWT-SVID. Raise WitSvidError."""
     try:
         made = _validate(token, bundles, at)
         check_not_revoked(made, revocations)
+        if limits is not None:
+            limits.check(made)
         return made
     except JwtSvidError as error:
         raise WitSvidError(error.code, error.detail) from None

@@ -127,6 +127,7 @@ class TokenCache(Generic[T]):
     def _revoked(self, token: T) -> bool:
         try:
             check_not_revoked(token.proof, self._holder.verifier.revocations)
+            self._holder.view.limits.check(token.proof)
         except JwtSvidError:
             return True
         return False

@@ -68,7 +68,12 @@ class Tokens:
         now, holder = self._now(), self._holder
         try:
             proof = validate_jwt_svid(
-                text, audience[0], holder.view.bundles, now, revocations=holder.verifier.revocations
+                text,
+                audience[0],
+                holder.view.bundles,
+                now,
+                revocations=holder.verifier.revocations,
+                limits=holder.view.limits,
             )
         except JwtSvidError as error:
             raise ServerUnavailable(f"the server sent a JWT-SVID that cannot be used: {error}") from None
@@ -121,7 +126,8 @@ def validate(
     bundles = {one.trust_domain: one for one in trusted}
     revocations = holder.verifier.revocations
     try:
-        proof = validate_jwt_svid(request.svid, request.audience, bundles, now, revocations=revocations)
+        limits = holder.view.limits
+        proof = validate_jwt_svid(request.svid, request.audience, bundles, now, revocations=revocations, limits=limits)
     except JwtSvidError as error:
         raise RequestRefused(str(error)) from None
     claims: dict[str, Any] = {**proof.claims, "aud": _listed(proof.claims["aud"])}

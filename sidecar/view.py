@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from firedoor import certs
-from firedoor.certs import CertsError, IdPattern, Intermediates, Selector, SpiffeId, TrustBundle, TrustDomain
+from firedoor.certs import CertsError, IdPattern, Intermediates, KeyLimits, Selector, SpiffeId, TrustBundle, TrustDomain
 from firedoor.mtls import Revocation
 from firedoor.segments import Membership, membership_of
 from firedoor.sidecar import bundles
@@ -65,6 +65,8 @@ class View:
     revocations: tuple[control_pb2.Revocation, ...] = ()
     # The segments of each CA below our own roots, by SHA-256 of its key; None: the server keeps no list.
     intermediates: Mapping[bytes, frozenset[str]] | None = None
+    # The segments of each key for tokens in our own bundle that is not the server's own, by its ID.
+    token_keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def matching(self, selectors: frozenset[Selector], now: float) -> tuple[Entry, ...]:
         """Return the entries that a workload with these selectors is entitled to, the oldest first."""
@@ -90,6 +92,11 @@ class View:
             return None
         by_key = {key.hex(): segments for key, segments in self.intermediates.items()}
         return Intermediates(self.trust_domain, by_key, self.segment_of)
+
+    @property
+    def limits(self) -> KeyLimits:
+        """For which segments keys of our own bundle may sign tokens."""
+        return KeyLimits(self.trust_domain, self.token_keys, self.segment_of)
 
     def segment_of(self, spiffe_id: SpiffeId) -> str | None:
         """Return the segment of an ID; None when it is in none, or there is no policy."""
@@ -155,6 +162,7 @@ def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: 
         table=parts["policy"].policy.table.SerializeToString(deterministic=True),
         revocations=revocations,
         intermediates=_intermediates(parts["bundles"].bundles),
+        token_keys={one.key_id: frozenset(one.segments) for one in parts["bundles"].bundles.token_keys},
     )
     return view.with_entries(entries).with_bundles(found)
 

@@ -72,7 +72,8 @@ class Wits:
         text = await self._fetch(entry.id, key.public, keys.ALGORITHM)
         now, holder = self.now(), self.holder
         try:
-            proof = validate_wit_svid(text, holder.view.bundles, now, revocations=holder.verifier.revocations)
+            revocations, limits = holder.verifier.revocations, holder.view.limits
+            proof = validate_wit_svid(text, holder.view.bundles, now, revocations=revocations, limits=limits)
         except WitSvidError as error:
             raise ServerUnavailable(f"the server sent a WIT-SVID that cannot be used: {error}") from None
         wanted = check_confirmation(key.public, keys.ALGORITHM)

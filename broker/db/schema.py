@@ -195,6 +195,17 @@ intermediates = Table(
     Column("not_after", BigInteger, nullable=False, index=True),
 )
 
+# The keys in our own bundle that authorities below us published, for JWT- and WIT-SVIDs.
+downstream_keys = Table(
+    "downstream_keys",
+    METADATA,
+    Column("key_id", String(255), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("entry_id", String(255), nullable=False),
+    Column("agent_id", String(2048), nullable=False),
+    Column("published_at", BigInteger, nullable=False),
+)
+
 revocations = Table(
     "revocations",
     METADATA,

@@ -25,6 +25,7 @@ from firedoor.mtls import MtlsError
 from firedoor.wire import bundle_pb2, types
 
 if TYPE_CHECKING:
+    from firedoor.broker.rpc.downstream import Downstream
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
 
@@ -35,8 +36,8 @@ _MAX_HINT: Final = 366 * 86400
 class BundleService:
     """`spire.api.server.bundle.v1.Bundle`."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, downstream: Downstream) -> None:
+        self._state, self._downstream = state, downstream
 
     async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _: Call) -> types.Bundle:
         """Show the trust domain's own bundle."""
@@ -205,6 +206,26 @@ class BundleService:
         mask = request.output_mask if request.HasField("output_mask") else None
         call.audit["authorities"] = await append(self._state, request)
         return show(bundle_message(self._own()), mask)
+
+    # --- keys of authorities below us ---------------------------------------------------------------------------
+
+    async def PublishJWTAuthority(
+        self, request: bundle_pb2.PublishJWTAuthorityRequest, call: Call
+    ) -> bundle_pb2.PublishJWTAuthorityResponse:
+        """Put a key for JWT-SVIDs into our own bundle; return all that are in it."""
+        if not request.HasField("jwt_authority"):
+            raise InvalidRequest("missing JWT authority")
+        await self._downstream.publish("jwt", request.jwt_authority, call)
+        return bundle_pb2.PublishJWTAuthorityResponse(jwt_authorities=bundle_message(self._own()).jwt_authorities)
+
+    async def PublishWITAuthority(
+        self, request: bundle_pb2.PublishWITAuthorityRequest, call: Call
+    ) -> bundle_pb2.PublishWITAuthorityResponse:
+        """Put a key for WIT-SVIDs into our own bundle; return all that are in it."""
+        if not request.HasField("wit_authority"):
+            raise InvalidRequest("missing WIT authority")
+        await self._downstream.publish("wit", request.wit_authority, call)
+        return bundle_pb2.PublishWITAuthorityResponse(wit_authorities=bundle_message(self._own()).wit_authorities)
 
     def _foreign(self, name: str, what: str) -> TrustDomain:
         try:

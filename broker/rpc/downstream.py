@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What authorities below us ask for: a CA of their own. And what administrators may see of them."""
+"""What authorities below us ask for: a CA, keys in our bundle. And what administrators may see of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from sqlalchemy import Connection
 from firedoor.broker.db.intermediate_rows import Holder, Intermediate, holder_of, insert_intermediate
 from firedoor.broker.db.rows import Generation, insert_issued
 from firedoor.broker.downstream import authorize_downstream, counting, giving_way, segments_of
+from firedoor.broker.downstream_keys import Kind, publish, read_key
 from firedoor.broker.errors import NotAdmitted, NotAuthorized
 from firedoor.broker.issuing import AuthorizedIssuance, read_csr
 from firedoor.broker.rpc.wit_svids import read_ttl
 from firedoor.certs import NOT_BEFORE_CUSHION, DownstreamCa, SpiffeId, key_hash
-from firedoor.wire import admin_pb2, svid_pb2
+from firedoor.wire import admin_pb2, svid_pb2, types
 
 if TYPE_CHECKING:
     from firedoor.broker.issuing import Signer
@@ -34,7 +35,7 @@ Missing = Callable[[Generation], list[SpiffeId]]
 
 
 class Downstream:
-    """The part of `spire.api.server.svid.v1.SVID` that authorities below us call."""
+    """What authorities below us call, of SPIRE's services SVID and Bundle."""
 
     def __init__(
         self, state: State, policy: PolicyKeeper, signer: Signer, limits: Limits, ca_ttl: int, missing: Missing
@@ -72,6 +73,17 @@ class Downstream:
         return svid_pb2.NewDownstreamX509CAResponse(
             ca_cert_chain=made.chain, x509_authorities=[root.der for root in roots]
         )
+
+    async def publish(self, kind: Kind, given: types.JWTKey | types.WITKey, call: Call) -> None:
+        """Put a key for tokens into our bundle. Raise what asking for a CA raises, or AlreadyExists."""
+        call.audit.update(event="publish_downstream_key", kind=kind, authority_id=given.key_id[:255])
+        self._limits.publishing(call.caller)
+        key = read_key(self._state, kind, given, self._ca_ttl)
+        holder = await self._holder(call)
+        call.audit.update(agent_id=holder.agent_id, entry_id=holder.entry_id, not_after=key.expires_at)
+        authorize_downstream(self._state, self._policy, SpiffeId.parse(holder.agent_id), holder.entry_id, self._ca_ttl)
+        call.audit["gave_way"] = await publish(self._state, kind, key, holder)
+        await self._pushed(self._state.generation)
 
     async def _holder(self, call: Call) -> Holder:
         """Say through which entry and agent the caller has its SVID. Raise NotAuthorized.
@@ -131,6 +143,7 @@ class DownstreamAdminService:
                     spiffe_id=str(entry.spiffe_id),
                     segments=sorted(segments_of(entry, policy)),
                     authorities=[_shown(one) for one in cas if one.entry_id == entry.id],
+                    token_keys=[one.key_id for one in self._state.downstream_keys.values() if one.entry_id == entry.id],
                 )
                 for entry in entries
             ]

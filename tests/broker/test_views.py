@@ -44,7 +44,7 @@ def entries(count: int, federates_with: tuple[TrustDomain, ...]) -> list[Entry]:
 @pytest.mark.parametrize("count", [0, 1, 3, 200])
 def test_the_bytes_of_the_whole_message(count: int, revoked: int, federates_with: tuple[TrustDomain, ...]) -> None:
     revocations = [Revoked("serial", f"{number:x}", 0, "left", NOW) for number in range(1, revoked + 1)]
-    viewer = Viewer(TD, BUNDLES, COMPILED, revocations, LISTED)
+    viewer = Viewer(TD, BUNDLES, COMPILED, revocations, LISTED, {"k": frozenset({"registry"})})
     index = EntryIndex(TD.with_path("/spire/server"), entries(count, federates_with))
     for number in (1, 2):
         data = viewer.view(index.entitlement(AGENT, frozenset(), NOW)).update(Generation(NOW, number))
@@ -62,6 +62,7 @@ def test_the_bytes_of_the_whole_message(count: int, revoked: int, federates_with
         (one,) = update.parts[1].bundles.intermediates
         assert (one.key_sha256, list(one.segments)) == (bytes(32), ["inference", "registry"])
         assert update.parts[1].bundles.intermediates_complete
+        assert [(one.key_id, list(one.segments)) for one in update.parts[1].bundles.token_keys] == [("k", ["registry"])]
         assert bool(update.parts[2].policy.table.flows) is bool(count)
         assert len(update.parts[3].revocations.revocations) == revoked
 
@@ -69,17 +70,18 @@ def test_the_bytes_of_the_whole_message(count: int, revoked: int, federates_with
 def test_what_did_not_change_is_not_made_again() -> None:
     index = EntryIndex(TD.with_path("/spire/server"), entries(3, (OTHER,)))
     ours, theirs = (index.entitlement(AGENT, frozenset(), NOW) for _ in range(2))
-    viewer = Viewer(TD, BUNDLES, COMPILED, [], {})
+    viewer = Viewer(TD, BUNDLES, COMPILED, [], {}, {})
     first = viewer.view(ours)
     assert viewer.view(ours, first) is first
     # Other bundles: the entries stay as they were encoded, and the bytes are those of a view made from nothing.
-    assert viewer.is_of(dict(BUNDLES), COMPILED, [], {})
+    assert viewer.is_of(dict(BUNDLES), COMPILED, [], {}, {})
     changed = {**BUNDLES, OTHER: bundle(OTHER)}
-    assert not viewer.is_of(changed, COMPILED, [], {})
-    assert not viewer.is_of(BUNDLES, COMPILED, [Revoked("serial", "1", 0, "left", NOW)], {})
-    assert not viewer.is_of(BUNDLES, compile_documents([Document("p.yaml", POLICY)], TD), [], {})
-    assert not viewer.is_of(BUNDLES, COMPILED, [], LISTED)
-    later = Viewer(TD, changed, COMPILED, [], {})
+    assert not viewer.is_of(changed, COMPILED, [], {}, {})
+    assert not viewer.is_of(BUNDLES, COMPILED, [Revoked("serial", "1", 0, "left", NOW)], {}, {})
+    assert not viewer.is_of(BUNDLES, compile_documents([Document("p.yaml", POLICY)], TD), [], {}, {})
+    assert not viewer.is_of(BUNDLES, COMPILED, [], LISTED, {})
+    assert not viewer.is_of(BUNDLES, COMPILED, [], {}, {"k": frozenset()})
+    later = Viewer(TD, changed, COMPILED, [], {}, {})
     second = later.view(ours, first)
     assert all(one is first.shown[name] for name, one in second.shown.items())
     assert second.update(Generation(NOW, 2)) == later.view(theirs).update(Generation(NOW, 2))
@@ -91,7 +93,7 @@ def test_what_did_not_change_is_not_made_again() -> None:
     fresh = later.view(index.entitlement(AGENT, frozenset(), NOW))
     assert third.update(Generation(NOW, 3)) == fresh.update(Generation(NOW, 3))
     # Another policy: which flows an entry brings is asked again.
-    other = Viewer(TD, changed, compile_documents([Document("p.yaml", POLICY.partition("---")[0])], TD), [], {})
+    other = Viewer(TD, changed, compile_documents([Document("p.yaml", POLICY.partition("---")[0])], TD), [], {}, {})
     fourth = other.view(third.entitlement, third)
     assert not any(one is third.shown[name] for name, one in fourth.shown.items())
     assert [len(one.flows) for one in third.shown.values()] == [1, 1, 1]

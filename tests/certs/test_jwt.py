@@ -20,6 +20,7 @@ from firedoor.certs import (
     JwtKey,
     JwtSvid,
     JwtSvidError,
+    KeyLimits,
     KeyType,
     Revocation,
     TrustBundle,
@@ -46,7 +47,17 @@ def validate(case: dict[str, Any]) -> ValidatedJwt:
     domains = {TrustDomain.parse(name): each for name, each in case.get("bundles", VECTORS["bundles"]).items()}
     bundles = {td: TrustBundle.parse(td, json.dumps(each).encode()) for td, each in domains.items()}
     revocations = [_revocation(each) for each in case.get("revocations", ())]
-    return validate_jwt_svid(case["token"], case["audience"], bundles, case["at"], revocations=revocations)
+    return validate_jwt_svid(
+        case["token"], case["audience"], bundles, case["at"], revocations=revocations, limits=_limits(case)
+    )
+
+
+def _limits(case: dict[str, Any]) -> KeyLimits | None:
+    if "limits" not in case:
+        return None
+    claims = [(IdPattern.parse(text, TD), name) for name, each in case["members"].items() for text in each]
+    keys = {key: frozenset(names) for key, names in case["limits"].items()}
+    return KeyLimits(TD, keys, lambda sid: next((name for one, name in claims if one.matches(sid)), None))
 
 
 def _revocation(fields: dict[str, Any]) -> Revocation:

@@ -100,6 +100,7 @@ def case(
     audience: str = AUDIENCE,
     bundles: Mapping[str, Any] = BUNDLES,
     revocations: Sequence[Mapping[str, Any]] = (),
+    limits: Mapping[str, Sequence[str]] | None = None,
     identity: str = ID,
 ) -> None:
     written: dict[str, Any] = {"name": title, "expect": expect, "at": at, "audience": audience, "token": made}
@@ -108,6 +109,8 @@ def case(
         written["bundles"] = bundles
     if revocations:
         written["revocations"] = list(revocations)
+    if limits is not None:
+        written |= {"limits": limits, "members": MEMBERS}
     written |= {"id": identity} if expect == "ok" else {"twin": twin}
     _cases.append(written)
 
@@ -115,7 +118,8 @@ def case(
 def jwt_svids() -> dict[str, Any]:
     """Every case."""
     _cases.clear()
-    for group in (_good, _form, _headers, _subjects, _audiences, _times, _keys, _signatures, _revocations):
+    groups = (_good, _form, _headers, _subjects, _audiences, _times, _keys, _signatures, _revocations, _limits)
+    for group in groups:
         group()
     return {"bundles": BUNDLES, "cases": list(_cases)}
 
@@ -312,3 +316,21 @@ def _revocations() -> None:
     case("nobody knows when it was issued", silent, "revoked_id", revocations=[{**pattern, "issued_before": 1}],
          twin="without iat")  # fmt: skip
     case("other IDs are revoked", made, revocations=[{"pattern": "spiffe://{td}/segment/a/**", "issued_before": 2**40}])
+
+
+# For the cases with keys that may sign for some segments alone: which segment has which IDs of the trust domain "td".
+MEMBERS = {"registry": ["spiffe://td/segment/registry/**"], "inference": ["spiffe://td/segment/inference/**"]}
+
+
+def _limits() -> None:
+    made = token(HEADER, CLAIMS)
+    case("its key may sign for its segment", made, limits={"p256": ["registry"]})
+    case("its key may sign for another segment", made, "segment_not_listed", limits={"p256": ["inference"]},
+         twin="its key may sign for its segment")  # fmt: skip
+    case("its key may sign for none", made, "segment_not_listed", limits={"p256": []},
+         twin="its key may sign for its segment")  # fmt: skip
+    case("another key may sign for none", made, limits={"p384": []})
+    outside = token(HEADER, {**CLAIMS, "sub": "spiffe://td/elsewhere"})
+    case("an ID in no segment", outside, identity="spiffe://td/elsewhere", limits={})
+    case("an ID in no segment, by a key for some", outside, "segment_not_listed", limits={"p256": ["registry"]},
+         twin="an ID in no segment")  # fmt: skip

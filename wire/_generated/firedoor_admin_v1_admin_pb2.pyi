@@ -241,6 +241,7 @@ class Downstream(_message.Message):
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     AUTHORITIES_FIELD_NUMBER: _builtins.int
+    TOKEN_KEYS_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     spiffe_id: _builtins.str
     @_builtins.property
@@ -249,6 +250,10 @@ class Downstream(_message.Message):
 
     @_builtins.property
     def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___DownstreamCa]: ...
+    @_builtins.property
+    def token_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The IDs of the keys for JWT- and WIT-SVIDs that it published."""
+
     def __init__(
         self,
         *,
@@ -256,10 +261,11 @@ class Downstream(_message.Message):
         spiffe_id: _builtins.str = ...,
         segments: _abc.Iterable[_builtins.str] | None = ...,
         authorities: _abc.Iterable[Global___DownstreamCa] | None = ...,
+        token_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "entry_id", b"entry_id", "segments", b"segments", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "entry_id", b"entry_id", "segments", b"segments", "spiffe_id", b"spiffe_id", "token_keys", b"token_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,16 +26,17 @@ DESCRIPTOR = load(
     b'\x01 \x01(\x0b2\x1c.firedoor.control.v1.EntriesH\x00R\x07entries\x128\n\x07bundles\x18\x02 \x01(\x0b2\x1c.firedoor.contr'
     b'ol.v1.BundlesH\x00R\x07bundles\x125\n\x06policy\x18\x03 \x01(\x0b2\x1b.firedoor.control.v1.PolicyH\x00R\x06policy\x12'
     b'D\n\x0brevocations\x18\x04 \x01(\x0b2 .firedoor.control.v1.RevocationsH\x00R\x0brevocationsB\x06\n\x04kind";\n'
-    b'\x07Entries\x120\n\x07entries\x18\x01 \x03(\x0b2\x16.spire.api.types.EntryR\x07entries"\xbc\x01\n\x07Bundles\x121\n\x07bundle'
+    b'\x07Entries\x120\n\x07entries\x18\x01 \x03(\x0b2\x16.spire.api.types.EntryR\x07entries"\xfa\x01\n\x07Bundles\x121\n\x07bundle'
     b's\x18\x01 \x03(\x0b2\x17.spire.api.types.BundleR\x07bundles\x12G\n\rintermediates\x18\x02 \x03(\x0b2!.firedoor.cont'
     b'rol.v1.IntermediateR\rintermediates\x125\n\x16intermediates_complete\x18\x03 \x01(\x08R\x15intermediate'
-    b'sComplete"I\n\x0cIntermediate\x12\x1d\n\nkey_sha256\x18\x01 \x01(\x0cR\tkeySha256\x12\x1a\n\x08segments\x18\x02 \x03(\tR\x08segm'
-    b'ents"9\n\x06Policy\x12/\n\x05table\x18\x01 \x01(\x0b2\x19.firedoor.policy.v1.TableR\x05table"P\n\x0bRevocations\x12A'
-    b'\n\x0brevocations\x18\x01 \x03(\x0b2\x1f.firedoor.control.v1.RevocationR\x0brevocations"\xb5\x01\n\nRevocation'
-    b'\x12\x18\n\x06serial\x18\x01 \x01(\tH\x00R\x06serial\x12#\n\x0cauthority_id\x18\x02 \x01(\tH\x00R\x0bauthorityId\x12H\n\rissued_before'
-    b'\x18\x03 \x01(\x0b2!.firedoor.control.v1.IssuedBeforeH\x00R\x0cissuedBefore\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reaso'
-    b'nB\x06\n\x04kind"<\n\x0cIssuedBefore\x12\x18\n\x07pattern\x18\x01 \x01(\tR\x07pattern\x12\x12\n\x04time\x18\x02 \x01(\x03R\x04time2Z\n\x07Contr'
-    b'ol\x12O\n\x06Stream\x12 .firedoor.control.v1.FromSidecar\x1a\x1f.firedoor.control.v1.FromBroker('
-    b'\x010\x01b\x06proto3',
+    b'sComplete\x12<\n\ntoken_keys\x18\x04 \x03(\x0b2\x1d.firedoor.control.v1.TokenKeyR\ttokenKeys"=\n\x08Token'
+    b'Key\x12\x15\n\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1a\n\x08segments\x18\x02 \x03(\tR\x08segments"I\n\x0cIntermediate\x12\x1d\n\nkey_sh'
+    b'a256\x18\x01 \x01(\x0cR\tkeySha256\x12\x1a\n\x08segments\x18\x02 \x03(\tR\x08segments"9\n\x06Policy\x12/\n\x05table\x18\x01 \x01(\x0b2\x19.fir'
+    b'edoor.policy.v1.TableR\x05table"P\n\x0bRevocations\x12A\n\x0brevocations\x18\x01 \x03(\x0b2\x1f.firedoor.cont'
+    b'rol.v1.RevocationR\x0brevocations"\xb5\x01\n\nRevocation\x12\x18\n\x06serial\x18\x01 \x01(\tH\x00R\x06serial\x12#\n\x0cautho'
+    b'rity_id\x18\x02 \x01(\tH\x00R\x0bauthorityId\x12H\n\rissued_before\x18\x03 \x01(\x0b2!.firedoor.control.v1.Issued'
+    b'BeforeH\x00R\x0cissuedBefore\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reasonB\x06\n\x04kind"<\n\x0cIssuedBefore\x12\x18\n\x07patter'
+    b'n\x18\x01 \x01(\tR\x07pattern\x12\x12\n\x04time\x18\x02 \x01(\x03R\x04time2Z\n\x07Control\x12O\n\x06Stream\x12 .firedoor.control.v1.'
+    b'FromSidecar\x1a\x1f.firedoor.control.v1.FromBroker(\x010\x01b\x06proto3',
     globals(),
 )

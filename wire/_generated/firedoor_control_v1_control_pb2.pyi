@@ -316,6 +316,7 @@ class Bundles(_message.Message):
     BUNDLES_FIELD_NUMBER: _builtins.int
     INTERMEDIATES_FIELD_NUMBER: _builtins.int
     INTERMEDIATES_COMPLETE_FIELD_NUMBER: _builtins.int
+    TOKEN_KEYS_FIELD_NUMBER: _builtins.int
     intermediates_complete: _builtins.bool
     """Whether that list is whole: then no other CA below a root may sign."""
     @_builtins.property
@@ -324,20 +325,50 @@ class Bundles(_message.Message):
     def intermediates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Intermediate]:
         """The CAs below the roots of our own trust domain."""
 
+    @_builtins.property
+    def token_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenKey]:
+        """The keys in the bundle of our own trust domain that somebody below the broker published. The others are its own."""
+
     def __init__(
         self,
         *,
         bundles: _abc.Iterable[_bundle_pb2.Bundle] | None = ...,
         intermediates: _abc.Iterable[Global___Intermediate] | None = ...,
         intermediates_complete: _builtins.bool = ...,
+        token_keys: _abc.Iterable[Global___TokenKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "intermediates", b"intermediates", "intermediates_complete", b"intermediates_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "intermediates", b"intermediates", "intermediates_complete", b"intermediates_complete", "token_keys", b"token_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bundles: _TypeAlias = Bundles  # noqa: Y015
+
+@_typing.final
+class TokenKey(_message.Message):
+    """A key for JWT- or WIT-SVIDs that somebody below the broker signs with. It vouches for IDs of these segments alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        segments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "segments", b"segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenKey: _TypeAlias = TokenKey  # noqa: Y015
 
 @_typing.final
 class Intermediate(_message.Message):
