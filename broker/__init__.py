@@ -8,6 +8,7 @@ in the foreground::
     broker.run(broker.config.load(Path("broker.yaml"), os.environ, {}))
 """
 
+from firedoor.broker import polling  # noqa: F401, I001 - before anything that imports grpcio
 from firedoor.broker import config
 from firedoor.broker.config import Config, validate
 from firedoor.broker.errors import BrokerError, ConfigError
