@@ -116,7 +116,7 @@ class Broker:
         self.database = Database(config.database)
         self._stack.callback(self.database.close)
         await asyncio.to_thread(migrate, self.database.engine)
-        self.state = State(config.trust_domain, self.database, self.clock)
+        self.state = State(config.trust_domain, self.database, self.clock, config.admin_ids)
         await self.state.load()
         mark = Mark(config.data_dir / "generation")
         self._stack.callback(mark.close)

@@ -23,6 +23,7 @@ from typing import Final, Literal, cast
 from firedoor.broker import attestor_config, endpoint_config, values
 from firedoor.broker.attestor_config import SshPopRules, X509PopRules
 from firedoor.broker.endpoint_config import BundleEndpoint, Oidc
+from firedoor.broker.entry import is_reserved
 from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import MAX_SOCKET_PATH
 from firedoor.broker.http_challenge import HttpChallengeRules
@@ -32,7 +33,7 @@ from firedoor.broker.ratelimit import Rate
 from firedoor.broker.relationship_file import read_relationships
 from firedoor.broker.sshpop import read_authority_files
 from firedoor.broker.vouchers import read_ca_files
-from firedoor.certs import KeyType, TrustDomain
+from firedoor.certs import CertsError, KeyType, SpiffeId, TrustDomain
 from firedoor.segments import PolicyErrors, SettingsError
 from firedoor.segments.setting_values import choice, duration, host_port, integer, metrics, number, text
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
@@ -59,6 +60,7 @@ OPTIONS: Final = (
     _option("listen", "HOST:PORT", "where sidecars and agents connect"),
     _option("data_dir", "DIR", "the database and the keys"),
     _option("admin_socket", "PATH", "where root and the broker's own user administer"),
+    _option("admin_ids", "ID", "who administers over the network beside entries that say so", several=True),
     _option("segments", "PATH", "policy file or folder; without it the policy is in the database"),
     _option("database", "URL", "sqlite:////path/to/file"),
     _option("ca_ttl", "DURATION", "how long an authority lives"),
@@ -90,6 +92,8 @@ class Config:
     listen: str
     data_dir: Path
     admin_socket: Path
+    # Of other trust domains too.
+    admin_ids: tuple[SpiffeId, ...]
     segments: Path | None
     database: str
     ca_ttl: int
@@ -151,6 +155,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         listen=top.parse("listen", host_port, "0.0.0.0:8081"),
         data_dir=data_dir,
         admin_socket=top.parse("admin_socket", values.socket_path, _state_dir("run") / "admin.sock"),
+        admin_ids=tuple(dict.fromkeys(top.each("admin_ids", _admin_id))),
         segments=top.parse("segments", values.path, None),
         database=top.parse("database", text, f"sqlite:///{data_dir}/broker.db"),
         ca_ttl=top.parse("ca_ttl", duration(60, 10 * _MOST_SECONDS), 86400),
@@ -177,6 +182,17 @@ def _parse(top: Section, findings: Findings) -> Config:
     )
     _check(config, top, findings)
     return config
+
+
+def _admin_id(text: str) -> SpiffeId:
+    """Read the ID of an administrator. Raise ValueError."""
+    try:
+        found = SpiffeId.parse(text)
+    except CertsError as error:
+        raise ValueError(f"{text!r} is no SPIFFE ID: {error}") from None
+    if not found.path or is_reserved(found):
+        raise ValueError(f"{text} is no workload's ID: it has no path, or lies below /spire")
+    return found
 
 
 def _rate(top: Section, what: str, default: Rate) -> Rate:

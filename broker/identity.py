@@ -57,16 +57,17 @@ class ServerIdentity:
             _log.error("the front keeps what it had: %s", error)
 
     def _publish(self, svid: X509Svid, key: PrivateKey) -> None:
-        """Hand the core our bundle, our SVID and the revocations, unless it has them."""
-        bundle = self._state.bundles[self._state.trust_domain]
-        wanted = (svid.serial, bundle.x509_roots, tuple(self._state.revocations))
+        """Hand the core the bundles of who may call, our SVID and the revocations, unless it has them."""
+        bundles = self._callers_bundles()
+        wanted = (svid.serial, bundles, tuple(self._state.revocations))
         if wanted == self._published:
             return
-        name = self._state.trust_domain.name
+        others = [name for name in bundles if name != self._state.trust_domain.name]
+        own = mtls.Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key), federates_with=others)
         material = mtls.Material(
-            trust_domain=name,
-            bundles={name: [root.der for root in bundle.x509_roots]},
-            svids=[mtls.Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key))],
+            trust_domain=self._state.trust_domain.name,
+            bundles=bundles,
+            svids=[own],
             revocations=[_revocation(one) for one in self._state.revocations.values()],
             # An authority below us can make up any ID, an administrator's too: nobody below one is anybody here.
             intermediates=(),
@@ -74,6 +75,12 @@ class ServerIdentity:
         )
         self._core.publish(material)
         self._published = wanted
+
+    def _callers_bundles(self) -> dict[str, list[bytes]]:
+        """Return our roots, and those of other trust domains that administrators are of: nobody else's may call."""
+        known = self._state.bundles
+        named = {self._state.trust_domain, *(one.trust_domain for one in self._state.admin_ids)}
+        return {td.name: [root.der for root in known[td].x509_roots] for td in sorted(named) if td in known}
 
 
 def _revocation(revoked: Revoked) -> mtls.Revocation:

@@ -42,8 +42,12 @@ T = TypeVar("T")
 class State:
     """Entries, agents, bundles, revocations and the generation."""
 
-    def __init__(self, trust_domain: TrustDomain, database: Database, clock: Clock) -> None:
+    def __init__(
+        self, trust_domain: TrustDomain, database: Database, clock: Clock, admin_ids: Iterable[SpiffeId] = ()
+    ) -> None:
         self.trust_domain = trust_domain
+        # Administrators beside those whom entries make so; they may be of other trust domains.
+        self.admin_ids = frozenset(admin_ids)
         self.server_id = server_id(trust_domain)
         self._index(())
         self.agents: dict[SpiffeId, Agent] = {}
@@ -132,7 +136,9 @@ class State:
         return check_agent(self.agents.get(spiffe_id), serial, caller.not_after or 0, self.clock.now())
 
     def is_admin(self, spiffe_id: SpiffeId) -> bool:
-        """Say whether a live entry makes this ID an administrator's."""
+        """Say whether the configuration or a live entry makes this ID an administrator's."""
+        if spiffe_id in self.admin_ids:
+            return True
         now = self.clock.now()
         return any(entry.admin and not entry.expired(now) for entry in self.entries.with_spiffe_id(spiffe_id))
 
