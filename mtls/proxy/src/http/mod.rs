@@ -28,9 +28,12 @@ pub(crate) mod resets;
 mod serve;
 mod two;
 
-/// A stream's window, and a connection's: one stalled stream must not stop the others.
+/// A stream's window, and a connection's, which is the most that we keep of bodies that nobody takes.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// So many requests are sent over one connection to a peer at once. When all but one of them fill their windows, the
+/// last one still has its own: what one program does not read stops no other's.
+const STREAMS_TOGETHER: u32 = CONNECTION_WINDOW / STREAM_WINDOW - 1;
 /// A DATA frame: four TLS records.
 const MAX_FRAME: u32 = 64 << 10;
 /// HPACK's dynamic table, what a peer can make us keep of its fields.

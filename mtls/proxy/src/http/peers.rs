@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::time::timeout;
 
+use super::STREAMS_TOGETHER;
 use super::client::{Two, unanswered};
 use super::serve::{Activity, drain_at};
 use crate::connection::{Accepted, Met, Own, TLS_BUFFER};
@@ -107,11 +108,11 @@ impl Pool {
     }
 
     fn taken(&self, accepted: &Accepted, own: Own<'_>) -> Option<Arc<PeerLink>> {
-        let most = accepted.spec.common.max_streams as usize / 2;
+        let most = (accepted.spec.common.max_streams / 2).clamp(1, STREAMS_TOGETHER) as usize;
         let mut links = self.lock();
         // Those that are let go end with their last request.
         links.retain(|link| link.lives(own));
-        links.iter().find(|link| link.activity.active() < most.max(1)).cloned()
+        links.iter().find(|link| link.activity.active() < most).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<PeerLink>>> {

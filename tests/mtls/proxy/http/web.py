@@ -138,6 +138,8 @@ class H2:
         self.connection.initiate_connection()
         self.flush()
         self.events: list[h2.events.Event] = []
+        # Streams whose windows are not opened again.
+        self.stalled: set[int] = set()
 
     def flush(self) -> None:
         self.link.sendall(self.connection.data_to_send())
@@ -155,7 +157,8 @@ class H2:
             while True:
                 while self.events:
                     event = self.events.pop(0)
-                    if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
+                    takes = isinstance(event, h2.events.DataReceived) and event.stream_id not in self.stalled
+                    if takes and event.flow_controlled_length:
                         self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                     if until(event):
                         return True
