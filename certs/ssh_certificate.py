@@ -29,6 +29,8 @@ MAX_SSH_CERTIFICATE_BYTES: Final = 16 * 1024
 MAX_PRINCIPALS: Final = 256
 MAX_SSH_AUTHORITIES: Final = 1024
 _MAX_AUTHORITIES_BYTES: Final = 4 * 1024 * 1024
+# What `cryptography` raises for bytes that are no certificate; NotImplementedError is for a compressed point.
+_UNREADABLE: Final = (ValueError, UnsupportedAlgorithm, NotImplementedError)
 # The kinds of certificates, and how many strings their keys take. No FIDO keys: a host has no finger.
 _KEY_STRINGS: Final = {
     b"ssh-ed25519-cert-v01@openssh.com": 1,
@@ -97,7 +99,7 @@ def _authority(line: bytes, number: int) -> bytes:
         raise BundleError("malformed_ssh_key", f"line {number}")
     try:
         key = serialization.load_ssh_public_key(line.strip())
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise BundleError("malformed_ssh_key", f"line {number}") from None
     if not is_ssh_key(key):
         raise BundleError("unsupported_ssh_key", f"line {number}")
@@ -122,6 +124,8 @@ def verify_ssh_certificate(certificate: bytes, authorities: Collection[bytes], a
         read.verify_cert_signature()
     except InvalidSignature:
         raise SshCertificateError("bad_ca_signature") from None
+    except _UNREADABLE:
+        raise EvidenceError("malformed_certificate") from None
     made = object.__new__(SshNode)
     fingerprint = base64.urlsafe_b64encode(hashlib.sha256(certificate).digest()).rstrip(b"=").decode()
     not_after = 0 if read.valid_before == _FOREVER else read.valid_before
@@ -164,7 +168,7 @@ def _read(certificate: bytes) -> SSHCertificate:
         raise SshCertificateError("weak_signature")
     try:
         read = serialization.load_ssh_public_identity(kind + b" " + base64.b64encode(certificate))
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise EvidenceError("malformed_certificate") from None
     assert isinstance(read, SSHCertificate)  # noqa: S101 - its kind says so
     return read
@@ -173,7 +177,7 @@ def _read(certificate: bytes) -> SSHCertificate:
 def _signer(read: SSHCertificate) -> object:
     try:
         return read.signature_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise EvidenceError("malformed_certificate") from None
 
 

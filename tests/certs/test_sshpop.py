@@ -150,6 +150,19 @@ def test_a_certificate_that_ends_too_early_or_too_late(cut: int) -> None:
         assert refused.value.code == "malformed_certificate"
 
 
+@pytest.mark.parametrize("value", [0, 3, 66, 255])
+def test_a_certificate_with_any_other_byte(value: int) -> None:
+    """Points that are compressed, lengths that lie, numbers below zero: a sentence for each, nothing else."""
+    ca = SshCa(key=ec.generate_private_key(ec.SECP256R1()))
+    for key in (ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())):
+        certificate = ca.host("a", key=key).certificate
+        for place in range(len(certificate)):
+            altered = certificate[:place] + bytes([value]) + certificate[place + 1 :]
+            if altered != certificate:
+                with pytest.raises((EvidenceError, SshCertificateError)):
+                    verify_ssh_certificate(altered, _cas(ca), NOW)
+
+
 def test_nobody_else_makes_one() -> None:
     with pytest.raises(TypeError):
         SshNode()
