@@ -89,6 +89,10 @@ class Manager(Generic[I]):
         """Return the bundle with the authority tainted."""
         raise NotImplementedError
 
+    def _beside(self, _: Authority) -> tuple[Callable[[Connection], None], Callable[[], None]]:
+        """Return what is written with a prepared authority, and what is then remembered."""
+        return _nothing, lambda: None
+
     @property
     def slots(self) -> AuthoritySlots:
         """The authorities as they stand."""
@@ -199,7 +203,7 @@ class Manager(Generic[I]):
             self._slots = slots
             then()
 
-        await change_bundle(self._state, change, write, apply)
+        await change_bundle(self._state, change, write, apply, anyway=True)
 
     # --- steps --------------------------------------------------------------------------------------------------
 
@@ -207,7 +211,9 @@ class Manager(Generic[I]):
         """Make the next authority and publish it in the bundle."""
         slot, at = self._slots.free_slot, self._state.clock.now_for_issuing()
         authority = await asyncio.to_thread(self._make, slot, at)
-        await self._change(self._slots.prepare(authority), lambda bundle: self._published(bundle, authority))
+        also, then = self._beside(authority)
+        slots = self._slots.prepare(authority)
+        await self._change(slots, lambda bundle: self._published(bundle, authority), also, then)
         _log.info("%s authority %s is prepared, and in the bundle", self.label, authority.authority_id)
         self._audited("authority_prepared", authority)
         return authority
@@ -259,13 +265,18 @@ async def change_bundle(
     change: Callable[[TrustBundle], TrustBundle],
     also: Callable[[Connection], None] = _nothing,
     then: Callable[[], None] = lambda: None,
+    *,
+    anyway: bool = False,
 ) -> None:
-    """Commit a change of our own bundle together with what else belongs to it; nothing when nothing changes."""
+    """Commit a change of our own bundle together with what else belongs to it; nothing when nothing changes.
+
+    `anyway`: what belongs to it also when the bundle stays as it is.
+    """
     own = state.trust_domain
     async with state.own_bundle:
         before = state.bundles.get(own) or TrustBundle(own, refresh_hint=REFRESH_HINT)
         after = change(before)
-        if after is before:
+        if after is before and not anyway:
             return
 
         def run(connection: Connection) -> None:

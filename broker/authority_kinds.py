@@ -6,25 +6,41 @@ from __future__ import annotations
 import asyncio
 import secrets
 import string
-from typing import ClassVar, Final, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from sqlalchemy import Connection
 
 from firedoor.broker.authority import Manager, change_bundle
+from firedoor.broker.db.intermediate_rows import Intermediate, insert_intermediate
 from firedoor.broker.db.rows import Revoked, put_revocations
-from firedoor.broker.errors import Conflict, InvalidRequest
+from firedoor.broker.errors import AuthorityError, Conflict, InvalidRequest
 from firedoor.certs import (
     Authority,
+    BundleError,
+    CertsError,
     JwtIssuer,
     JwtKey,
+    KeyManager,
+    KeyType,
     PrivateKey,
     Status,
     TrustBundle,
     X509Issuer,
+    generate_key,
     issue_ca,
+    issue_x509,
+    key_hash,
     public_key_der,
+    verify_x509_svid,
 )
 from firedoor.certs.authority import SlotName, key_id
+from firedoor.certs.certificate import read_certificate
+
+if TYPE_CHECKING:
+    from firedoor.broker.audit import Audit
+    from firedoor.broker.state import State
+    from firedoor.broker.upstream import Upstream
 
 # A root stays in the bundle for a day after its end, as in SPIRE, so that nobody's clock makes a difference.
 _PRUNE_AFTER: Final = 86400
@@ -42,9 +58,25 @@ class AuthorityManager(Manager[X509Issuer]):
     what = "root CA"
     _prune_at = 0
 
+    def __init__(
+        self,
+        state: State,
+        keys: KeyManager,
+        key_type: KeyType,
+        ttl: int,
+        audit: Audit,
+        upstream: Upstream | None = None,
+    ) -> None:
+        super().__init__(state, keys, key_type, ttl, audit)
+        self._upstream = upstream
+        # Above the authority that was made last.
+        self._roots: tuple[bytes, ...] = ()
+
     async def tick(self) -> None:
         """Do what is due now."""
         await super().tick()
+        if self._upstream is not None and (roots := await asyncio.to_thread(self._upstream.poll)):
+            await change_bundle(self._state, lambda bundle: _with_roots(bundle, roots))
         now = self._state.clock.now()
         if now >= self._prune_at:
             self._prune_at = now + _PRUNE_EVERY
@@ -52,14 +84,91 @@ class AuthorityManager(Manager[X509Issuer]):
 
     def _make(self, slot: SlotName, at: int) -> Authority:
         key = self._keys.generate(key_id(self.kind, slot), self._key_type)
-        made = issue_ca(self._state.trust_domain, key, at=at, random=secrets.token_bytes, ttl=self._ttl)
-        return Authority.x509(slot, made.der, issued_at=at)
+        if self._upstream is None:
+            made = issue_ca(self._state.trust_domain, key, at=at, random=secrets.token_bytes, ttl=self._ttl)
+            self._roots = (made.der,)
+            return Authority.x509(slot, made.der, issued_at=at)
+        minted = self._upstream.mint(key.public_key(), self._ttl, at)
+        self._roots = minted.roots
+        authority = Authority.x509(slot, minted.chain[0], issued_at=at, upstream=minted.chain[1:])
+        self._try(self._join(authority, key), at)
+        return authority
+
+    def _try(self, issuer: X509Issuer, at: int) -> None:
+        """Look at what it would sign with a peer's eyes. Raise AuthorityError."""
+        td = self._state.trust_domain
+        key = generate_key(KeyType.EC_P256).public_key()
+        leaf = issue_x509(td.with_path("/spire/server"), key, issuer, at=at, random=secrets.token_bytes, ttl=60)
+        try:
+            verify_x509_svid(leaf.chain, {td: TrustBundle.of(td, self._roots)}, at)
+        except CertsError as error:
+            raise AuthorityError(f"what the authority upstream signed cannot be used: {error}") from None
+
+    def _beside(self, authority: Authority) -> tuple[Callable[[Connection], None], Callable[[], None]]:
+        """A CA below another is listed for sidecars: it may sign for every ID."""
+        facts = read_certificate(authority.public)
+        if self._upstream is None:
+            return super()._beside(authority)
+        key = key_hash(facts.raw.public_key())  # type: ignore[arg-type]
+        one = Intermediate(facts.serial, key, "", facts.authority_key_id, authority.issued_at, authority.not_after)
+        return (
+            lambda connection: insert_intermediate(connection, one, ()),
+            lambda: self._state.put_intermediate(one, ()),
+        )
+
+    async def taint(self, authority_id: str) -> Authority:
+        """Have everybody replace what the old authority signed. Raise InvalidRequest or Conflict."""
+        if self._upstream is not None:
+            raise Conflict("local authority can't be tainted if there is an upstream authority")
+        return await super().taint(authority_id)
+
+    async def taint_upstream(self, key_id: str) -> None:
+        """Have everybody replace what is below an authority upstream. Raise InvalidRequest or Conflict."""
+        async with self._lock:
+            self._check_upstream(key_id)
+            await self._taint_root(key_id)
+            self._audit.event("upstream_authority_tainted", authority_id=key_id)
+
+    async def _taint_root(self, key_id: str) -> None:
+        try:
+            await change_bundle(self._state, lambda bundle: bundle.with_tainted(key_id))
+        except BundleError:
+            raise InvalidRequest("the bundle has no root with this subject key ID") from None
+
+    async def revoke_upstream(self, key_id: str) -> None:
+        """Take a tainted authority upstream out of the bundle: nothing below it is valid. Raise as `taint_upstream`."""
+        async with self._lock:
+            self._check_upstream(key_id)
+            bundle = self._state.bundles[self._state.trust_domain]
+            found = [root for root in bundle.x509_roots if root.authority_id == key_id]
+            if not found:
+                raise InvalidRequest("the bundle has no root with this subject key ID")
+            if not all(root.tainted for root in found):
+                raise Conflict("it is not possible to revoke an untainted root CA")
+            one = Revoked("authority", key_id, 0, "authority_revoked", max(root.not_after for root in found))
+            await change_bundle(
+                self._state,
+                lambda bundle: bundle.without(key_id),
+                lambda connection: _put_revocation(connection, one),
+                lambda: self._state.revoked([one]),
+            )
+            self._audit.event("upstream_authority_revoked", authority_id=key_id)
+
+    def _check_upstream(self, key_id: str) -> None:
+        if self._upstream is None:
+            raise Conflict("upstream authority is not configured")
+        if not key_id:
+            raise InvalidRequest("provided subject key id is not valid: no subject key ID provided")
+        if key_id == upstream_id(self.active()):
+            raise InvalidRequest(
+                "provided subject key id is not valid: unable to use upstream authority signing current authority"
+            )
 
     def _join(self, authority: Authority, key: PrivateKey) -> X509Issuer:
         return X509Issuer.load(self._state.trust_domain, authority.public, key, authority.upstream)
 
     def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
-        return bundle.with_root(authority.public)
+        return _with_roots(bundle, self._roots)
 
     def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
         return bundle.with_tainted(authority_id)
@@ -69,6 +178,8 @@ class AuthorityManager(Manager[X509Issuer]):
 
         Raise InvalidRequest or Conflict.
         """
+        if self._upstream is not None:
+            raise Conflict("local authority can't be revoked if there is an upstream authority")
         async with self._lock:
             other = self._revocable(authority_id)
             if other.status is not Status.TAINTED:
@@ -162,6 +273,20 @@ class WitAuthorityManager(JwtAuthorityManager):
 
     def _keys_of(self, bundle: TrustBundle) -> tuple[JwtKey, ...]:
         return bundle.wit_keys
+
+
+def upstream_id(authority: Authority) -> str:
+    """Return the subject key ID of the root above an authority, empty when it is a root itself."""
+    if authority.kind != "x509":
+        return ""
+    top = read_certificate(authority.upstream[-1] if authority.upstream else authority.public)
+    return "" if top.subject == top.issuer else top.authority_key_id
+
+
+def _with_roots(bundle: TrustBundle, roots: Sequence[bytes]) -> TrustBundle:
+    for root in roots:
+        bundle = bundle.with_root(root)
+    return bundle
 
 
 def _put_revocation(connection: Connection, one: Revoked) -> None:

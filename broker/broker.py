@@ -48,6 +48,7 @@ from firedoor.broker.rpc.gate import Gate
 from firedoor.broker.sites import Endpoint, Site, planned
 from firedoor.broker.sshpop import SshPopAttestor, ssh_authorities
 from firedoor.broker.state import State
+from firedoor.broker.upstream.disk import DiskUpstream
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
 from firedoor.broker.x509pop import X509PopAttestor
@@ -122,7 +123,10 @@ class Broker:
         self._stack.callback(mark.close)
         await follow(self.state, mark, self.audit)
         keys = self._key_manager()
-        self.authority = AuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
+        upstream = (
+            await asyncio.to_thread(DiskUpstream, config.upstream, config.trust_domain) if config.upstream else None
+        )
+        self.authority = AuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream)
         await self.authority.start()
         self.jwt_authority = JwtAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
         await self.jwt_authority.start()

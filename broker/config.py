@@ -32,7 +32,9 @@ from firedoor.broker.policy import compile_documents, read_files
 from firedoor.broker.ratelimit import Rate
 from firedoor.broker.relationship_file import read_relationships
 from firedoor.broker.sshpop import read_authority_files
+from firedoor.broker.upstream.disk import UpstreamFiles
 from firedoor.broker.vouchers import read_ca_files
+from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import CertsError, KeyType, SpiffeId, TrustDomain
 from firedoor.segments import PolicyErrors, SettingsError
 from firedoor.segments.setting_values import choice, duration, host_port, integer, metrics, number, text
@@ -77,6 +79,11 @@ OPTIONS: Final = (
     _option("log.level", "debug|info|warning|error", "how much is logged"),
     *attestor_config.options(ENVIRONMENT),
     *endpoint_config.options(ENVIRONMENT),
+    _option(
+        "upstream.certificate", "FILE", "a CA that signs this broker's: its certificate and those below the root, PEM"
+    ),
+    _option("upstream.key", "FILE", "that CA's key, PEM"),
+    _option("upstream.bundle", "FILE", "the roots above that CA, PEM; needed unless it is a root"),
     _option("rate_limits.attestation", "N", "attestations a second and address"),
     _option("rate_limits.attestation_burst", "N", "attestations at once"),
     _option("rate_limits.signing", "N", "signatures a second and address"),
@@ -117,6 +124,8 @@ class Config:
     bundle_endpoint: BundleEndpoint | None
     oidc: Oidc | None
     federation_relationships: Path | None
+    # None: the broker is a root itself.
+    upstream: UpstreamFiles | None
     attestation: Rate
     signing: Rate
 
@@ -175,6 +184,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         http_challenge=attestor_config.http_challenge(top),
         bundle_endpoint=bundle_endpoint,
         oidc=endpoint_config.oidc(top.section("oidc"), jwt_issuer, bundle_endpoint),
+        upstream=_upstream(top.section("upstream")),
         federation_relationships=top.section("federation").parse("relationships", values.path, None),
         # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
         attestation=_rate(top, "attestation", Rate(1.0, 100)),
@@ -193,6 +203,15 @@ def _admin_id(text: str) -> SpiffeId:
     if not found.path or is_reserved(found):
         raise ValueError(f"{text} is no workload's ID: it has no path, or lies below /spire")
     return found
+
+
+def _upstream(section: Section) -> UpstreamFiles | None:
+    certificate, key, bundle = (section.parse(name, values.path, None) for name in ("certificate", "key", "bundle"))
+    if certificate is None and key is None and bundle is None:
+        return None
+    hint = "; a CA upstream is a certificate and its key"
+    needed = [section.require(name, values.path, Path(), hint) for name in ("certificate", "key")]
+    return UpstreamFiles(CertificateFiles("upstream", *needed), bundle)
 
 
 def _rate(top: Section, what: str, default: Rate) -> Rate:
@@ -243,6 +262,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
     for files in dict.fromkeys(served):
         if files is not None:
             yield files.read
+    if config.upstream is not None:
+        yield partial(config.upstream.read, config.trust_domain)
     if config.federation_relationships is not None:
         yield partial(read_relationships, config.federation_relationships, config.trust_domain)
 

@@ -15,7 +15,7 @@ from firedoor.broker.db.intermediate_rows import DownstreamKey, Intermediate
 from firedoor.broker.entry import Entry
 from firedoor.broker.errors import NotAdmitted, PolicyUnavailable
 from firedoor.broker.issuing import NO_POLICY, AuthorizedIssuance, authorize_workload, downstream_proof
-from firedoor.certs import SpiffeId
+from firedoor.certs import EVERY_ID, SpiffeId
 
 if TYPE_CHECKING:
     from firedoor.broker.policy import PolicyKeeper
@@ -70,7 +70,7 @@ def authorize_downstream(
 
 
 def counting(state: State) -> Iterable[Intermediate]:
-    """Return the CAs that count now: not expired, not revoked, of an entry that is still a downstream authority's.
+    """Return the CAs that count now: not expired or revoked, and our own or of an entry that is still a downstream's.
 
     A key of which one certificate is revoked counts nowhere: verifiers know CAs by their keys.
     """
@@ -78,8 +78,8 @@ def counting(state: State) -> Iterable[Intermediate]:
     revoked = {one.key_sha256 for one in state.intermediates.values() if ("serial", one.serial) in state.revocations}
     for one in state.intermediates.values():
         entry = state.entries.get(one.entry_id)
-        counts = one.not_after > now and one.key_sha256 not in revoked
-        if counts and entry is not None and entry.downstream and not entry.expired(now):
+        given = entry is not None and entry.downstream and not entry.expired(now)
+        if one.not_after > now and one.key_sha256 not in revoked and (given or not one.entry_id):
             yield one
 
 
@@ -87,11 +87,15 @@ def listed(state: State, policy: PolicySet | None) -> Mapping[bytes, frozenset[s
     """Return the whole list: which key may issue for which segments."""
     found: dict[bytes, frozenset[str]] = {}
     for one in counting(state):
-        entry = state.entries.get(one.entry_id)
-        assert entry is not None  # noqa: S101 - `counting` says so
-        key = bytes.fromhex(one.key_sha256)
-        found[key] = found.get(key, frozenset()) | segments_of(entry, policy)
+        key, entry = bytes.fromhex(one.key_sha256), state.entries.get(one.entry_id)
+        segments = segments_of(entry, policy) if entry is not None else frozenset([EVERY_ID])
+        found[key] = found.get(key, frozenset()) | segments
     return found
+
+
+def own(state: State) -> frozenset[bytes]:
+    """Return the keys of our own CAs below an authority upstream."""
+    return frozenset(bytes.fromhex(one.key_sha256) for one in counting(state) if not one.entry_id)
 
 
 def limited(state: State, policy: PolicySet | None) -> Mapping[str, frozenset[str]]:

@@ -7,9 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from firedoor import mtls
+from firedoor.broker.downstream import own
 from firedoor.broker.errors import Starting
 from firedoor.broker.issuing import Pen, authorize_server
-from firedoor.certs import KeyType, PrivateKey, X509Svid, generate_key, private_key_der
+from firedoor.certs import EVERY_ID, KeyType, PrivateKey, X509Svid, generate_key, private_key_der
 
 if TYPE_CHECKING:
     from firedoor.broker.authority_kinds import AuthorityManager
@@ -59,18 +60,19 @@ class ServerIdentity:
     def _publish(self, svid: X509Svid, key: PrivateKey) -> None:
         """Hand the core the bundles of who may call, our SVID and the revocations, unless it has them."""
         bundles = self._callers_bundles()
-        wanted = (svid.serial, bundles, tuple(self._state.revocations))
+        ours = own(self._state)
+        wanted = (svid.serial, bundles, tuple(self._state.revocations), ours)
         if wanted == self._published:
             return
         others = [name for name in bundles if name != self._state.trust_domain.name]
-        own = mtls.Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key), federates_with=others)
+        held = mtls.Svid(id=str(svid.id), chain=svid.chain, key=private_key_der(key), federates_with=others)
         material = mtls.Material(
             trust_domain=self._state.trust_domain.name,
             bundles=bundles,
-            svids=[own],
+            svids=[held],
             revocations=[_revocation(one) for one in self._state.revocations.values()],
             # An authority below us can make up any ID, an administrator's too: nobody below one is anybody here.
-            intermediates=(),
+            intermediates=[(key, {EVERY_ID}) for key in ours],
             generation=(self._state.generation.epoch, self._state.generation.number),
         )
         self._core.publish(material)

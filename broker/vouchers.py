@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from firedoor.broker.downstream import own
 from firedoor.broker.errors import AttestationRefused, ConfigError
 from firedoor.broker.read_files import ReadFiles, read_capped
 from firedoor.certs import (
+    EVERY_ID,
     BundleError,
     IdPattern,
     Intermediates,
@@ -101,14 +103,15 @@ class OwnSvids:
         """Return what checks an SVID by our trust bundle and our revocations."""
         trust_domain, prefix = self._state.trust_domain, self._prefix
         bundle, revoked = self._state.bundles[trust_domain], tuple(self._state.revocations.values())
+        keys = {key.hex(): frozenset([EVERY_ID]) for key in own(self._state)}
 
         def verify(chain: Sequence[bytes], now: int) -> Vouched:
             # First by the rules of nodes, whose caps are narrower.
             node = verify_node_certificate(chain, node_roots(root.der for root in bundle.x509_roots), now)
             revocations = [_revocation(one, trust_domain) for one in revoked]
             # What an authority below us signed vouches for no node.
-            nobody = Intermediates(trust_domain, {}, lambda _: None)
-            svid = verify_x509_svid(chain, {trust_domain: bundle}, now, revocations=revocations, intermediates=nobody)
+            ours = Intermediates(trust_domain, keys, lambda _: None)
+            svid = verify_x509_svid(chain, {trust_domain: bundle}, now, revocations=revocations, intermediates=ours)
             if not svid.id.path.startswith(prefix):
                 raise AttestationRefused(f"the SVID's path does not begin with {prefix}")
             return Vouched(node, svid.id.path.removeprefix(prefix))

@@ -40,7 +40,7 @@ from firedoor.certs.http_challenge import (
     is_host_name,
 )
 from firedoor.certs.ids import SpiffeId, TrustDomain
-from firedoor.certs.intermediates import Intermediates, key_hash
+from firedoor.certs.intermediates import EVERY_ID, Intermediates, key_hash
 from firedoor.certs.jwt import (
     DEFAULT_JWT_SVID_TTL,
     JwtIssuer,
@@ -105,6 +105,7 @@ from firedoor.certs.x509pop import Challenge, read_evidence, write_evidence
 __all__ = [
     "DEFAULT_JWT_SVID_TTL",
     "DEFAULT_WIT_SVID_TTL",
+    "EVERY_ID",
     "FIRST_OPEN_PORT",
     "HTTP_CHALLENGE",
     "NOT_BEFORE_CUSHION",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 from cryptography.hazmat.primitives import serialization
 
@@ -19,6 +19,9 @@ from firedoor.certs.certificate import Certificate
 from firedoor.certs.errors import SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
 from firedoor.certs.keys import PublicKey, public_key_der
+
+# What stands in place of a segment's name for a CA of the broker's own: it may sign for every ID.
+EVERY_ID: Final = "*"
 
 
 @final
@@ -32,15 +35,20 @@ class Intermediates:
     segment_of: Callable[[SpiffeId], str | None]
 
     def check(self, spiffe_id: SpiffeId, between: Iterable[Certificate]) -> None:
-        """Hold the CAs between a leaf and its root against the list. Raise SvidError."""
-        cas = tuple(between)
-        if not cas or spiffe_id.trust_domain != self.trust_domain:
+        """Hold the CAs from a leaf up, its root excluded, against the list. Raise SvidError."""
+        if spiffe_id.trust_domain != self.trust_domain:
             return
-        listed = [self.segments.get(_hash(ca)) for ca in cas]
-        if None in listed:
-            raise SvidError("intermediate_not_listed")
-        segment = self.segment_of(spiffe_id)
-        if not all(segment in (one or ()) for one in listed):
+        limits: list[frozenset[str]] = []
+        for authority in between:
+            segments = self.segments.get(_hash(authority))
+            if segments is None:
+                raise SvidError("intermediate_not_listed")
+            if EVERY_ID in segments:
+                # What stands above it is the business of the authority upstream.
+                break
+            limits.append(segments)
+        segment = self.segment_of(spiffe_id) if limits else None
+        if not all(segment in one for one in limits):
             raise SvidError("segment_not_listed")
 
 

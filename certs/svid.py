@@ -196,10 +196,17 @@ class DownstreamCa:
 
 
 def issue_downstream_ca(
-    td: TrustDomain, public_key: PublicKey, issuer: X509Issuer, *, at: int, random: Random, ttl: int
+    td: TrustDomain,
+    public_key: PublicKey,
+    issuer: X509Issuer,
+    *,
+    at: int,
+    random: Random,
+    ttl: int,
+    path_length: int | None = 0,
 ) -> DownstreamCa:
-    """Sign a CA for who stands below us: it signs leaves and no further CA. Raise IssueError."""
-    subject = profile.Subject(td.id, (), public_key, _key_id(issuer), path_length=0)
+    """Sign a CA for who stands below: it signs leaves, and CAs if the path length lets it. Raise IssueError."""
+    subject = profile.Subject(td.id, (), public_key, _key_id(issuer), path_length)
     holder = _holder(subject, _ca_name(random), at=at, ttl=ttl, random=random, issuer=issuer)
     signed = _build(profile.CA, holder, issuer.certificate.subject, issuer.key)
     return DownstreamCa(

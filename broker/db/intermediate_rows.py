@@ -18,8 +18,9 @@ class Intermediate:
     serial: str
     # SHA-256 over the subjectPublicKeyInfo.
     key_sha256: str
+    # Empty for a CA of our own, below an authority upstream.
     entry_id: str
-    # Which of our authorities signed it.
+    # Which authority signed it.
     authority_id: str
     issued_at: int
     not_after: int

@@ -7,9 +7,9 @@ signed by it, taint, then revoke. Each step is refused unless the one before was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from firedoor.broker.errors import Conflict
+from firedoor.broker.authority_kinds import upstream_id
 from firedoor.certs import Authority, JwtKey, Status
 from firedoor.wire import localauthority_pb2 as pb
 
@@ -64,16 +64,20 @@ class LocalAuthorityService:
         return pb.RevokeX509AuthorityResponse(revoked_authority=_name(made))
 
     async def TaintX509UpstreamAuthority(
-        self, _request: pb.TaintX509UpstreamAuthorityRequest, _: Call
+        self, request: pb.TaintX509UpstreamAuthorityRequest, call: Call
     ) -> pb.TaintX509UpstreamAuthorityResponse:
-        """Refuse: this broker signs with roots of its own."""
-        _no_upstream()
+        """Have everybody replace what is below a root upstream, that of the present authority excepted."""
+        call.audit["authority_id"] = request.subject_key_id[:255]
+        await self._x509.taint_upstream(request.subject_key_id)
+        return pb.TaintX509UpstreamAuthorityResponse(upstream_authority_subject_key_id=request.subject_key_id)
 
     async def RevokeX509UpstreamAuthority(
-        self, _request: pb.RevokeX509UpstreamAuthorityRequest, _: Call
+        self, request: pb.RevokeX509UpstreamAuthorityRequest, call: Call
     ) -> pb.RevokeX509UpstreamAuthorityResponse:
-        """Refuse: this broker signs with roots of its own."""
-        _no_upstream()
+        """Take a tainted root upstream out of the bundle."""
+        call.audit["authority_id"] = request.subject_key_id[:255]
+        await self._x509.revoke_upstream(request.subject_key_id)
+        return pb.RevokeX509UpstreamAuthorityResponse(upstream_authority_subject_key_id=request.subject_key_id)
 
     # --- JWT ----------------------------------------------------------------------------------------------------
 
@@ -142,10 +146,6 @@ class LocalAuthorityService:
         return pb.RevokeWITAuthorityResponse(revoked_authority=_name(made))
 
 
-def _no_upstream() -> NoReturn:
-    raise Conflict("upstream authority is not configured")
-
-
 def _named(request: Any, call: Call) -> str:
     call.audit["authority_id"] = request.authority_id[:255]
     return str(request.authority_id)
@@ -160,7 +160,11 @@ def _states(manager: Manager[Any]) -> dict[str, pb.AuthorityState]:
 
 
 def _state(authority: Authority) -> pb.AuthorityState:
-    return pb.AuthorityState(authority_id=authority.authority_id, expires_at=authority.not_after)
+    return pb.AuthorityState(
+        authority_id=authority.authority_id,
+        expires_at=authority.not_after,
+        upstream_authority_subject_key_id=upstream_id(authority),
+    )
 
 
 def _name(found: Authority | JwtKey) -> pb.AuthorityState:

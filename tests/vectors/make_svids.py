@@ -473,6 +473,21 @@ def _listed() -> None:
     case("another certificate of a listed key", TD.svid(PATH, issuer=twin), listed=own)
     case("a CA that is not needed and not listed", [*TD.svid(PATH).chain, _below(1).der], listed={})
     case("root in the chain and an empty list", [*TD.svid(PATH).chain, TD.authority.der], listed={})
+    case("intermediate of the broker's own", below, listed={_hash(ca): ["*"]})
+    agent = TD.svid("/spire/agent/join_token/x", issuer=ca)
+    agent_id = "spiffe://td/spire/agent/join_token/x"
+    case("agent below an intermediate of the broker's own", agent, identity=agent_id, listed={_hash(ca): ["*"]})
+    middle = {_hash(ca): ["*"], _hash(deeper): ["registry"]}
+    case("listed below an intermediate of the broker's own", below_both, listed=middle)
+    narrow_middle = {_hash(ca): ["*"], _hash(deeper): ["inference"]}
+    case("for another segment below an own one", below_both, "segment_not_listed", listed=narrow_middle)
+    own_deeper = {_hash(deeper): ["*"]}
+    case("one of the broker's own below another that is not listed", below_both, listed=own_deeper)
+    case("not listed below one of the broker's own", below_both, "intermediate_not_listed", listed={_hash(ca): ["*"]})
+    deepest = TD.intermediate(deeper)
+    below_all = TD.svid(PATH, issuer=deepest)
+    both_kinds = {**own_deeper, _hash(deepest): ["registry"]}
+    case("listed below an own one below another that is not listed", below_all, listed=both_kinds)
     foreign = OTHER.svid(PATH, issuer=OTHER.intermediate())
     case("intermediate of another trust domain", foreign, identity=f"spiffe://other.org{PATH}", listed={})
     revoked = [{"serial": format(below.leaf.serial_number, "x")}]

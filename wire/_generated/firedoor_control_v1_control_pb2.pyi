@@ -372,7 +372,9 @@ Global___TokenKey: _TypeAlias = TokenKey  # noqa: Y015
 
 @_typing.final
 class Intermediate(_message.Message):
-    """A CA that somebody below the broker signs with. It vouches for IDs of these segments alone."""
+    """A CA that somebody below the broker signs with. It vouches for IDs of these segments alone. "*" in place of a name: one
+    of the broker's own, below an authority upstream; it vouches for every ID.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

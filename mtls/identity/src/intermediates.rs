@@ -19,7 +19,10 @@ pub type KeyHash = [u8; 32];
 /// Answers which segment an ID is in.
 pub type SegmentOf = Arc<dyn Fn(&SpiffeId) -> Option<String> + Send + Sync>;
 
-/// For which segments each CA may sign; what is not listed may sign for none.
+/// What stands in place of a segment's name for a CA of the broker's own: it may sign for every ID.
+const EVERY_ID: &str = "*";
+
+/// For which segments each CA may sign, or [`EVERY_ID`]; what is not listed may sign for none.
 pub type Listed = HashMap<KeyHash, BTreeSet<String>>;
 
 /// The whole list of one trust domain.
@@ -35,15 +38,25 @@ impl Intermediates {
         Self { trust_domain, listed, segment_of }
     }
 
-    /// Every CA between leaf and root must be listed for the segment of the leaf's ID.
+    /// Every CA from the leaf up must be listed for the segment of its ID, to the root or to one of the broker's own.
     pub(crate) fn check(&self, chain: &VerifiedChain) -> Result<(), VerifyError> {
-        if chain.between.is_empty() || chain.id.trust_domain() != &self.trust_domain {
+        if chain.id.trust_domain() != &self.trust_domain {
             return Ok(());
         }
-        let listed = |key| self.listed.get(key).ok_or(Code::IntermediateNotListed);
-        let allowed = chain.between.iter().map(listed).collect::<Result<Vec<_>, _>>()?;
+        let mut limits = Vec::new();
+        for key in &chain.between {
+            let segments = self.listed.get(key).ok_or(Code::IntermediateNotListed)?;
+            if segments.contains(EVERY_ID) {
+                // What stands above it is the business of the authority upstream.
+                break;
+            }
+            limits.push(segments);
+        }
+        if limits.is_empty() {
+            return Ok(());
+        }
         match (self.segment_of)(&chain.id) {
-            Some(segment) if allowed.iter().all(|segments| segments.contains(&segment)) => Ok(()),
+            Some(segment) if limits.iter().all(|segments| segments.contains(&segment)) => Ok(()),
             Some(segment) => Err(VerifyError::with(Code::SegmentNotListed, segment)),
             None => Err(VerifyError::with(Code::SegmentNotListed, "it is in none")),
         }

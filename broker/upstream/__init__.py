@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Authorities above the broker: who signs its CAs when it is no root itself.
+
+One protocol, an implementation a module. With one of them, chains are leaf, the broker's CA and what stands between
+that and the root; the trust bundle has the roots. Other CAs below the same roots sign nothing here: the broker's own
+are on the list that sidecars have (broker/downstream.py), and those of others are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from firedoor.certs import PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A CA of ours, signed upstream. In `chain` its own certificate is first; the roots are in `roots` alone. DER."""
+
+    chain: tuple[bytes, ...]
+    roots: tuple[bytes, ...]
+
+
+class Upstream(Protocol):
+    """An authority above the broker. Called on worker threads, one call at a time."""
+
+    def mint(self, key: PublicKey, ttl: int, at: int) -> Minted:
+        """Have a CA signed that lives so many seconds, or less. Raise AuthorityError."""
+
+    def poll(self) -> tuple[bytes, ...] | None:
+        """Return the roots when they may be others than before, else None. Raise AuthorityError."""
