@@ -94,6 +94,12 @@ class View:
         return Intermediates(self.trust_domain, by_key, self.segment_of)
 
     @property
+    def not_admitted(self) -> set[TrustDomain]:
+        """Whose certificates no admission was asked for: issuers that the broker does not hold to its segments."""
+        unlisted = {self.trust_domain} if self.intermediates is None and self.synced else set()
+        return {one for one in self.bundles if one != self.trust_domain} | unlisted
+
+    @property
     def limits(self) -> KeyLimits:
         """For which segments keys of our own bundle may sign tokens."""
         return KeyLimits(self.trust_domain, self.token_keys, self.segment_of)

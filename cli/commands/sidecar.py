@@ -79,6 +79,7 @@ def _show(status: admin_pb2.GetStatusResponse) -> None:
         ("ready", "yes" if not status.missing else "no"),
         *(("missing", sentence) for sentence in status.missing),
     ]
+    lines += [("admission", f"not enforced for {name}") for name in status.not_admitted]
     lines += [("held", _held(status)), *_others(status)]
     show("\n".join(f"{name:<14}{value}" for name, value in lines))
     show("")
@@ -142,4 +143,5 @@ def as_json(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
         "broker_api": status.broker_api,
         "broker_api_clients": list(status.broker_api_clients),
         "authorized_delegates": list(status.authorized_delegates),
+        "not_admitted": list(status.not_admitted),
     }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from firedoor.certs import Selector, TrustDomain
 from firedoor.sidecar.errors import UpdateRefused
 from firedoor.sidecar.view import View, read_entry, read_update
-from firedoor.wire import control_pb2, types, views
+from firedoor.wire import control_pb2, policy_pb2, types, views
 from tests.simulator import SimulatedTrustDomain
 
 TD = TrustDomain.parse("example.org")
@@ -57,6 +57,25 @@ def test_reads_a_full_update() -> None:
     assert set(view.bundles) == {TD, OTHER.td}
 
 
+def test_reads_who_may_sign_below_the_broker() -> None:
+    segment = policy_pb2.Segment(name="registry", members=["spiffe://example.org/segment/registry/**"])
+    table = policy_pb2.Table(version=1, trust_domain="example.org", segments=[segment])
+    view = read(update(bundles=listing(), policy=control_pb2.Part(policy=control_pb2.Policy(table=table))))
+    assert view.listed is not None
+    assert view.listed.segments == {"00" * 32: {"registry"}}
+    assert view.limits.segments == {"k": {"registry"}}
+    ours, other = TD.with_path("/segment/registry/x"), TD.with_path("/x")
+    assert (view.segment_of(ours), view.segment_of(other)) == ("registry", None)
+    assert view.not_admitted == {OTHER.td}
+
+
+def test_a_list_that_is_not_whole_is_none() -> None:
+    for bundles_part in (listing(complete=False), bundles(wire_bundle(TRUST), wire_bundle(OTHER))):
+        view = read(update(bundles=bundles_part))
+        assert (view.intermediates, view.listed) == (None, None)
+        assert view.not_admitted == {TD, OTHER.td}
+
+
 @pytest.mark.parametrize("running", [None, (1, 4), (1, 5), (0, 9)], ids=["first", "older", "same", "older_epoch"])
 def test_generation_that_is_not_lower_is_taken(running: tuple[int, int] | None) -> None:
     assert read(update(), running).generation == (1, 5)
@@ -84,6 +103,19 @@ def bundles(*found: types.Bundle) -> control_pb2.Part:
     return control_pb2.Part(bundles=control_pb2.Bundles(bundles=found))
 
 
+def listing(key: bytes = bytes(32), *, complete: bool = True) -> control_pb2.Part:
+    """Return bundles with a CA, and a key for tokens, that may sign for "registry"."""
+    ca = control_pb2.Intermediate(key_sha256=key, segments=["registry"])
+    kid = control_pb2.TokenKey(key_id="k", segments=["registry"])
+    made = control_pb2.Bundles(
+        bundles=[wire_bundle(TRUST), wire_bundle(OTHER)],
+        intermediates=[ca],
+        intermediates_complete=complete,
+        token_keys=[kid],
+    )
+    return control_pb2.Part(bundles=made)
+
+
 def revocations(one: control_pb2.Revocation) -> control_pb2.Part:
     return control_pb2.Part(revocations=control_pb2.Revocations(revocations=[one]))
 
@@ -106,6 +138,7 @@ REFUSED: dict[str, tuple[Callable[[], control_pb2.Update], str]] = {
     "two_of_a_kind": (lambda: update(control_pb2.Part(policy=control_pb2.Policy())), "repeated_part"),
     "delta": (delta, "unexpected_delta"),
     "wrong_hash": (wrong_hash, "view_hash_mismatch"),
+    "bad_ca": (lambda: update(bundles=listing(key=bytes(31))), "malformed_intermediate"),
     "no_bundle": (lambda: update(bundles=bundles(wire_bundle(OTHER))), "bundle_missing"),
     "empty_bundle": (lambda: update(bundles=bundles(types.Bundle(trust_domain="example.org"))), "bundle_missing"),
     "bad_root": (lambda: update(bundles=bundles(BAD_BUNDLE)), "malformed_bundle"),

@@ -150,6 +150,7 @@ def test_attests_and_serves_py_spiffe_and_go_spiffe(node: Node, workload: MakeWo
     assert [(svid["id"], "invalid" in svid) for svid in line["svids"]] == [(WEB, False)]
     status = node.status()
     assert [(one.spiffe_id, one.segment) for one in status.svids] == [(WEB, "web")]
+    assert list(status.not_admitted) == [TD]
 
 
 def test_py_spiffes_sources(node: Node) -> None:
