@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from sqlalchemy import Connection
@@ -15,6 +15,7 @@ from firedoor.broker.authority import Manager, change_bundle
 from firedoor.broker.db.intermediate_rows import Intermediate, insert_intermediate
 from firedoor.broker.db.rows import Revoked, put_revocations
 from firedoor.broker.errors import AuthorityError, Conflict, InvalidRequest
+from firedoor.broker.upstream import with_roots
 from firedoor.certs import (
     Authority,
     BundleError,
@@ -75,8 +76,8 @@ class AuthorityManager(Manager[X509Issuer]):
     async def tick(self) -> None:
         """Do what is due now."""
         await super().tick()
-        if self._upstream is not None and (roots := await asyncio.to_thread(self._upstream.poll)):
-            await change_bundle(self._state, lambda bundle: _with_roots(bundle, roots))
+        if self._upstream is not None and (follow := await asyncio.to_thread(self._upstream.poll)):
+            await change_bundle(self._state, follow)
         now = self._state.clock.now()
         if now >= self._prune_at:
             self._prune_at = now + _PRUNE_EVERY
@@ -88,7 +89,7 @@ class AuthorityManager(Manager[X509Issuer]):
             made = issue_ca(self._state.trust_domain, key, at=at, random=secrets.token_bytes, ttl=self._ttl)
             self._roots = (made.der,)
             return Authority.x509(slot, made.der, issued_at=at)
-        minted = self._upstream.mint(key.public_key(), self._ttl, at)
+        minted = self._upstream.mint(key, self._ttl, at)
         self._roots = minted.roots
         authority = Authority.x509(slot, minted.chain[0], issued_at=at, upstream=minted.chain[1:])
         self._try(self._join(authority, key), at)
@@ -168,7 +169,7 @@ class AuthorityManager(Manager[X509Issuer]):
         return X509Issuer.load(self._state.trust_domain, authority.public, key, authority.upstream)
 
     def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
-        return _with_roots(bundle, self._roots)
+        return with_roots(bundle, self._roots)
 
     def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
         return bundle.with_tainted(authority_id)
@@ -213,9 +214,23 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
     label = "JWT"
     what = "key"
 
+    def __init__(
+        self,
+        state: State,
+        keys: KeyManager,
+        key_type: KeyType,
+        ttl: int,
+        audit: Audit,
+        upstream: Upstream | None = None,
+    ) -> None:
+        super().__init__(state, keys, key_type, ttl, audit)
+        self._upstream = upstream
+
     def _make(self, slot: SlotName, at: int) -> Authority:
         public = public_key_der(self._keys.generate(key_id(self.kind, slot), self._key_type).public_key())
         made = "".join(secrets.choice(_KEY_ID_LETTERS) for _ in range(_KEY_ID_LENGTH))
+        if self._upstream is not None:
+            self._upstream.publish(JwtKey(made, public, at + self._ttl))
         return Authority.of_tokens(self.kind, slot, made, public, issued_at=at, not_after=at + self._ttl)
 
     def _join(self, authority: Authority, key: PrivateKey) -> JwtIssuer:
@@ -281,12 +296,6 @@ def upstream_id(authority: Authority) -> str:
         return ""
     top = read_certificate(authority.upstream[-1] if authority.upstream else authority.public)
     return "" if top.subject == top.issuer else top.authority_key_id
-
-
-def _with_roots(bundle: TrustBundle, roots: Sequence[bytes]) -> TrustBundle:
-    for root in roots:
-        bundle = bundle.with_root(root)
-    return bundle
 
 
 def _put_revocation(connection: Connection, one: Revoked) -> None:

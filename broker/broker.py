@@ -48,7 +48,9 @@ from firedoor.broker.rpc.gate import Gate
 from firedoor.broker.sites import Endpoint, Site, planned
 from firedoor.broker.sshpop import SshPopAttestor, ssh_authorities
 from firedoor.broker.state import State
-from firedoor.broker.upstream.disk import DiskUpstream
+from firedoor.broker.upstream import Upstream
+from firedoor.broker.upstream.disk import DiskUpstream, UpstreamFiles
+from firedoor.broker.upstream.spire import SpireUpstream
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
 from firedoor.broker.x509pop import X509PopAttestor
@@ -123,12 +125,12 @@ class Broker:
         self._stack.callback(mark.close)
         await follow(self.state, mark, self.audit)
         keys = self._key_manager()
-        upstream = (
-            await asyncio.to_thread(DiskUpstream, config.upstream, config.trust_domain) if config.upstream else None
-        )
+        upstream = await asyncio.to_thread(self._open_upstream)
         self.authority = AuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream)
         await self.authority.start()
-        self.jwt_authority = JwtAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
+        self.jwt_authority = JwtAuthorityManager(
+            self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream
+        )
         await self.jwt_authority.start()
         self.wit_authority = WitAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
         await self.wit_authority.start()
@@ -149,6 +151,18 @@ class Broker:
                 _log.warning(
                     "%s is more than a sixth of ca_ttl: SVIDs will often end before it, with their authority", name
                 )
+
+    def _open_upstream(self) -> Upstream | None:
+        """Return the authority above this broker, None when it is a root itself. Raise ConfigError."""
+        config = self.config
+        if config.upstream is None:
+            return None
+        if isinstance(config.upstream, UpstreamFiles):
+            return DiskUpstream(config.upstream, config.trust_domain)
+        above = SpireUpstream(config.upstream.server, config.upstream.workload_api, config.trust_domain)
+        self._stack.callback(above.close)
+        self.state.knows_all_below = False
+        return above
 
     async def _open_vouchers(self) -> Vouchers | None:
         """Return who vouches for nodes' certificates, None when nobody does. Raise ConfigError."""

@@ -33,6 +33,7 @@ from firedoor.broker.ratelimit import Rate
 from firedoor.broker.relationship_file import read_relationships
 from firedoor.broker.sshpop import read_authority_files
 from firedoor.broker.upstream.disk import UpstreamFiles
+from firedoor.broker.upstream.spire import UpstreamServer
 from firedoor.broker.vouchers import read_ca_files
 from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import CertsError, KeyType, SpiffeId, TrustDomain
@@ -83,6 +84,8 @@ OPTIONS: Final = (
         "upstream.certificate", "FILE", "a CA that signs this broker's: its certificate and those below the root, PEM"
     ),
     _option("upstream.key", "FILE", "that CA's key, PEM"),
+    _option("upstream.server", "HOST:PORT", "a spire-server, or another broker, that signs this broker's CAs instead"),
+    _option("upstream.workload_api", "PATH", "the socket of an agent of that server, beside this broker"),
     _option("upstream.bundle", "FILE", "the roots above that CA, PEM; needed unless it is a root"),
     _option("rate_limits.attestation", "N", "attestations a second and address"),
     _option("rate_limits.attestation_burst", "N", "attestations at once"),
@@ -125,7 +128,7 @@ class Config:
     oidc: Oidc | None
     federation_relationships: Path | None
     # None: the broker is a root itself.
-    upstream: UpstreamFiles | None
+    upstream: UpstreamFiles | UpstreamServer | None
     attestation: Rate
     signing: Rate
 
@@ -205,8 +208,17 @@ def _admin_id(text: str) -> SpiffeId:
     return found
 
 
-def _upstream(section: Section) -> UpstreamFiles | None:
+def _upstream(section: Section) -> UpstreamFiles | UpstreamServer | None:
     certificate, key, bundle = (section.parse(name, values.path, None) for name in ("certificate", "key", "bundle"))
+    server, socket = section.parse("server", host_port, None), section.parse("workload_api", values.socket_path, None)
+    if server is not None or socket is not None:
+        hint = "; a server upstream is an address, and the socket of an agent of it"
+        if certificate or key or bundle:
+            section.findings.add(
+                section.at("server"), section.path("server"), "stands beside a CA in files; choose one"
+            )
+        asked = section.require("server", host_port, "", hint)
+        return UpstreamServer(asked, section.require("workload_api", values.socket_path, Path(), hint))
     if certificate is None and key is None and bundle is None:
         return None
     hint = "; a CA upstream is a certificate and its key"
@@ -262,7 +274,7 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
     for files in dict.fromkeys(served):
         if files is not None:
             yield files.read
-    if config.upstream is not None:
+    if isinstance(config.upstream, UpstreamFiles):
         yield partial(config.upstream.read, config.trust_domain)
     if config.federation_relationships is not None:
         yield partial(read_relationships, config.federation_relationships, config.trust_domain)

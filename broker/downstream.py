@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from firedoor.broker.db.intermediate_rows import DownstreamKey, Intermediate
 from firedoor.broker.entry import Entry
-from firedoor.broker.errors import NotAdmitted, PolicyUnavailable
+from firedoor.broker.errors import Conflict, NotAdmitted, PolicyUnavailable
 from firedoor.broker.issuing import NO_POLICY, AuthorizedIssuance, authorize_workload, downstream_proof
 from firedoor.certs import EVERY_ID, SpiffeId
 
@@ -58,6 +58,8 @@ def authorize_downstream(
 
     Raise what `authorize_workload` raises.
     """
+    if not state.knows_all_below:
+        raise Conflict("this broker is below a server that lists no CAs, so nobody could be held to its segments")
     authorize_workload(state, policy, agent_id, entry_id, ttl)
     entry = state.entitled_entry(agent_id, entry_id)
     if not entry.downstream:

@@ -264,7 +264,8 @@ class Pusher:
         state, policy = self._state, self._policy.current
         if self._viewer is None or self._viewer[0] != state.generation:
             viewer = self._viewer[1] if self._viewer else None
-            below = listed(state, policy.policy), limited(state, policy.policy)
+            cas = listed(state, policy.policy) if state.knows_all_below else None
+            below = cas, limited(state, policy.policy)
             if viewer is None or not viewer.is_of(state.bundles, policy, state.revocations.values(), *below):
                 viewer = Viewer(state.trust_domain, state.bundles, policy, state.revocations.values(), *below)
             self._viewer = (state.generation, viewer)

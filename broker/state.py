@@ -55,6 +55,8 @@ class State:
         self.revocations: dict[tuple[str, str], Revoked] = {}
         # CAs that authorities below us were given, by serial number; see downstream.py for which of them count.
         self.intermediates: dict[str, Intermediate] = {}
+        # Whether no CA below the roots of our trust domain is another's than ours and theirs.
+        self.knows_all_below = True
         # Keys in our own bundle that they published, by key ID.
         self.downstream_keys: dict[str, DownstreamKey] = {}
         self.generation = Generation(0, 0)

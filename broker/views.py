@@ -63,17 +63,18 @@ class Viewer:
         bundles: Mapping[TrustDomain, TrustBundle],
         policy: Compiled,
         revocations: Iterable[Revoked],
-        intermediates: Mapping[bytes, frozenset[str]],
+        intermediates: Mapping[bytes, frozenset[str]] | None,
         token_keys: Mapping[str, frozenset[str]],
     ) -> None:
         self._own, self._bundles, self.policy = trust_domain, dict(bundles), policy
         self._revoked = sorted(revocations, key=lambda one: (one.kind, one.value))
         made = control_pb2.Revocations(revocations=[_revocation(one) for one in self._revoked])
         self._revocations = _encoded(control_pb2.Part(revocations=made))
-        self._listed, self._limited = dict(intermediates), dict(token_keys)
+        # None: others than those that we know of are below our roots.
+        self._listed, self._limited = intermediates, dict(token_keys)
         self._intermediates = [
             control_pb2.Intermediate(key_sha256=key, segments=sorted(segments))
-            for key, segments in sorted(intermediates.items())
+            for key, segments in sorted((intermediates or {}).items())
         ]
         self._token_keys = [
             control_pb2.TokenKey(key_id=key_id, segments=sorted(segments))
@@ -88,7 +89,7 @@ class Viewer:
         bundles: Mapping[TrustDomain, TrustBundle],
         policy: Compiled,
         revocations: Iterable[Revoked],
-        intermediates: Mapping[bytes, frozenset[str]],
+        intermediates: Mapping[bytes, frozenset[str]] | None,
         token_keys: Mapping[str, frozenset[str]],
     ) -> bool:
         """Say whether it was made of these."""
@@ -132,7 +133,7 @@ class Viewer:
             bundles = control_pb2.Bundles(
                 bundles=[bundle_message(self._bundles[td]) for td in names],
                 intermediates=self._intermediates,
-                intermediates_complete=True,
+                intermediates_complete=self._listed is not None,
                 token_keys=self._token_keys,
             )
             policy = control_pb2.Part(policy=control_pb2.Policy(table=table))

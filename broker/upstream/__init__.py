@@ -8,10 +8,14 @@ are on the list that sidecars have (broker/downstream.py), and those of others a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from firedoor.certs import PublicKey
+from firedoor.certs import JwtKey, PrivateKey, TrustBundle
+
+# What the bundle above changes in ours.
+Follow: TypeAlias = Callable[[TrustBundle], TrustBundle]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,21 @@ class Minted:
 class Upstream(Protocol):
     """An authority above the broker. Called on worker threads, one call at a time."""
 
-    def mint(self, key: PublicKey, ttl: int, at: int) -> Minted:
+    def mint(self, key: PrivateKey, ttl: int, at: int) -> Minted:
         """Have a CA signed that lives so many seconds, or less. Raise AuthorityError."""
 
-    def poll(self) -> tuple[bytes, ...] | None:
-        """Return the roots when they may be others than before, else None. Raise AuthorityError."""
+    def publish(self, key: JwtKey) -> None:
+        """Have a key for JWT-SVIDs put into the bundle above, where that can be. Raise AuthorityError."""
+
+    def poll(self) -> Follow | None:
+        """Return what to change in our bundle, None while there is nothing new. Raise AuthorityError."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def with_roots(bundle: TrustBundle, roots: Sequence[bytes]) -> TrustBundle:
+    """Return a bundle with roots added. Raise BundleError."""
+    for root in roots:
+        bundle = bundle.with_root(root)
+    return bundle

@@ -17,9 +17,18 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.files import stamp
-from firedoor.broker.upstream import Minted
+from firedoor.broker.upstream import Follow, Minted, with_roots
 from firedoor.broker.web_certificate import CertificateFiles
-from firedoor.certs import BundleError, CertsError, PublicKey, TrustBundle, TrustDomain, X509Issuer, issue_downstream_ca
+from firedoor.certs import (
+    BundleError,
+    CertsError,
+    JwtKey,
+    PrivateKey,
+    TrustBundle,
+    TrustDomain,
+    X509Issuer,
+    issue_downstream_ca,
+)
 
 _log = logging.getLogger("firedoor.broker.upstream")
 _MAX_FILE: Final = 4 * 1024 * 1024
@@ -71,18 +80,30 @@ class DiskUpstream:
         self._seen = files.stamp()
         self._issuer, self._roots = files.read(trust_domain)
 
-    def mint(self, key: PublicKey, ttl: int, at: int) -> Minted:
+    def mint(self, key: PrivateKey, ttl: int, at: int) -> Minted:
         """Sign a CA with the one in the files. Raise AuthorityError."""
         try:
             made = issue_downstream_ca(
-                self._trust_domain, key, self._issuer, at=at, random=secrets.token_bytes, ttl=ttl, path_length=None
+                self._trust_domain,
+                key.public_key(),
+                self._issuer,
+                at=at,
+                random=secrets.token_bytes,
+                ttl=ttl,
+                path_length=None,
             )
         except CertsError as error:
             raise AuthorityError(f"the CA in {self._files.ca.certificate} cannot sign: {error}") from None
         roots = set(self._roots)
         return Minted(tuple(der for der in made.chain if der not in roots), self._roots)
 
-    def poll(self) -> tuple[bytes, ...] | None:
+    def publish(self, key: JwtKey) -> None:
+        """Do nothing: files take no keys."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
+
+    def poll(self) -> Follow | None:
         """Read the files again if one changed."""
         seen = self._files.stamp()
         if seen == self._seen:
@@ -94,4 +115,5 @@ class DiskUpstream:
             _log.error("the CA upstream stays as it was: %s", error)
             return None
         _log.info("the CA upstream was read again; the next authority is signed by it")
-        return self._roots
+        roots = self._roots
+        return lambda bundle: with_roots(bundle, roots)
