@@ -12,6 +12,8 @@ from firedoor.mtls import Caller
 
 # SPIRE's: how often an agent may say which version it runs.
 _STATUS: Final = Rate(10, 100)
+# CAs and keys of one entry's authority: each is news for every sidecar.
+_DOWNSTREAM: Final = Rate(1, 100)
 # Attestations that wait for a check or for an answer, in all and by address. Each takes milliseconds, or seconds when
 # somebody does not answer; a rack behind one address may start at once.
 _ATTESTING: Final = 256
@@ -27,6 +29,7 @@ class Limits:
         self._tokens = Limiter(signing, "JWT signing")
         self._wits = Limiter(signing, "WIT signing")
         self._publishing = Limiter(signing, "key publishing")
+        self._downstream = Limiter(_DOWNSTREAM, "downstream")
         self._status = Limiter(_STATUS, "status posting")
         self._attesting = Slots(_ATTESTING, _ATTESTING_EACH, "attestations")
 
@@ -53,6 +56,10 @@ class Limits:
     def publishing(self, caller: Caller) -> None:
         """Count a key that somebody below us publishes. Raise RateLimited."""
         _take(self._publishing, caller, 1)
+
+    def downstream(self, entry_id: str) -> None:
+        """Count a CA or key of an entry's authority. Raise RateLimited."""
+        self._downstream.take(entry_id, time.monotonic(), 1)
 
     def status(self, caller: Caller) -> None:
         """Count a status. Raise RateLimited."""

@@ -54,6 +54,7 @@ class Downstream:
         ttl = min(read_ttl(request.preferred_ttl, self._ca_ttl), self._ca_ttl)
         key = read_csr(request.csr)
         holder = await self._holder(call)
+        self._limits.downstream(holder.entry_id)
         agent_id, key_sha256 = SpiffeId.parse(holder.agent_id), key_hash(key)
         call.audit.update(agent_id=str(agent_id), entry_id=holder.entry_id, key_sha256=key_sha256)
 
@@ -80,6 +81,7 @@ class Downstream:
         self._limits.publishing(call.caller)
         key = read_key(self._state, kind, given, self._ca_ttl)
         holder = await self._holder(call)
+        self._limits.downstream(holder.entry_id)
         call.audit.update(agent_id=holder.agent_id, entry_id=holder.entry_id, not_after=key.expires_at)
         authorize_downstream(self._state, self._policy, SpiffeId.parse(holder.agent_id), holder.entry_id, self._ca_ttl)
         call.audit["gave_way"] = await publish(self._state, kind, key, holder)

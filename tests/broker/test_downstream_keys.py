@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
@@ -28,7 +29,7 @@ from firedoor.certs import (
 from firedoor.segments import membership_of
 from firedoor.wire import admin_pb2, bundle_grpc, bundle_pb2, entry_pb2, types
 from tests.broker.below import PATH, USER, Below, identity
-from tests.broker.harness import TD, RunningBroker, running, status, until
+from tests.broker.harness import TD, RunningBroker, code_of, running, status, until
 from tests.broker.test_control import Stream, part
 from tests.broker.test_downstream import ANY, ban, delete, evict, no_longer, refusal
 
@@ -177,6 +178,24 @@ async def test_the_oldest_give_way(broker: RunningBroker) -> None:
     await publish(below, key_id="newest")
     assert "newest" in in_bundle(broker)
     assert len(broker.broker.state.downstream_keys) == MAX_KEYS + 2
+
+
+async def test_no_storm_of_news(broker: RunningBroker) -> None:
+    """Each key and CA is a generation for every sidecar: an entry has a hundred at once, and one a second."""
+    below, key = await Below.make(broker), public_key_der(generate_key(KeyType.EC_P256).public_key())
+    other = await Below.make(broker, path="/segment/registry/other")
+
+    async def again() -> str:
+        try:
+            await publish(below, key_id="theirs", public_key=key)
+        except grpc.aio.AioRpcError as error:
+            return code_of(error)
+        return "OK"
+
+    codes = await asyncio.gather(*(again() for _ in range(200)))
+    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+    assert codes.count("OK") >= 100
+    assert await publish(other)
 
 
 @pytest.mark.parametrize("cut", [ban, evict, delete, no_longer], ids=lambda cut: cut.__name__)
