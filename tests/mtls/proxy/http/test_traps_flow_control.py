@@ -23,8 +23,10 @@ WHOLE = 10 * MIB
 CANCELLED = 10_000
 # Running at once: the outbound end puts 31 on one connection (STREAMS_TOGETHER).
 AT_ONCE = 25
-# On the way in each direction when a stream is cancelled. All of them together are many times a connection's window.
+# Of each stream's bodies. All of them together are many times a connection's window (CONNECTION_WINDOW). The answers'
+# do not fit this client's window, so that they wait in the sidecars when they are cancelled.
 PART = b"x" * 10_000
+ANSWERED = b"z" * 100_000
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -47,7 +49,7 @@ def app(link: socket.socket) -> None:
                 gone.poll(30_000)
             else:
                 # Less than it says: the answer has not ended when it is cancelled.
-                link.sendall(HEAD % WHOLE + PART)
+                link.sendall(HEAD % WHOLE + ANSWERED)
                 while lines.read1(MIB):
                     pass
 
@@ -120,6 +122,8 @@ def test_trap_flow_control_leaks(make_world: MakeWorld) -> None:
                 send(peer, stream, PART)
             assert answered(peer, streams)
             for stream in streams:
+                # The end comes along with bytes that nobody has looked at yet.
+                peer.connection.send_data(stream, PART)
                 peer.connection.reset_stream(stream)
             peer.flush()
         whole(peer)
