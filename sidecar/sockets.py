@@ -61,7 +61,12 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
     # The largest request is a delegate's list of selectors.
     ("grpc.max_receive_message_length", 1024 * 1024),
+    ("grpc.max_metadata_size", 16 * 1024),
 )
+# Calls at once on one connection of a program. The head of each may cost 2.4 MiB before it is refused: 16 KiB of HPACK
+# name a field in every byte, and C-core looks at the limit on metadata when it has read them all.
+# Delegates have a stream a workload, and as many as a user may have.
+CALLS = 100
 
 
 class Sockets:
@@ -78,7 +83,7 @@ class Sockets:
 
     async def open_auth(self, api: WorkloadApi, auth: AuthApi, ready: Callable[[], bool]) -> None:
         """Serve local programs: Workload API, Auth API (by HTTP/1.1 too), health. Raise ListenError."""
-        server, anybody = self._server(), AnyProgram(api.callers, api.streams)
+        server, anybody = self._server(CALLS), AnyProgram(api.callers, api.streams)
         health_grpc.add_HealthServicer_to_server(Health(anybody, ready), server)
         add_reflection(server, anybody, _services((workload_pb2, "SpiffeWorkloadAPI"), (auth_pb2, "Auth"), _HEALTH))
         workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)
@@ -89,7 +94,7 @@ class Sockets:
 
     async def open_admin(self, reporter: Reporter, ready: Callable[[], bool], delegated: DelegatedIdentity) -> None:
         """Serve whoever runs this sidecar, and delegates. Raise ListenError."""
-        server, gate = self._server(), Gate()
+        server, gate = self._server(CALLS + self._config.max_streams), Gate()
         agent_debug_grpc.add_DebugServicer_to_server(AgentDebug(gate, reporter), server)
         agent_logger_grpc.add_LoggerServicer_to_server(AgentLogger(gate), server)
         add_reflection(server, gate, _services(*_ON_ADMIN_SOCKET))
@@ -101,8 +106,9 @@ class Sockets:
         gate.serve_on(front)
         delegated.callers.serve_on(front)
 
-    def _server(self) -> grpc.aio.Server:
-        return grpc.aio.server(interceptors=[ReadsRequests()], options=SERVER_OPTIONS)
+    def _server(self, calls: int) -> grpc.aio.Server:
+        options = (*SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls))
+        return grpc.aio.server(interceptors=[ReadsRequests()], options=options)
 
     async def _open(self, server: grpc.aio.Server, path: Path, mode: int, http1: str | None = None) -> Front:
         backend = private_address()
