@@ -132,7 +132,7 @@ async def test_an_answer_that_is_refused(broker: RunningBroker, ca: SshCa) -> No
         (lambda _: before, "PERMISSION_DENIED"),
         (lambda message: message, "INVALID_ARGUMENT"),
         (lambda _: b"{}", "INVALID_ARGUMENT"),
-        (lambda _: b" " * 2**20, "INVALID_ARGUMENT"),
+        (lambda _: b" " * 2**17, "INVALID_ARGUMENT"),
         (lambda _: None, "INVALID_ARGUMENT"),
     ):
         assert code_of(await refusal(broker, payload, answer)) == code

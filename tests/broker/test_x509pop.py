@@ -207,7 +207,7 @@ ANSWERS: dict[str, tuple[Callable[[Any], Answer], str, str]] = {
     "the challenge itself": (lambda _: lambda message: message, "INVALID_ARGUMENT", "its r is not in base64"),
     "no JSON": (lambda _: lambda _: b"{", "INVALID_ARGUMENT", "is not the JSON of its attestor"),
     "nothing": (lambda _: lambda _: b"", "INVALID_ARGUMENT", "is not the JSON of its attestor"),
-    "a megabyte": (lambda _: lambda _: b" " * 2**20, "INVALID_ARGUMENT", "longer than 4 KiB"),
+    "much": (lambda _: lambda _: b" " * 2**17, "INVALID_ARGUMENT", "longer than 4 KiB"),
     "no message": (lambda _: lambda _: None, "INVALID_ARGUMENT", "the challenge was not answered"),
 }
 

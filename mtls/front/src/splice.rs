@@ -3,6 +3,8 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,10 +21,26 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    splice_up_to(u64::MAX, a, b).await
+}
+
+/// Copy both ways until about so many bytes came from the first.
+pub(crate) async fn splice_up_to<A, B>(most: u64, a: &mut A, b: &mut B) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     let carried = Carried::default();
     let mut both = Duplex::new(&carried);
     loop {
-        let step = timeout(HALF_CLOSED, poll_fn(|context| both.poll(context, a, b))).await;
+        let copying = poll_fn(|context| {
+            let step = both.poll(context, a, b);
+            if carried.forward.load(Ordering::Relaxed) > most {
+                return Poll::Ready(Step::Failed(io::Error::other("it sends too much")));
+            }
+            step
+        });
+        let step = timeout(HALF_CLOSED, copying).await;
         match step {
             Ok(Step::Closed) => return Ok(()),
             Ok(Step::HalfClosed) => {}

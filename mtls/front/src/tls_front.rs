@@ -19,7 +19,7 @@ use crate::buffers::ReadAhead;
 use crate::control::{ControlConnection, ControlSender, GuardedStream};
 use crate::lifetime::must_end;
 use crate::live::{Caller, CallerUnknown, Live, LiveCaller, Transport};
-use crate::splice::splice;
+use crate::splice::splice_up_to;
 use crate::stats::Stats;
 use crate::threads::Threads;
 
@@ -122,6 +122,10 @@ async fn serve(serving: &Arc<Serving>, listener: &TcpListener, stopped: watch::R
     .await;
 }
 
+/// What a connection without a certificate may send. An attestation takes 100 KiB at most, and a server of gRPC may be
+/// made to use 150 bytes of memory for each that it reads (a head of HTTP/2 that names a field in every byte).
+const MOST_OF_ANYBODY: u64 = 256 * 1024;
+
 type Tls = ServerTls<ReadAhead<TcpStream>>;
 
 impl Serving {
@@ -174,6 +178,7 @@ impl Serving {
     }
 
     async fn carry(&self, mut tls: Tls, peer: Option<VerifiedPeer>, remote: String, stopped: &watch::Receiver<bool>) {
+        let most = if peer.is_some() { u64::MAX } else { MOST_OF_ANYBODY };
         let (entry, end) = self.enter(peer, remote);
         let Ok(mut server) = backend::connect(&self.config.backend, entry.name()).await else {
             return Stats::add(&self.stats.backend_failed);
@@ -183,7 +188,7 @@ impl Serving {
         }
         tokio::select! {
             // How the bytes ended is a matter of the two ends.
-            _ = splice(&mut tls, &mut server) => {}
+            _ = splice_up_to(most, &mut tls, &mut server) => {}
             () = end => {}
         }
         // The name goes before the socket that is bound to it.
