@@ -42,8 +42,16 @@ AGENT = "/spire/agent/join_token/t"
 def wire_bundle(trust: SimulatedTrustDomain, tainted: Collection[bytes] = ()) -> types.Bundle:
     roots = [types.X509Certificate(asn1=one.der, tainted=one.der in tainted) for one in trust.roots]
     wits = [types.WITKey(public_key=one.public_key, key_id=one.key_id) for one in trust.bundle.wit_keys]
+    jwts = [
+        types.JWTKey(public_key=one.public_key, key_id=one.key_id, expires_at=one.expires_at or 0)
+        for one in trust.bundle.jwt_keys
+    ]
     return types.Bundle(
-        trust_domain=trust.td.name, x509_authorities=roots, sequence_number=trust.sequence, wit_authorities=wits
+        trust_domain=trust.td.name,
+        x509_authorities=roots,
+        jwt_authorities=jwts,
+        sequence_number=trust.sequence,
+        wit_authorities=wits,
     )
 
 
