@@ -25,8 +25,9 @@ _GRACE_MS: Final = 60_000
 _MAX_PENDING: Final = 20_000
 _MAX_METADATA: Final = 16 * 1024
 # Calls at once on one connection; agents need a handful. The head of each may cost 2.4 MiB before it is refused: 16 KiB
-# of HPACK name a field in every byte, and C-core looks at the limit on metadata when it has read them all.
-_MAX_STREAMS: Final = 100
+# of HPACK name a field in every byte, and C-core looks at the limit on metadata when it has read all. So who has no
+# certificate sends few bytes (mtls/front); an agent that does so is known, and banned.
+_MAX_STREAMS: Final = 1000
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     # Listings are the caller's to page; what it takes is its own limit.

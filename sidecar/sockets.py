@@ -66,7 +66,7 @@ SERVER_OPTIONS = (
 # Calls at once on one connection of a program. The head of each may cost 2.4 MiB before it is refused: 16 KiB of HPACK
 # name a field in every byte, and C-core looks at the limit on metadata when it has read them all.
 # Delegates have a stream a workload, and as many as a user may have.
-CALLS = 100
+CALLS = 256
 
 
 class Sockets:

@@ -16,8 +16,8 @@ from tests.sidecar.conftest import Bench, entry
 from tests.sidecar.test_workload_api import HEADER
 
 A = entry("/segment/a/x", f"unix:uid:{os.geteuid()}")
-# Of the whole process, which is the attacker too: a hundred calls at once, each of which costs at most 2.4 MiB.
-MOST_MEMORY = 384 * MIB
+# Of the whole process, which is the attacker too: 256 calls at once, each of which costs at most 2.4 MiB.
+MOST_MEMORY = 768 * MIB
 
 
 @pytest.mark.timeout(180)
