@@ -14,6 +14,7 @@ mod control;
 pub mod copy;
 mod lifetime;
 mod live;
+pub mod preface;
 mod seats;
 mod splice;
 mod stats;

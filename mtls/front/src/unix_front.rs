@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -16,13 +16,11 @@ use crate::accept::{accept_all, bind_unix};
 use crate::address::{Backend, ListenError, UnixPath};
 use crate::backend;
 use crate::live::{Caller, CallerUnknown, Live, Transport};
+use crate::preface::{PREFACE, read_first};
 use crate::splice::splice;
 use crate::stats::Stats;
 use crate::threads::Threads;
 use crate::unix_peer::UnixPeer;
-
-/// What every HTTP/2 connection starts with (RFC 9113 section 3.4). No HTTP/1.1 request does.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a client may take to show which HTTP it speaks.
 const FIRST_BYTES: Duration = Duration::from_secs(5);
@@ -178,17 +176,4 @@ async fn ended(caller: &Caller) {
         Some(unix) => unix.ended().await,
         None => std::future::pending().await,
     }
-}
-
-/// Read until it is clear whether this is HTTP/2's preface.
-async fn read_first(socket: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut bytes = [0; PREFACE.len()];
-    let mut filled = 0;
-    while filled < PREFACE.len() && bytes[..filled] == PREFACE[..filled] {
-        match socket.read(&mut bytes[filled..]).await? {
-            0 => break,
-            count => filled += count,
-        }
-    }
-    Ok(bytes[..filled].to_vec())
 }

@@ -120,8 +120,16 @@ impl Accepted {
         Met { peer, address, limits }
     }
 
-    /// Decide about a verified peer. Return what the registry keeps of an admitted connection.
-    pub fn judge(&self, own: Own<'_>, met: Met, client: Option<Arc<Client>>, asked: Asked) -> Result<Admitted, Denied> {
+    /// Decide about a verified peer, and keep a place for the record if there must be one. Return what the registry
+    /// keeps of an admitted connection.
+    pub fn judge(
+        &self,
+        own: Own<'_>,
+        met: Met,
+        client: Option<Arc<Client>>,
+        asked: Asked,
+        draft: &mut Draft,
+    ) -> Result<Admitted, Denied> {
         let (common, direction, now) = (&self.spec.common, self.spec.direction(), own.now);
         let (as_id, peer_id) = (common.as_id.clone(), met.peer.id().clone());
         let (source, destination) = match direction {
@@ -133,6 +141,7 @@ impl Accepted {
         if verdict.outcome == Outcome::Denied {
             return Err(Denied::Verdict(verdict));
         }
+        draft.promise(&verdict)?;
         Ok(Admitted {
             direction,
             listener: common.name.clone(),

@@ -86,8 +86,8 @@ async fn admit(
     draft: &mut Draft,
 ) -> Result<(LocalStream, Entered), Denied> {
     accepted.claim(Who::Peer(peer.id().clone()))?;
-    let admitted = accepted.judge(own, accepted.met(own, peer, stream::peer_address(tls.tcp())), None, Asked::Tcp)?;
-    draft.promise(&admitted.verdict)?;
+    let met = accepted.met(own, peer, stream::peer_address(tls.tcp()));
+    let admitted = accepted.judge(own, met, None, Asked::Tcp, draft)?;
     let connecting = timeout(accepted.spec.common.handshake_timeout, connect(inbound)).await;
     let app = connecting.unwrap_or(Err(APP_UNREACHABLE))?;
     let live = accepted.enter(admitted).inspect_err(|_| app.reset())?;

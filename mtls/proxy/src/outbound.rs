@@ -59,11 +59,8 @@ async fn admit(
     draft.peer_address(address);
     draft.peer(peer.id(), tls.get_ref().1);
     let met = accepted.met(own, peer, address);
-    let admitted = accepted.judge(own, met, Some(Arc::new(client)), Asked::Tcp);
-    let live = admitted.and_then(|admitted| {
-        draft.promise(&admitted.verdict)?;
-        accepted.enter(admitted)
-    });
+    let admitted = accepted.judge(own, met, Some(Arc::new(client)), Asked::Tcp, draft);
+    let live = admitted.and_then(|admitted| accepted.enter(admitted));
     let live = live.inspect_err(|_| stream::reset(tls.tcp()))?;
     Ok((tls, live))
 }

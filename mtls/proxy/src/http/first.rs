@@ -6,9 +6,8 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use firedoor_front::preface::{self, PREFACE};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream of which the first bytes were read already.
 pub(super) struct Begun<IO> {
@@ -29,15 +28,7 @@ impl<IO> Begun<IO> {
 
 /// Read until it is clear whether this is HTTP/2's preface; say so.
 pub(super) async fn read_first<IO: AsyncRead + Unpin>(mut io: IO) -> io::Result<(bool, Begun<IO>)> {
-    let mut first = vec![0; PREFACE.len()];
-    let mut filled = 0;
-    while filled < PREFACE.len() && first[..filled] == PREFACE[..filled] {
-        match io.read(&mut first[filled..]).await? {
-            0 => break,
-            count => filled += count,
-        }
-    }
-    first.truncate(filled);
+    let first = preface::read_first(&mut io).await?;
     Ok((first == PREFACE, Begun { first, io }))
 }
 
@@ -86,6 +77,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Begun<IO> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[tokio::test]

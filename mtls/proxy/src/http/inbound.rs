@@ -175,11 +175,8 @@ impl Link {
         let proof = self.met.peer.recheck(own.identity, own.now);
         proof.map_err(|error| Refusal::forbidden(error.code.as_str()))?;
         let head = read(&accepted.spec.common, parts, draft)?;
-        let admitted = accepted.judge(own, self.met.clone(), None, head.asked.clone());
-        let live = admitted.and_then(|admitted| {
-            draft.promise(&admitted.verdict)?;
-            accepted.enter(admitted)
-        });
+        let admitted = accepted.judge(own, self.met.clone(), None, head.asked.clone(), draft);
+        let live = admitted.and_then(|admitted| accepted.enter(admitted));
         Ok((head, live.map_err(Refusal::forbidden)?))
     }
 

@@ -166,11 +166,8 @@ impl Link {
         let own = accepted.later(own);
         draft.peer_address(peer.met.address);
         draft.link(peer.met.peer.id(), &peer.correlation);
-        let admitted = accepted.judge(own, peer.met.clone(), Some(self.client.clone()), head.asked.clone());
-        let live = admitted.and_then(|admitted| {
-            draft.promise(&admitted.verdict)?;
-            accepted.enter(admitted)
-        });
+        let admitted = accepted.judge(own, peer.met.clone(), Some(self.client.clone()), head.asked.clone(), draft);
+        let live = admitted.and_then(|admitted| accepted.enter(admitted));
         Ok((head, peer, live.map_err(Refusal::forbidden)?))
     }
 
