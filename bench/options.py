@@ -46,8 +46,8 @@ def parse(words: list[str] | None = None) -> Options:
         "--entries",
         type=_numbers,
         metavar="N,M",
-        default=(10, 1000, 100_000),
-        help="entries of the agent in table e, rising (default: 10,1000,100000; the last takes minutes)",
+        default=(10, 1000, 5000),
+        help="entries of the agent in table e, rising (default: 10,1000,5000; a spire-server needs long for many)",
     )
     parser.add_argument("--output", choices=("text", "json"), default="text")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the tables as Markdown")
