@@ -37,6 +37,7 @@ from firedoor.certs import (
 if TYPE_CHECKING:
     from firedoor.broker.audit import Audit
     from firedoor.broker.state import State
+    from firedoor.broker.upstream import Upstream
     from firedoor.certs.authority import Kind, SlotName
 
 _log = logging.getLogger("firedoor.broker.authority")
@@ -67,8 +68,17 @@ class Manager(Generic[I]):
     label: ClassVar[str]
     what: ClassVar[str]
 
-    def __init__(self, state: State, keys: KeyManager, key_type: KeyType, ttl: int, audit: Audit) -> None:
+    def __init__(
+        self,
+        state: State,
+        keys: KeyManager,
+        key_type: KeyType,
+        ttl: int,
+        audit: Audit,
+        upstream: Upstream | None = None,
+    ) -> None:
         self._state, self._keys, self._key_type, self._ttl, self._audit = state, keys, key_type, ttl, audit
+        self._upstream = upstream
         self._slots = AuthoritySlots()
         self._issuer: I | None = None
         self._lock = asyncio.Lock()

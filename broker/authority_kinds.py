@@ -22,7 +22,6 @@ from firedoor.certs import (
     CertsError,
     JwtIssuer,
     JwtKey,
-    KeyManager,
     KeyType,
     PrivateKey,
     Status,
@@ -39,9 +38,7 @@ from firedoor.certs.authority import SlotName, key_id
 from firedoor.certs.certificate import read_certificate
 
 if TYPE_CHECKING:
-    from firedoor.broker.audit import Audit
-    from firedoor.broker.state import State
-    from firedoor.broker.upstream import Upstream
+    pass
 
 # A root stays in the bundle for a day after its end, as in SPIRE, so that nobody's clock makes a difference.
 _PRUNE_AFTER: Final = 86400
@@ -58,20 +55,8 @@ class AuthorityManager(Manager[X509Issuer]):
     label = "X.509"
     what = "root CA"
     _prune_at = 0
-
-    def __init__(
-        self,
-        state: State,
-        keys: KeyManager,
-        key_type: KeyType,
-        ttl: int,
-        audit: Audit,
-        upstream: Upstream | None = None,
-    ) -> None:
-        super().__init__(state, keys, key_type, ttl, audit)
-        self._upstream = upstream
-        # Above the authority that was made last.
-        self._roots: tuple[bytes, ...] = ()
+    # Above the authority that was made last.
+    _roots: tuple[bytes, ...] = ()
 
     async def tick(self) -> None:
         """Do what is due now."""
@@ -213,18 +198,6 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
     kind: ClassVar[Literal["jwt", "wit"]] = "jwt"
     label = "JWT"
     what = "key"
-
-    def __init__(
-        self,
-        state: State,
-        keys: KeyManager,
-        key_type: KeyType,
-        ttl: int,
-        audit: Audit,
-        upstream: Upstream | None = None,
-    ) -> None:
-        super().__init__(state, keys, key_type, ttl, audit)
-        self._upstream = upstream
 
     def _make(self, slot: SlotName, at: int) -> Authority:
         public = public_key_der(self._keys.generate(key_id(self.kind, slot), self._key_type).public_key())

@@ -39,10 +39,10 @@ def from_base64(text: object) -> bytes:
     return data
 
 
-def read_message(message: bytes, code: str) -> dict[str, Any]:
-    """Read a challenge or an answer. Raise EvidenceError with this code."""
-    if len(message) > MAX_MESSAGE_BYTES:
-        raise EvidenceError(code, f"it is longer than {MAX_MESSAGE_BYTES // 1024} KiB")
+def read_message(message: bytes, code: str, most: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
+    """Read evidence, a challenge or an answer, of at most so many bytes. Raise EvidenceError with this code."""
+    if len(message) > most:
+        raise EvidenceError(code, f"it is longer than {most // 1024} KiB")
     try:
         return read_object(message)
     except ValueError:

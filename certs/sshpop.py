@@ -30,7 +30,6 @@ from firedoor.certs.evidence import (
     to_base64,
     to_json,
 )
-from firedoor.certs.jose import read_object
 from firedoor.certs.keys import MAX_RSA_BITS
 from firedoor.certs.ssh_certificate import MAX_SSH_CERTIFICATE_BYTES, Fields, SshKey
 
@@ -61,12 +60,7 @@ def write_ssh_evidence(certificate: bytes) -> bytes:
 
 def read_ssh_evidence(payload: bytes) -> bytes:
     """Return the certificate as on the wire. Raise EvidenceError."""
-    if len(payload) > _MAX_EVIDENCE_BYTES:
-        raise EvidenceError("malformed_evidence", f"it is longer than {_MAX_EVIDENCE_BYTES // 1024} KiB")
-    try:
-        found = read_object(payload).get("Certificate")
-    except ValueError:
-        raise EvidenceError("malformed_evidence") from None
+    found = read_message(payload, "malformed_evidence", _MAX_EVIDENCE_BYTES).get("Certificate")
     if not found:
         raise EvidenceError("no_certificate")
     try:

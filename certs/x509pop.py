@@ -32,7 +32,6 @@ from firedoor.certs.evidence import (
     to_base64,
     to_json,
 )
-from firedoor.certs.jose import read_object
 from firedoor.certs.keys import MAX_RSA_BITS, PrivateKey
 from firedoor.certs.node_certificate import MAX_INTERMEDIATES, NodeKey
 
@@ -51,12 +50,7 @@ def write_evidence(chain: Sequence[bytes]) -> bytes:
 
 def read_evidence(payload: bytes) -> tuple[bytes, ...]:
     """Return the certificates, DER. Raise EvidenceError."""
-    if len(payload) > MAX_EVIDENCE_BYTES:
-        raise EvidenceError("malformed_evidence", f"it is longer than {MAX_EVIDENCE_BYTES // 1024} KiB")
-    try:
-        found = read_object(payload).get("certificates")
-    except ValueError:
-        raise EvidenceError("malformed_evidence") from None
+    found = read_message(payload, "malformed_evidence", MAX_EVIDENCE_BYTES).get("certificates")
     if not found:
         raise EvidenceError("no_certificate")
     if not isinstance(found, list):

@@ -17,6 +17,7 @@ from firedoor.certs import (
     verify_ssh_certificate,
     write_ssh_evidence,
 )
+from tests.fuzz.bytes_changed import altered, places
 from tests.node_pki import NOW
 from tests.ssh_ca import SshCa, rsa_blob
 
@@ -30,15 +31,6 @@ KEY = ec.generate_private_key(ec.SECP384R1())
 HOSTS = (CA.host("a", "b"), CA.host("a", key=KEY), CA.host("a", public=rsa_blob(2048)))
 ANSWER = SshChallenge.of(bytes(32)).answer(KEY, bytes(32))
 SECONDS = 2.0
-
-places = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6)
-
-
-def altered(data: bytes, changes: list[tuple[int, int]]) -> bytes:
-    found = bytearray(data)
-    for place, value in changes:
-        found[place % len(found)] = value
-    return bytes(found)
 
 
 def show(payload: bytes) -> bool:

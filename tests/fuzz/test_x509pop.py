@@ -18,6 +18,7 @@ from firedoor.certs import (
     verify_node_certificate,
     write_evidence,
 )
+from tests.fuzz.bytes_changed import altered, places
 from tests.node_pki import NOW, NodePki
 
 # About this many examples a second; without a time to fill, a quick look.
@@ -32,15 +33,6 @@ HELD = PKI.node("gpu-1", issuer=PKI.ca("Between", issuer=PKI.root), uris=URIS, d
 KEY = ec.generate_private_key(ec.SECP256R1())
 ANSWER = Challenge.to(KEY.public_key(), bytes(32)).answer(KEY, bytes(32))
 SECONDS = 2.0
-
-places = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6)
-
-
-def altered(data: bytes, changes: list[tuple[int, int]]) -> bytes:
-    found = bytearray(data)
-    for place, value in changes:
-        found[place % len(found)] = value
-    return bytes(found)
 
 
 def show(payload: bytes) -> None:
