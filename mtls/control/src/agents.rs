@@ -56,8 +56,10 @@ impl Agents {
         let Some(agent) = self.lock().remove(id) else {
             return 0;
         };
+        // Counted before the cut: its streams may be gone a moment later.
+        let streams = agent.streams.load(Ordering::Relaxed);
         agent.cut.send_replace(true);
-        agent.streams.load(Ordering::Relaxed)
+        streams
     }
 
     /// Streams that live.
