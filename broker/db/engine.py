@@ -18,7 +18,6 @@ than signing does, most of it in threads that hand the interpreter's lock to eac
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import queue
 import threading
@@ -32,18 +31,18 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
+from firedoor.broker.db.appender import Appender, Row
 from firedoor.broker.errors import DatabaseError
 from firedoor.broker.files import make_private_file
 
 T = TypeVar("T")
-Row = dict[str, Any]
 _log = logging.getLogger("firedoor.broker.db")
 
 # More jobs in one commit save nothing measurable and make the first one wait.
 _GROUP: Final = 64
 _READERS: Final = 2
 # How long rows wait for others that come at the same time, when the last ones had company: until none came for so long,
-_GATHER_SECONDS: Final = 0.001
+_GATHER_SECONDS: Final = 0.002
 # and no longer than this, or until there is a group.
 _GATHER_MOST_SECONDS: Final = 0.01
 # Another process (a backup) may hold the lock for a moment.
@@ -79,7 +78,7 @@ class Database:
         self._gathered: list[_Job] = []
         self._together = 1
         # The writer thread's own.
-        self._appending: Connection | None = None
+        self._appender = Appender(self._engine)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="db-read")
         self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._writer.start()
@@ -156,8 +155,7 @@ class Database:
                 self._deliver(self._append(appends))
             if last:
                 break
-        if self._appending is not None:
-            self._appending.close()
+        self._appender.close()
 
     def _next_group(self) -> tuple[list[_Job], bool]:
         jobs = self._jobs.get()
@@ -188,28 +186,16 @@ class Database:
 
     def _append(self, group: Sequence[_Job]) -> list[_Outcome]:
         """Insert the rows of all together; when that fails, those of each alone."""
-        by_statement: dict[Insert | None, list[Row]] = {}
+        by_statement: dict[Insert, list[Row]] = {}
         for job in group:
-            by_statement.setdefault(job.into, []).extend(job.rows)
+            if job.into is not None:
+                by_statement.setdefault(job.into, []).extend(job.rows)
         try:
-            # Kept open: taking a connection out of the pool costs as much as the insert.
-            if self._appending is None:
-                self._appending = self._engine.connect()
-            with self._appending.begin():
-                for into, rows in by_statement.items():
-                    _insert(self._appending, into, rows)
+            self._appender.insert(by_statement)
         except Exception as error:  # noqa: BLE001 - each job is told what happened to its own
             _log.debug("rows could not be inserted together: %s", error)
-            self._drop_appending()
             return [outcome for job in group for outcome in self._commit([job])]
         return [_Outcome(job) for job in group]
-
-    def _drop_appending(self) -> None:
-        broken, self._appending = self._appending, None
-        if broken is not None:
-            with contextlib.suppress(SQLAlchemyError):
-                broken.invalidate()
-            broken.close()
 
     def _deliver(self, outcomes: list[_Outcome]) -> None:
         try:
@@ -218,8 +204,8 @@ class Database:
             _log.debug("the event loop is gone; %d answers have nobody to go to", len(outcomes))
 
 
-def _insert(connection: Connection, into: Insert | None, rows: Sequence[Row]) -> None:
-    if into is not None and rows:
+def _insert(connection: Connection, into: Insert, rows: Sequence[Row]) -> None:
+    if rows:
         connection.execute(into, rows)
 
 

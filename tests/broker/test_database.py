@@ -102,6 +102,16 @@ async def test_rows_of_all_who_wait_go_together_and_a_bad_one_alone(database: Da
     assert await count(database) == 203
 
 
+async def test_many_rows_are_all_there_or_none(database: Database) -> None:
+    """More than one statement takes."""
+    into, many = insert(bundles), [row(f"n{i}") for i in range(200)]
+    with pytest.raises(DatabaseError):
+        await database.append(into, [*many, row("n0")])
+    assert await count(database) == 0
+    await database.append(into, many)
+    assert await count(database) == 200
+
+
 async def test_rows_wait_for_company_only_when_there_was_some(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
