@@ -51,6 +51,7 @@ from firedoor.broker.state import State
 from firedoor.broker.upstream import Upstream
 from firedoor.broker.upstream.disk import DiskUpstream, UpstreamFiles
 from firedoor.broker.upstream.spire import SpireUpstream
+from firedoor.broker.upstream.vault import UpstreamVault, VaultUpstream
 from firedoor.broker.vouchers import CaFiles, OwnSvids, Vouchers
 from firedoor.broker.web import Web
 from firedoor.broker.x509pop import X509PopAttestor
@@ -159,6 +160,8 @@ class Broker:
             return None
         if isinstance(config.upstream, UpstreamFiles):
             return DiskUpstream(config.upstream, config.trust_domain)
+        if isinstance(config.upstream, UpstreamVault):
+            return VaultUpstream(config.upstream, config.trust_domain)
         above = SpireUpstream(config.upstream.server, config.upstream.workload_api, config.trust_domain)
         self._stack.callback(above.close)
         self.state.knows_all_below = False

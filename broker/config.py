@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from firedoor.broker import attestor_config, endpoint_config, values
+from firedoor.broker import attestor_config, endpoint_config, upstream_config, values
 from firedoor.broker.attestor_config import SshPopRules, X509PopRules
 from firedoor.broker.endpoint_config import BundleEndpoint, Oidc
 from firedoor.broker.entry import is_reserved
@@ -33,9 +33,8 @@ from firedoor.broker.ratelimit import Rate
 from firedoor.broker.relationship_file import read_relationships
 from firedoor.broker.sshpop import read_authority_files
 from firedoor.broker.upstream.disk import UpstreamFiles
-from firedoor.broker.upstream.spire import UpstreamServer
+from firedoor.broker.upstream.vault import UpstreamVault
 from firedoor.broker.vouchers import read_ca_files
-from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import CertsError, KeyType, SpiffeId, TrustDomain
 from firedoor.segments import PolicyErrors, SettingsError
 from firedoor.segments.setting_values import choice, duration, host_port, integer, metrics, number, text
@@ -80,13 +79,7 @@ OPTIONS: Final = (
     _option("log.level", "debug|info|warning|error", "how much is logged"),
     *attestor_config.options(ENVIRONMENT),
     *endpoint_config.options(ENVIRONMENT),
-    _option(
-        "upstream.certificate", "FILE", "a CA that signs this broker's: its certificate and those below the root, PEM"
-    ),
-    _option("upstream.key", "FILE", "that CA's key, PEM"),
-    _option("upstream.server", "HOST:PORT", "a spire-server, or another broker, that signs this broker's CAs instead"),
-    _option("upstream.workload_api", "PATH", "the socket of an agent of that server, beside this broker"),
-    _option("upstream.bundle", "FILE", "the roots above that CA, PEM; needed unless it is a root"),
+    *upstream_config.options(ENVIRONMENT),
     _option("rate_limits.attestation", "N", "attestations a second and address"),
     _option("rate_limits.attestation_burst", "N", "attestations at once"),
     _option("rate_limits.signing", "N", "signatures a second and address"),
@@ -128,7 +121,7 @@ class Config:
     oidc: Oidc | None
     federation_relationships: Path | None
     # None: the broker is a root itself.
-    upstream: UpstreamFiles | UpstreamServer | None
+    upstream: upstream_config.Upstream | None
     attestation: Rate
     signing: Rate
 
@@ -187,7 +180,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         http_challenge=attestor_config.http_challenge(top),
         bundle_endpoint=bundle_endpoint,
         oidc=endpoint_config.oidc(top.section("oidc"), jwt_issuer, bundle_endpoint),
-        upstream=_upstream(top.section("upstream")),
+        upstream=upstream_config.upstream(top.section("upstream")),
         federation_relationships=top.section("federation").parse("relationships", values.path, None),
         # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
         attestation=_rate(top, "attestation", Rate(1.0, 100)),
@@ -206,24 +199,6 @@ def _admin_id(text: str) -> SpiffeId:
     if not found.path or is_reserved(found):
         raise ValueError(f"{text} is no workload's ID: it has no path, or lies below /spire")
     return found
-
-
-def _upstream(section: Section) -> UpstreamFiles | UpstreamServer | None:
-    certificate, key, bundle = (section.parse(name, values.path, None) for name in ("certificate", "key", "bundle"))
-    server, socket = section.parse("server", host_port, None), section.parse("workload_api", values.socket_path, None)
-    if server is not None or socket is not None:
-        hint = "; a server upstream is an address, and the socket of an agent of it"
-        if certificate or key or bundle:
-            section.findings.add(
-                section.at("server"), section.path("server"), "stands beside a CA in files; choose one"
-            )
-        asked = section.require("server", host_port, "", hint)
-        return UpstreamServer(asked, section.require("workload_api", values.socket_path, Path(), hint))
-    if certificate is None and key is None and bundle is None:
-        return None
-    hint = "; a CA upstream is a certificate and its key"
-    needed = [section.require(name, values.path, Path(), hint) for name in ("certificate", "key")]
-    return UpstreamFiles(CertificateFiles("upstream", *needed), bundle)
 
 
 def _rate(top: Section, what: str, default: Rate) -> Rate:
@@ -276,6 +251,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
             yield files.read
     if isinstance(config.upstream, UpstreamFiles):
         yield partial(config.upstream.read, config.trust_domain)
+    if isinstance(config.upstream, UpstreamVault):
+        yield partial(config.upstream.check, config.trust_domain)
     if config.federation_relationships is not None:
         yield partial(read_relationships, config.federation_relationships, config.trust_domain)
 

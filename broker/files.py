@@ -21,6 +21,8 @@ from firedoor.broker.errors import StorageError
 
 # sun_path holds 108 bytes and its end (unix(7)).
 MAX_SOCKET_PATH: Final = 107
+# What a secret's file must not let: reading by everybody, writing by anybody but its owner.
+OPEN_TO_OTHERS: Final = stat.S_IRWXO | stat.S_IWGRP
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

@@ -7,7 +7,6 @@ They are looked at every second. Files that do not go together, as in the middle
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from firedoor.broker.errors import ConfigError
-from firedoor.broker.files import stamp
+from firedoor.broker.files import OPEN_TO_OTHERS, stamp
 
 _MAX_FILE: Final = 256 * 1024
 _DER: Final = serialization.Encoding.DER
@@ -75,7 +74,7 @@ class CertificateFiles:
     def _bytes(self, key: str, path: Path, *, secret: bool = False) -> bytes:
         try:
             with path.open("rb") as file:
-                if secret and os.fstat(file.fileno()).st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+                if secret and os.fstat(file.fileno()).st_mode & OPEN_TO_OTHERS:
                     raise self._wrong(key, path, "is open to others; chmod 0600 it")
                 data = file.read(_MAX_FILE + 1)
         except OSError as error:

@@ -108,7 +108,7 @@ def layered(
     names = {key.text: key for key, _ in file.entries}
     for option in options:
         if option.name in given:
-            _place(tree, option, _parse(*given[option.name], several=option.several))
+            _place(tree, option.key, _parse(*given[option.name], several=option.several))
     entries = tuple((names.get(key, _word(key, node)), node) for key, node in tree.items())
     return Section(yaml_text.Mapping(file.at, entries), "", [option.key for option in options], findings)
 
@@ -135,15 +135,17 @@ def _parse(place: str, text: str, *, several: bool) -> yaml_text.Node:
     return yaml_text.Scalar(at, text, "text")
 
 
-def _place(tree: dict[str, yaml_text.Node], option: Option, node: yaml_text.Node) -> None:
-    outer, _, inner = option.key.partition(".")
+def _place(tree: dict[str, yaml_text.Node], key: str, node: yaml_text.Node) -> None:
+    outer, _, inner = key.partition(".")
     if not inner:
         tree[outer] = node
         return
     old = tree.get(outer)
     entries = old.entries if isinstance(old, yaml_text.Mapping) else ()
-    kept = tuple((key, value) for key, value in entries if key.text != inner)
-    tree[outer] = yaml_text.Mapping(old.at if old else node.at, (*kept, (_word(inner, node), node)))
+    below, names = {name.text: value for name, value in entries}, {name.text: name for name, _ in entries}
+    _place(below, inner, node)
+    put = tuple((names.get(text, _word(text, value)), value) for text, value in below.items())
+    tree[outer] = yaml_text.Mapping(old.at if old else node.at, put)
 
 
 def _word(text: str, node: yaml_text.Node) -> yaml_text.Scalar:
