@@ -218,7 +218,11 @@ class Broker:
         front = self.core.unix_front(path=str(config.admin_socket), backend=admin_address, mode=0o600)
         admin.attach(front.caller)
         self.front = self.core.tls_front(
-            listen=config.listen, as_id=str(state.server_id), backend=network_address, control=control
+            listen=config.listen,
+            as_id=str(state.server_id),
+            backend=network_address,
+            control=control,
+            anonymous=config.anonymous_connections,
         )
         network.attach(self.front.caller)
         self.listen = self.front.address

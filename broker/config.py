@@ -80,6 +80,11 @@ OPTIONS: Final = (
     *attestor_config.options(ENVIRONMENT),
     *endpoint_config.options(ENVIRONMENT),
     *upstream_config.options(ENVIRONMENT),
+    _option(
+        "anonymous_connections",
+        "N",
+        "connections of callers without a certificate at once, an eighth of them for one address",
+    ),
     _option("rate_limits.attestation", "N", "attestations a second and address"),
     _option("rate_limits.attestation_burst", "N", "attestations at once"),
     _option("rate_limits.signing", "N", "signatures a second and address"),
@@ -122,6 +127,8 @@ class Config:
     federation_relationships: Path | None
     # None: the broker is a root itself.
     upstream: upstream_config.Upstream | None
+    # Each may cost 40 MiB of memory for a moment; raise it where many nodes share an address.
+    anonymous_connections: int
     attestation: Rate
     signing: Rate
 
@@ -182,6 +189,7 @@ def _parse(top: Section, findings: Findings) -> Config:
         oidc=endpoint_config.oidc(top.section("oidc"), jwt_issuer, bundle_endpoint),
         upstream=upstream_config.upstream(top.section("upstream")),
         federation_relationships=top.section("federation").parse("relationships", values.path, None),
+        anonymous_connections=top.parse("anonymous_connections", integer(1, 65536), 64),
         # SPIRE allows one attestation a second and address. A machine with several sidecars starts them at once.
         attestation=_rate(top, "attestation", Rate(1.0, 100)),
         signing=_rate(top, "signing", Rate(500.0, 1000)),

@@ -259,8 +259,13 @@ class Core:
         backend: str,
         control: ControlServer | None = None,
         client: Literal["optional", "required"] = "optional",
+        anonymous: int = 64,
+        anonymous_seconds: float = 60.0,
     ) -> Front:
         """Open a TLS 1.3 front as identity `as_id` (ALPN h2) before a private server of this process.
+
+        Callers without a certificate share `anonymous` connections, an eighth of them for one address at most; more
+        wait, 10 s each. Such a connection lives `anonymous_seconds` and sends 256 KiB at most.
 
         `backend` is a `private_address()`, or the path of a Unix socket in a 0700 folder. A program of our own user in
         another network namespace reaches the path, and can pass for a live caller there; prefer the former.

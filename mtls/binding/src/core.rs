@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use firedoor_front::{
-    self as front, Backend, ConnectorConfig, ListenError, Shown, Stats, Threads, TlsFront, TlsFrontConfig, UnixFront,
-    UnixFrontConfig, UnixPath, Wake, WebFrontConfig, Workload,
+    self as front, Anybody, Backend, ConnectorConfig, ListenError, Shown, Stats, Threads, TlsFront, TlsFrontConfig,
+    UnixFront, UnixFrontConfig, UnixPath, Wake, WebFrontConfig, Workload,
 };
 use firedoor_identity::{Checked, ClientAuth, MaterialStore, SpiffeId};
 use firedoor_policy::Engine;
@@ -94,7 +94,10 @@ impl Core {
         published.map_err(|refused| errors::material(&refused))
     }
 
-    #[pyo3(signature = (*, listen, as_id, backend, control=None, client="optional"))]
+    #[pyo3(signature = (
+        *, listen, as_id, backend, control=None, client="optional", anonymous=64, anonymous_seconds=60.0
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn tls_front(
         &self,
         py: Python<'_>,
@@ -103,14 +106,19 @@ impl Core {
         backend: &str,
         control: Option<Py<ControlServer>>,
         client: &str,
+        anonymous: usize,
+        anonymous_seconds: f64,
     ) -> PyResult<Front> {
         self.0.check_running()?;
+        let lifetime = Duration::try_from_secs_f64(anonymous_seconds)
+            .map_err(|error| errors::base("bad_argument", format!("anonymous_seconds: {error}")))?;
         let config = TlsFrontConfig {
             listen,
             as_id: spiffe_id(as_id)?,
             backend: self::backend(backend)?,
             control: control.map(|control| control.get().sender()),
             auth: client_auth(client)?,
+            anybody: Anybody { most: anonymous, lifetime },
         };
         let core = &self.0;
         let opened = py.detach(|| TlsFront::open(config, core.store.clone(), core.stats.clone(), &core.threads));

@@ -35,7 +35,7 @@ pub use live::{Caller, CallerUnknown, Transport};
 pub use stats::Stats;
 pub use sys::watch_readable;
 pub use threads::Threads;
-pub use tls_front::{TlsFront, TlsFrontConfig};
+pub use tls_front::{Anybody, TlsFront, TlsFrontConfig};
 pub use unix_front::{UnixFront, UnixFrontConfig, Workload};
 pub use unix_peer::{UnixPeer, Untellable};
 pub use wake::{Wake, WakeSource};

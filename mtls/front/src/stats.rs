@@ -29,6 +29,10 @@ counters! {
     certificates_refused,
     /// Connections without a client certificate.
     anonymous,
+    /// Of these, those for which no seat came free in time.
+    anonymous_crowded,
+    /// Of these, those that were cut because they took too long.
+    anonymous_slow,
     /// Connections whose ALPN nobody serves.
     alpn_refused,
     /// Unix callers that cannot be told: of another PID namespace or user namespace.

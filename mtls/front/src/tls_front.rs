@@ -2,6 +2,7 @@
 //! The TLS front: one TCP port, mutual TLS 1.3, and by ALPN either the private server or the control server.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::buffers::ReadAhead;
 use crate::control::{ControlConnection, ControlSender, GuardedStream};
 use crate::lifetime::must_end;
 use crate::live::{Caller, CallerUnknown, Live, LiveCaller, Transport};
+use crate::seats::Seats;
 use crate::splice::splice_up_to;
 use crate::stats::Stats;
 use crate::threads::Threads;
@@ -44,6 +46,16 @@ pub struct TlsFrontConfig {
     pub backend: Backend,
     pub control: Option<ControlSender>,
     pub auth: ClientAuth,
+    pub anybody: Anybody,
+}
+
+/// What callers without a certificate are given: they may be anybody, and what they send costs the private server.
+#[derive(Clone, Copy, Debug)]
+pub struct Anybody {
+    /// Connections at once; one address has an eighth at most. More wait.
+    pub most: usize,
+    /// How long one lives.
+    pub lifetime: Duration,
 }
 
 /// An open TLS front. Dropping it does not close it; `stop` does.
@@ -60,6 +72,7 @@ struct Serving {
     store: Arc<MaterialStore>,
     stats: Arc<Stats>,
     live: Arc<Live>,
+    seats: Arc<Seats>,
 }
 
 impl TlsFront {
@@ -76,7 +89,8 @@ impl TlsFront {
         let listener = bind_tcp(&config.listen)?;
         let address = listener.local_addr().map_err(|error| ListenError::Bind(config.listen.clone(), error))?;
         let (live, stop) = (Live::new(stats.clone()), watch::Sender::new(false));
-        let serving = Arc::new(Serving { config, store, stats, live: live.clone() });
+        let seats = Seats::new(config.anybody.most);
+        let serving = Arc::new(Serving { config, store, stats, live: live.clone(), seats });
         let stopped = stop.subscribe();
         threads.control().spawn(async move {
             match TcpListener::from_std(listener) {
@@ -116,7 +130,7 @@ async fn serve(serving: &Arc<Serving>, listener: &TcpListener, stopped: watch::R
         stopped.clone(),
         |(socket, remote)| {
             Stats::add(&serving.stats.front_accepted);
-            runtime.spawn(serving.clone().connection(socket, remote.to_string(), stopped.clone()));
+            runtime.spawn(serving.clone().connection(socket, remote, stopped.clone()));
         },
     )
     .await;
@@ -126,10 +140,13 @@ async fn serve(serving: &Arc<Serving>, listener: &TcpListener, stopped: watch::R
 /// made to use 150 bytes of memory for each that it reads (a head of HTTP/2 that names a field in every byte).
 const MOST_OF_ANYBODY: u64 = 256 * 1024;
 
+/// How long a connection without a certificate waits for a seat, and costs a TLS session meanwhile.
+const SEAT_TIMEOUT: Duration = Duration::from_secs(10);
+
 type Tls = ServerTls<ReadAhead<TcpStream>>;
 
 impl Serving {
-    async fn connection(self: Arc<Self>, socket: TcpStream, remote: String, mut stopped: watch::Receiver<bool>) {
+    async fn connection(self: Arc<Self>, socket: TcpStream, remote: SocketAddr, mut stopped: watch::Receiver<bool>) {
         if tune(&socket).is_err() {
             return;
         }
@@ -142,13 +159,11 @@ impl Serving {
             Ok(Err(error)) => return self.count_failure(&error),
             Err(_) => return Stats::add(&self.stats.handshakes_failed),
         };
-        if peer.is_none() {
-            Stats::add(&self.stats.anonymous);
-        }
         let protocol = tls.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
         match (protocol.as_deref(), peer) {
-            (Some(H2), peer) => self.carry(tls, peer, remote, &stopped).await,
-            (Some(CONTROL), Some(peer)) => self.hand_over(tls, peer, remote),
+            (Some(H2), Some(peer)) => self.carry(tls, Some(peer), remote, &stopped).await,
+            (Some(H2), None) => self.carry_anybody(tls, remote, &mut stopped).await,
+            (Some(CONTROL), Some(peer)) => self.hand_over(tls, peer, remote.to_string()),
             _ => Stats::add(&self.stats.alpn_refused),
         }
     }
@@ -177,9 +192,30 @@ impl Serving {
         (entry, end)
     }
 
-    async fn carry(&self, mut tls: Tls, peer: Option<VerifiedPeer>, remote: String, stopped: &watch::Receiver<bool>) {
+    async fn carry_anybody(&self, tls: Tls, remote: SocketAddr, stopped: &mut watch::Receiver<bool>) {
+        Stats::add(&self.stats.anonymous);
+        let seat = tokio::select! {
+            seat = self.seats.wait(remote.ip(), SEAT_TIMEOUT) => seat,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        if seat.is_none() {
+            return Stats::add(&self.stats.anonymous_crowded);
+        }
+        if timeout(self.config.anybody.lifetime, self.carry(tls, None, remote, stopped)).await.is_err() {
+            Stats::add(&self.stats.anonymous_slow);
+        }
+        drop(seat);
+    }
+
+    async fn carry(
+        &self,
+        mut tls: Tls,
+        peer: Option<VerifiedPeer>,
+        remote: SocketAddr,
+        stopped: &watch::Receiver<bool>,
+    ) {
         let most = if peer.is_some() { u64::MAX } else { MOST_OF_ANYBODY };
-        let (entry, end) = self.enter(peer, remote);
+        let (entry, end) = self.enter(peer, remote.to_string());
         let Ok(mut server) = backend::connect(&self.config.backend, entry.name()).await else {
             return Stats::add(&self.stats.backend_failed);
         };

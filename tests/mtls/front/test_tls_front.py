@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -52,6 +53,51 @@ async def test_server_learns_who_calls(front: mtls.Front, td: SimulatedTrustDoma
 async def test_no_certificate_is_anonymous(front: mtls.Front, td: SimulatedTrustDomain) -> None:
     told = await am(tls_channel(front.address, roots_pem(td)))
     assert (told["transport"], told["spiffe_id"], told["serial"]) == ("tls", None, None)
+
+
+async def test_callers_without_a_certificate_share_few_connections(
+    core: mtls.Core, td: SimulatedTrustDomain, who: WhoServer
+) -> None:
+    core.publish(material(td, td.svid(SERVER, dns_names=["localhost"])))
+    address = open_to_anybody(core, who, anonymous=16)
+    (first, _), _ = [await holding(address, td) for _ in range(2)]
+    # One address has an eighth of all. The third waits, whoever has a certificate does not.
+    third = asyncio.ensure_future(am(tls_channel(address, roots_pem(td))))
+    assert (await am(tls_channel(address, roots_pem(td), td.svid(CLIENT))))["spiffe_id"]
+    await eventually(lambda: core.stats()["anonymous"] == 3)
+    assert not third.done()
+    assert who.open == 2
+    await first.close()
+    assert (await third)["spiffe_id"] is None
+    assert core.stats()["anonymous_crowded"] == 0
+
+
+async def test_callers_without_a_certificate_are_cut_after_a_while(
+    core: mtls.Core, td: SimulatedTrustDomain, who: WhoServer
+) -> None:
+    core.publish(material(td, td.svid(SERVER, dns_names=["localhost"])))
+    address = open_to_anybody(core, who, anonymous=1, anonymous_seconds=0.5)
+    _, held = await holding(address, td)
+    # Who waits for the seat gets it then.
+    assert (await am(tls_channel(address, roots_pem(td))))["spiffe_id"] is None
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await held.read()
+    assert caught.value.code() == UNAVAILABLE
+    assert core.stats()["anonymous_slow"] >= 1
+
+
+def open_to_anybody(core: mtls.Core, who: WhoServer, **limits: Any) -> str:
+    """Open a front with limits for callers without a certificate."""
+    who.front = core.tls_front(listen="127.0.0.1:0", as_id=f"spiffe://td{SERVER}", backend=who.backend, **limits)
+    return who.front.address
+
+
+async def holding(address: str, td: SimulatedTrustDomain) -> tuple[grpc.aio.Channel, Any]:
+    """Open a connection without a certificate, and a call on it that lasts."""
+    channel = tls_channel(address, roots_pem(td))
+    call = channel.unary_stream("/t.Who/Hold")(b"")
+    assert await call.read() == b"open"
+    return channel, call
 
 
 async def test_required_certificate(core: mtls.Core, td: SimulatedTrustDomain, who: WhoServer) -> None:
