@@ -127,7 +127,7 @@ async def test_nobody_waits_for_who_is_not_admitted(folder: Path) -> None:
         old = await sign(agent, made.id)
         started = time.monotonic()
         await broker.apply(CLAIMED)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         assert revoked(broker, old)
         (refused,) = await agent.sign(made.id)
         assert refused.status.code == PERMISSION_DENIED
@@ -154,7 +154,7 @@ async def test_who_does_not_answer_is_not_waited_for_for_ever(folder: Path, how:
             await until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
             await broker.apply(CLAIMED.replace("9000", "9001"), now=True)
         await edit
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
         assert revoked(broker, old)
 
 
@@ -203,7 +203,7 @@ async def test_an_edit_that_waits_ends_with_the_broker_and_changes_nothing(folde
         broker.broker.policy.reissuer.stop()
         with pytest.raises(grpc.aio.AioRpcError, match="the broker is stopping"):
             await edit
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         assert not revoked(broker, old)
     async with running(folder, None) as broker:
         shown = await broker.policy.GetPolicy(admin_pb2.GetPolicyRequest())

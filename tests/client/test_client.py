@@ -75,7 +75,7 @@ def test_the_last_good_stays_while_the_sidecar_restarts(sidecar: Sidecar) -> Non
 
 def test_an_expired_svid_is_not_given(sidecar: Sidecar) -> None:
     sidecar.entitle(X)
-    sidecar.hold(X, expires=int(time.time()) + 2)
+    sidecar.hold(X, expires=int(time.time()) + 3)
     with firedoor.Client(sidecar.url) as client:
         assert client.x509_svid().id == X.spiffe_id
         sidecar.stop()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -46,9 +47,9 @@ async def test_verified_both_ways(agent: mtls.Core, front: mtls.Front, folder: P
     )
     assert connector.path == str(folder / "c.sock")
     assert stat.S_IMODE(os.stat(connector.path).st_mode) == 0o600  # noqa: PTH116
-    told = await am(unix_channel(connector.path))
-    assert told["spiffe_id"] == f"spiffe://td{CLIENT}"
-    assert connector.last_error() == ""
+    async with unix_channel(connector.path) as channel:
+        assert json.loads(await call(channel, "Am"))["spiffe_id"] == f"spiffe://td{CLIENT}"
+        assert connector.last_error() == ""
     assert agent.stats()["connector_connected"] == 1
 
 
@@ -139,9 +140,10 @@ async def test_the_first_that_proves(
     connector = agent.connector(
         path=str(folder / "c.sock"), addresses=[dead, wrong.address, front.address], expect=EXPECT
     )
-    assert await am(unix_channel(connector.path))
-    assert connector.last_error() == ""
-    assert agent.stats()["connector_failed"] == 2
+    async with unix_channel(connector.path) as channel:
+        assert await call(channel, "Am")
+        assert connector.last_error() == ""
+    await eventually(lambda: agent.stats()["connector_failed"] == 2)
 
 
 async def test_every_failure_is_told(agent: mtls.Core, folder: Path) -> None:
@@ -173,7 +175,7 @@ async def test_another_process_is_refused(agent: mtls.Core, front: mtls.Front, f
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, connector.path, stdout=subprocess.PIPE)
     answer, _ = await child.communicate()
     assert answer.strip() == b"UNAVAILABLE"
-    assert agent.stats()["connector_strangers"] > 0
+    await eventually(lambda: agent.stats()["connector_strangers"] > 0)
     assert await am(unix_channel(connector.path))
 
 

@@ -83,7 +83,7 @@ async def test_callers_without_a_certificate_are_cut_after_a_while(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await held.read()
     assert caught.value.code() == UNAVAILABLE
-    assert core.stats()["anonymous_slow"] >= 1
+    await eventually(lambda: core.stats()["anonymous_slow"] >= 1)
 
 
 def open_to_anybody(core: mtls.Core, who: WhoServer, **limits: Any) -> str:
@@ -383,7 +383,7 @@ async def test_connection_ends_at_expiry(core: mtls.Core, front: mtls.Front, td:
         lost, kept = (each.unary_stream("/t.Who/Hold")(b"") for each in (short, long))
         assert await lost.read() == await kept.read() == b"open"
         assert await refused(lost.read) == UNAVAILABLE
-        assert core.stats()["closed_expired"] == 1
+        await eventually(lambda: core.stats()["closed_expired"] == 1)
         assert json_alive(await call(long, "Am"))
 
 
@@ -437,7 +437,7 @@ async def test_backend_that_is_not_there(
 ) -> None:
     lonely = core.tls_front(listen="127.0.0.1:0", as_id=f"spiffe://td{SERVER}", backend=str(folder / "nobody.sock"))
     assert await refused(lambda: am(tls_channel(lonely.address, roots_pem(td)))) == UNAVAILABLE
-    assert core.stats()["backend_failed"] > 0
+    await eventually(lambda: core.stats()["backend_failed"] > 0)
     assert await am(tls_channel(front.address, roots_pem(td)))
 
 

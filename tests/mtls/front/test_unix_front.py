@@ -81,7 +81,7 @@ async def test_a_connection_ends_with_its_process(core: mtls.Core, unix_front: m
     holder.stdin.close()
     assert await asyncio.wait_for(holder.stdout.read(), 10) == b"ended\n"
     await holder.wait()
-    assert core.stats()["closed_process_ended"] == 1
+    await eventually(lambda: core.stats()["closed_process_ended"] == 1)
 
 
 async def test_alive_follows_the_process(core: mtls.Core, unix_front: mtls.Front, who: WhoServer) -> None:
@@ -218,7 +218,7 @@ async def test_another_pid_namespace(core: mtls.Core, unix_front: mtls.Front, fo
     try:
         process = core.unix_front(path=str(public / "p.sock"), backend=backend.backend)
         assert not await answered(process)
-        assert core.stats()["unix_refused"] == 1
+        await eventually(lambda: core.stats()["unix_refused"] == 1)
         pod = core.unix_front(path=str(public / "pod.sock"), backend=backend.backend, workload="pod")
         assert await answered(pod)
     finally:

@@ -179,7 +179,7 @@ async def test_one_address_has_its_share_and_gives_it_back(
     _, held = await asyncio.open_connection("127.0.0.1", port(front.address))
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await ask(front.address)
-    assert core.stats()["web_crowded"] == 1
+    await eventually(lambda: core.stats()["web_crowded"] == 1)
     held.close()
     await eventually(lambda: core.stats()["handshakes_failed"] == 1)
     assert (await ask(front.address))[0] == b"you said hello\n"

@@ -79,7 +79,7 @@ def test_a_request_ends_when_either_svid_does(make_world: MakeWorld, drip: Drip,
         got, at = ends(link)
     assert b"first" in got
     assert b"last" not in got
-    assert expires <= at < expires + 1.5
+    assert expires <= at < expires + 5
     # The end whose clock strikes first cuts; the other sees the stream fail.
     eventually(lambda: sum(core.stats().get("cut_svid_expired", 0) for core in (world.client, world.server)) >= 1)
     assert drip.gone.wait(10)
@@ -87,7 +87,7 @@ def test_a_request_ends_when_either_svid_does(make_world: MakeWorld, drip: Drip,
 
 def test_a_request_outlives_its_svid_where_both_segments_say_so(make_world: MakeWorld, drip: Drip) -> None:
     world = make_world(serve=drip)
-    expires = int(time.time()) + 2
+    expires = int(time.time()) + 3
     world.vllm = world.td.svid(VLLM, expires=expires)
     outbound = pair(world, allow(READ, **LIVES_ON))
     with dial(outbound.address) as link:
@@ -105,7 +105,7 @@ def test_a_request_outlives_its_svid_where_both_segments_say_so(make_world: Make
 
 def test_a_request_that_outlives_its_svid_ends_when_it_is_revoked(make_world: MakeWorld, drip: Drip) -> None:
     world = make_world(serve=drip)
-    expires = int(time.time()) + 1
+    expires = int(time.time()) + 3
     old = world.vllm = world.td.svid(VLLM, expires=expires)
     outbound = pair(world, allow(READ, **LIVES_ON))
     with dial(outbound.address) as link:
@@ -151,7 +151,7 @@ def test_trap_a_reader_that_stalls_is_cut_too_over_http_2(make_world: MakeWorld)
         eventually(lambda: world.server.connections() == "[]")
         assert peer.read(lambda event: isinstance(event, h2.events.StreamReset) and event.stream_id == stream)
         peer.flush()
-    assert world.server.stats()["cut_action_not_named"] == 1
+    eventually(lambda: world.server.stats()["cut_action_not_named"] == 1)
 
 
 def test_trap_a_reader_that_stalls_is_cut_too_over_http_1(make_world: MakeWorld) -> None:
