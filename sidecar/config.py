@@ -14,7 +14,7 @@ looks at files, and at the policy when it is known.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ from firedoor.segments import document as yaml_text
 from firedoor.segments.setting_values import boolean, choice, host_port, integer, ip_port, metrics, text
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
 from firedoor.sidecar import evidence_config, settings
+from firedoor.sidecar.capture import settings as capture_settings
+from firedoor.sidecar.capture.settings import Capture
 from firedoor.sidecar.errors import ConfigError
 from firedoor.sidecar.http_challenge import HttpNonce
 from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inbound, parse_outbound
@@ -79,6 +81,7 @@ OPTIONS = (
     _option("log.level", "debug|info|warning|error", "how much is logged"),
     _option("inbound", "YAML", "listeners that hand mTLS connections to the app", several=True),
     _option("outbound", "YAML", "listeners that make mTLS connections for local programs", several=True),
+    *capture_settings.options(ENVIRONMENT),
 )
 
 
@@ -141,6 +144,10 @@ class Config:
     log: Log
     inbound: tuple[Inbound, ...]
     outbound: tuple[Outbound, ...]
+    # None: nothing is captured.
+    capture: Capture | None
+    # The ports of our listeners that others reach, for the rules of capture.
+    open_ports: tuple[int, ...] = ()
 
     @property
     def server_id(self) -> SpiffeId:
@@ -233,11 +240,12 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         log=_log(top),
         inbound=_listeners(top, "inbound", trust_domain, findings, parse_inbound),
         outbound=_listeners(top, "outbound", trust_domain, findings, parse_outbound),
+        capture=capture_settings.parse(top),
     )
     evidence_config.check_one(top)
     _check_socket_paths(config, top, findings)
     _check_names(config, findings)
-    return config
+    return _with_open_ports(config, top, findings)
 
 
 def _broker_api(top: Section, trust_domain: TrustDomain) -> BrokerApiConfig | None:
@@ -278,6 +286,18 @@ def _listeners(
     parser: Callable[[yaml_text.Node, str, TrustDomain, Findings], L],
 ) -> tuple[L, ...]:
     return tuple(parser(node, f"{key}[{n}]", trust_domain, findings) for n, node in enumerate(top.items(key)))
+
+
+def _with_open_ports(config: Config, top: Section, findings: Findings) -> Config:
+    if config.capture is None:
+        return config
+    listens = [(f"inbound[{n}].listen", one.listen) for n, one in enumerate(config.inbound) if one.listen]
+    if config.broker_api is not None and config.broker_api.listen:
+        listens.append(("broker_api.listen", config.broker_api.listen))
+    if config.http_challenge is not None:
+        listens.append(("http_challenge.listen", config.http_challenge.listen))
+    ports = capture_settings.open_ports(config.capture, listens, partial(findings.add, top.at("capture")))
+    return replace(config, open_ports=ports)
 
 
 def _check_socket_paths(config: Config, top: Section, findings: Findings) -> None:

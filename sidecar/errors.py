@@ -7,7 +7,11 @@
     │   ├── StateError           the data directory
     │   ├── TokenMissing         a first attestation without a join token
     │   ├── NodeCertificateUnusable   the files of x509pop and sshpop
-    │   └── ChallengeNotServed   the address of http_challenge
+    │   ├── ChallengeNotServed   the address of http_challenge
+    │   └── CaptureError         the rules of capture
+    │       ├── CaptureFailed    the kernel or this process cannot have them
+    │       ├── ToolMissing      a program that writes them is not installed
+    │       └── AppRefused       a program that could go round them
     ├── WorkloadError            a program on the auth socket
     │   ├── HeaderMissing
     │   ├── CallerRefused        the connection or the process behind it is gone or changed
@@ -84,6 +88,28 @@ class ChallengeNotServed(OperatorError):
     """The server could not find the nonce here: nothing can listen where it would look."""
 
     code = "challenge_not_served"
+
+
+class CaptureError(OperatorError):
+    """The rules of capture are not written."""
+
+
+class CaptureFailed(CaptureError):
+    """The kernel does not take rules, or not from this process."""
+
+    code = "capture_failed"
+
+
+class ToolMissing(CaptureError):
+    """A program that we run is not installed."""
+
+    code = "tool_missing"
+
+
+class AppRefused(CaptureError):
+    """A program that could go round the rules."""
+
+    code = "app_refused"
 
 
 class WorkloadError(SidecarError):

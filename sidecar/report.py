@@ -82,6 +82,7 @@ class Report:
             broker_api_clients=sorted(map(str, self._config.broker_api.clients)) if self._config.broker_api else (),
             authorized_delegates=sorted(map(str, self._config.authorized_delegates)),
             not_admitted=sorted(one.name for one in holder.view.not_admitted),
+            capture_exclusions=self._config.capture.exclusions() if self._config.capture else (),
         )
 
     def info(self) -> agent_debug_pb2.GetInfoResponse:

@@ -80,6 +80,7 @@ def _show(status: admin_pb2.GetStatusResponse) -> None:
         *(("missing", sentence) for sentence in status.missing),
     ]
     lines += [("admission", f"not enforced for {name}") for name in status.not_admitted]
+    lines += [("captured", f"but for {sentence}") for sentence in status.capture_exclusions]
     lines += [("held", _held(status)), *_others(status)]
     show("\n".join(f"{name:<14}{value}" for name, value in lines))
     show("")
@@ -144,4 +145,5 @@ def as_json(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
         "broker_api_clients": list(status.broker_api_clients),
         "authorized_delegates": list(status.authorized_delegates),
         "not_admitted": list(status.not_admitted),
+        "capture_exclusions": list(status.capture_exclusions),
     }

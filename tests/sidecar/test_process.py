@@ -46,6 +46,14 @@ async def test_polls_a_server_without_a_control_stream(server: SpireLike, runnin
     await one.until(lambda p: ids(p) == {"x"}, "the entry's end")
 
 
+async def test_status_lists_what_passes_by_the_sidecar(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    excluded = "[{direction: inbound, ports: [9100], addresses: [10.0.0.0/8], reason: metrics}]"
+    one = running(settings(tmp_path, capture_uid="990", capture_exclude=excluded))
+    await one.until(lambda p: ids(p) == {"x"}, "an SVID")
+    (line,) = one.process.report.status().capture_exclusions
+    assert line == "exclusion 0: inbound tcp to port 9100 from 10.0.0.0/8: metrics"
+
+
 async def test_without_a_policy_it_is_not_ready(server: SpireLike, running: Start, tmp_path: Path) -> None:
     one = running(settings(tmp_path))
     await one.until(lambda p: ids(p) == {"x"}, "an SVID")

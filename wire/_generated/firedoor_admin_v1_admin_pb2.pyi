@@ -356,6 +356,7 @@ class GetStatusResponse(_message.Message):
     BROKER_API_CLIENTS_FIELD_NUMBER: _builtins.int
     AUTHORIZED_DELEGATES_FIELD_NUMBER: _builtins.int
     NOT_ADMITTED_FIELD_NUMBER: _builtins.int
+    CAPTURE_EXCLUSIONS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     agent_id: _builtins.str
     server: _builtins.str
@@ -387,6 +388,10 @@ class GetStatusResponse(_message.Message):
         before a server that does not list the CAs below its roots.
         """
 
+    @_builtins.property
+    def capture_exclusions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What passes by this sidecar where its network namespace is captured, each with its reason."""
+
     def __init__(
         self,
         *,
@@ -404,10 +409,11 @@ class GetStatusResponse(_message.Message):
         broker_api_clients: _abc.Iterable[_builtins.str] | None = ...,
         authorized_delegates: _abc.Iterable[_builtins.str] | None = ...,
         not_admitted: _abc.Iterable[_builtins.str] | None = ...,
+        capture_exclusions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authorized_delegates", b"authorized_delegates", "broker_api", b"broker_api", "broker_api_clients", b"broker_api_clients", "connected", b"connected", "counters", b"counters", "generation", b"generation", "listeners", b"listeners", "missing", b"missing", "not_admitted", b"not_admitted", "revision", b"revision", "server", b"server", "svids", b"svids", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authorized_delegates", b"authorized_delegates", "broker_api", b"broker_api", "broker_api_clients", b"broker_api_clients", "capture_exclusions", b"capture_exclusions", "connected", b"connected", "counters", b"counters", "generation", b"generation", "listeners", b"listeners", "missing", b"missing", "not_admitted", b"not_admitted", "revision", b"revision", "server", b"server", "svids", b"svids", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
