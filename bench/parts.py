@@ -11,16 +11,16 @@ from bench.table import Table
 from bench.timing import per_call
 from firedoor.certs import (
     KeyType,
+    SubjectKey,
     TrustBundle,
     TrustDomain,
     generate_key,
     issue_ca,
     issue_x509,
     make_csr,
-    parse_csr,
     verify_x509_svid,
 )
-from firedoor.mtls import Engine
+from firedoor.mtls import Engine, read_csr
 from firedoor.segments import Document, compile_table, load, table_bytes
 
 NOW = 1_800_000_000
@@ -88,11 +88,11 @@ def certificates() -> Iterator[tuple[str, float]]:
     ca = issue_ca(td, generate_key(KeyType.EC_P256), at=NOW, random=os.urandom)
     key = generate_key(KeyType.EC_P256)
     spiffe_id = td.with_path("/segment/a/x")
-    csr = make_csr(key)
-    yield "parse a CSR and check its signature", per_call(lambda: parse_csr(csr))
+    csr, public_key = make_csr(key), SubjectKey.of(key.public_key())
+    yield "parse a CSR and check its signature", per_call(lambda: read_csr(csr))
     yield (
         "sign an X.509-SVID, P-256",
-        per_call(lambda: issue_x509(spiffe_id, key.public_key(), ca, at=NOW, random=os.urandom)),
+        per_call(lambda: issue_x509(spiffe_id, public_key, ca, at=NOW, random=os.urandom)),
     )
     svid = issue_x509(spiffe_id, key.public_key(), ca, at=NOW, random=os.urandom)
     bundles = {td: TrustBundle.of(td, [ca.der])}

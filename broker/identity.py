@@ -10,7 +10,7 @@ from firedoor import mtls
 from firedoor.broker.downstream import own
 from firedoor.broker.errors import Starting
 from firedoor.broker.issuing import Pen, authorize_server
-from firedoor.certs import EVERY_ID, KeyType, PrivateKey, X509Svid, generate_key, private_key_der
+from firedoor.certs import EVERY_ID, KeyType, PrivateKey, SubjectKey, X509Svid, generate_key, private_key_der
 
 if TYPE_CHECKING:
     from firedoor.broker.authority_kinds import AuthorityManager
@@ -45,7 +45,7 @@ class ServerIdentity:
         svid, key = self._svid, self._key
         if svid is None or key is None or now >= svid.half_life or svid.authority_id != issuer.authority_id:
             key = generate_key(KeyType.EC_P256)
-            svid = Pen(issuer, now).sign(authorize_server(self._state, TTL), key.public_key())
+            svid = Pen(issuer, now).sign(authorize_server(self._state, TTL), SubjectKey.of(key.public_key()))
         self._publish(svid, key)
         self._svid, self._key = svid, key
 

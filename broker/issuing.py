@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
+from firedoor import mtls
 from firedoor.broker.agent import Agent
 from firedoor.broker.db.rows import INSERT_ISSUED
 from firedoor.broker.entry import is_reserved
@@ -30,16 +31,14 @@ from firedoor.broker.errors import (
 )
 from firedoor.certs import (
     NOT_BEFORE_CUSHION,
-    Csr,
-    CsrError,
     DownstreamCa,
-    PublicKey,
+    IssueError,
     SpiffeId,
+    SubjectKey,
     X509Issuer,
     X509Svid,
     issue_downstream_ca,
     issue_x509,
-    parse_csr,
 )
 from firedoor.segments import AdmissionRefused, Refused, check_admission, check_mint
 
@@ -160,9 +159,19 @@ def authorize_server(state: State, ttl: int) -> AuthorizedIssuance:
     return _proof(state.server_id, ttl, agent_id=None)
 
 
-def read_csr(csr: bytes) -> PublicKey:
+@dataclass(frozen=True, slots=True)
+class Csr:
+    """What counts in a signing request whose self-signature holds."""
+
+    key: SubjectKey
+    # What it asks for. Only minting listens to that.
+    uris: tuple[str, ...]
+    dns_names: tuple[str, ...]
+
+
+def read_csr(csr: bytes) -> SubjectKey:
     """Return the key of a request whose holder signed it; its names count for nothing. Raise InvalidRequest."""
-    return read_named_csr(csr).public_key
+    return read_named_csr(csr).key
 
 
 def read_named_csr(csr: bytes) -> Csr:
@@ -170,8 +179,9 @@ def read_named_csr(csr: bytes) -> Csr:
     if not csr:
         raise InvalidRequest("missing CSR")
     try:
-        return parse_csr(csr)
-    except CsrError as error:
+        key, uris, dns_names = mtls.read_csr(csr)
+        return Csr(SubjectKey.parse(key), uris, dns_names)
+    except (mtls.VerifyError, IssueError) as error:
         raise InvalidRequest(_CSR_TEXTS.get(error.code, str(error))) from None
 
 
@@ -184,7 +194,7 @@ class Order:
     """One SVID to make, or why there is none. `again` authorizes anew, after the commit."""
 
     proof: AuthorizedIssuance
-    key: PublicKey
+    key: SubjectKey
     again: Callable[[], AuthorizedIssuance]
 
 
@@ -195,7 +205,7 @@ class Pen:
     issuer: X509Issuer
     at: int
 
-    def sign(self, proof: AuthorizedIssuance, key: PublicKey) -> X509Svid:
+    def sign(self, proof: AuthorizedIssuance, key: SubjectKey) -> X509Svid:
         """Sign one SVID. The caller commits its row before it hands it out. Raise CertsError."""
         return issue_x509(
             proof.spiffe_id,
@@ -207,7 +217,7 @@ class Pen:
             dns_names=proof.dns_names,
         )
 
-    def sign_ca(self, proof: AuthorizedIssuance, key: PublicKey) -> DownstreamCa:
+    def sign_ca(self, proof: AuthorizedIssuance, key: SubjectKey) -> DownstreamCa:
         """Sign the CA of an authority below us. The caller commits its row before it hands it out. Raise CertsError."""
         trust_domain = proof.spiffe_id.trust_domain
         return issue_downstream_ca(

@@ -4,14 +4,13 @@
 from firedoor.certs.authority import Authority, AuthoritySlots, Due, Event, Status
 from firedoor.certs.bundle import JwtKey, TrustBundle, X509Root
 from firedoor.certs.certificate import split_der
-from firedoor.certs.csr import Csr, make_csr, parse_csr
+from firedoor.certs.csr import make_csr
 from firedoor.certs.dns import check_dns_name
 from firedoor.certs.errors import (
     AuthorityError,
     BundleError,
     CallerError,
     CertsError,
-    CsrError,
     DnsPatternError,
     EvidenceError,
     FingerprintError,
@@ -81,6 +80,7 @@ from firedoor.certs.ssh_certificate import (
     verify_ssh_certificate,
 )
 from firedoor.certs.sshpop import SshChallenge, SshPrivateKey, read_ssh_evidence, write_ssh_evidence
+from firedoor.certs.subject_key import SubjectKey
 from firedoor.certs.svid import (
     NOT_BEFORE_CUSHION,
     DownstreamCa,
@@ -118,8 +118,6 @@ __all__ = [
     "CallerError",
     "CertsError",
     "Challenge",
-    "Csr",
-    "CsrError",
     "DiskKeyManager",
     "DnsPattern",
     "DnsPatternError",
@@ -162,6 +160,7 @@ __all__ = [
     "SshNode",
     "SshPrivateKey",
     "Status",
+    "SubjectKey",
     "SvidError",
     "TrustBundle",
     "TrustDomain",
@@ -189,7 +188,6 @@ __all__ = [
     "mint_jwt",
     "mint_wit",
     "node_roots",
-    "parse_csr",
     "parse_x509_svid",
     "private_key_der",
     "public_key_der",

@@ -43,6 +43,12 @@ def elements(der: bytes) -> list[bytes]:
     return found
 
 
+def content(element: bytes) -> bytes:
+    """Return what is inside an element. Only for DER that we know to be well-formed."""
+    start, end = _content(element, 0)
+    return element[start:end]
+
+
 def _content(der: bytes, at: int) -> tuple[int, int]:
     """Return where the content of the element at an offset begins and ends."""
     length = der[at + 1]

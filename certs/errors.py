@@ -8,7 +8,6 @@
     │   ├── DnsPatternError      a pattern of hosts' names
     │   ├── SelectorError        a selector
     │   ├── FingerprintError     a fingerprint
-    │   ├── CsrError             a certificate signing request
     │   ├── IssueError           a request that no certificate may be made for
     │   ├── BundleError          a trust bundle
     │   ├── EvidenceError        what a node sends to prove that it holds a certificate's key
@@ -135,18 +134,6 @@ class FingerprintError(CallerError):
     """A text is not a SHA-256 fingerprint."""
 
     sentences = MappingProxyType({"bad_fingerprint": "a fingerprint is 64 lower-case hexadecimal digits"})
-
-
-class CsrError(CallerError):
-    """A certificate signing request cannot be taken."""
-
-    sentences = MappingProxyType(
-        {
-            "malformed_csr": "the certificate signing request cannot be read",
-            "invalid_csr_signature": "the certificate signing request is not signed by the key that it names",
-            "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of an allowed size and Ed25519",
-        }
-    )
 
 
 class IssueError(CallerError):

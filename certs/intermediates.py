@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from firedoor.certs.certificate import Certificate
 from firedoor.certs.errors import SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
-from firedoor.certs.keys import PublicKey, public_key_der
+from firedoor.certs.keys import PublicKey
+from firedoor.certs.subject_key import SubjectKey
 
 # What stands in place of a segment's name for a CA of the broker's own: it may sign for every ID.
 EVERY_ID: Final = "*"
@@ -52,9 +53,9 @@ class Intermediates:
             raise SvidError("segment_not_listed")
 
 
-def key_hash(key: PublicKey) -> str:
-    """Return what a CA is known by: SHA-256 over its subjectPublicKeyInfo, lower-case hex."""
-    return hashlib.sha256(public_key_der(key)).hexdigest()
+def key_hash(key: PublicKey | SubjectKey) -> str:
+    """Return what a CA is known by: SHA-256 over its subjectPublicKeyInfo, lower-case hex. Raise IssueError."""
+    return hashlib.sha256(SubjectKey.of(key).der).hexdigest()
 
 
 def _hash(certificate: Certificate) -> str:

@@ -17,13 +17,18 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from firedoor.certs import der
 from firedoor.certs.certificate import Certificate
 from firedoor.certs.errors import SpiffeIdError
 from firedoor.certs.ids import SpiffeId
-from firedoor.certs.keys import PublicKey, is_supported
+from firedoor.certs.keys import is_supported
+from firedoor.certs.subject_key import SubjectKey
 
 # What one certificate may make a verifier look at. No spec has a number; go-spiffe's users have a handful.
 MAX_SANS: Final = 32
+# The tags of a GeneralName, RFC 4.2.1.6.
+_URI: Final = 0x86
+_DNS_NAME: Final = 0x82
 # RFC has no limit; webpki builds paths over at most 6 intermediates.
 MAX_CHAIN: Final = 7
 
@@ -34,7 +39,7 @@ class Subject:
 
     spiffe_id: SpiffeId
     dns_names: tuple[str, ...]
-    public_key: PublicKey
+    public_key: SubjectKey
     # Of the signer's certificate; a self-signed CA carries its own.
     issuer_key_id: x509.SubjectKeyIdentifier
     path_length: int | None = None
@@ -58,8 +63,9 @@ class Row:
     critical: bool
     write: Callable[[Subject], x509.ExtensionType | None]
     rules: tuple[Rule, ...] = ()
-    # Whether it tells the holders of one issuer's certificates apart; the others are the same in all, see stamp.py.
-    of_holder: bool = False
+    # The value that `write` stands for, in DER, of what tells the holders of one issuer's certificates apart; the other
+    # rows are the same in all, see stamp.py.
+    of_holder: Callable[[Subject], bytes] | None = None
 
 
 def first_broken(rows: tuple[Row, ...], certificate: Certificate) -> str | None:
@@ -99,6 +105,15 @@ def _names(subject: Subject) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([*names, *map(x509.DNSName, subject.dns_names)])
 
 
+def _names_der(subject: Subject) -> bytes:
+    names = [der.element(_URI, str(subject.spiffe_id).encode()), *(_dns_name(name) for name in subject.dns_names)]
+    return der.element(der.SEQUENCE, *names)
+
+
+def _dns_name(name: str) -> bytes:
+    return der.element(_DNS_NAME, name.encode())
+
+
 def _not_an_id(certificate: Certificate) -> bool:
     try:
         SpiffeId.parse(certificate.uris[0])
@@ -119,8 +134,8 @@ _SUBJECT_KEY: Final = Row(
     field="subjectKeyIdentifier",
     spec="RFC 4.2.1.2; authority IDs are this in hex",
     critical=False,
-    write=lambda subject: x509.SubjectKeyIdentifier.from_public_key(subject.public_key),
-    of_holder=True,
+    write=lambda subject: x509.SubjectKeyIdentifier(subject.public_key.identifier),
+    of_holder=lambda subject: der.element(der.OCTET_STRING, subject.public_key.identifier),
 )
 _AUTHORITY_KEY: Final = Row(
     field="authorityKeyIdentifier",
@@ -137,7 +152,7 @@ LEAF: Final[tuple[Row, ...]] = (
         # Our subject is never empty, so RFC 4.2.1.6 asks for nothing more.
         critical=False,
         write=_names,
-        of_holder=True,
+        of_holder=_names_der,
         rules=(
             Rule("uri_san_missing", "SVID 2", lambda certificate: not certificate.uris),
             Rule("uri_san_multiple", "SVID 2 and 5.2", lambda certificate: len(certificate.uris) > 1),

@@ -8,14 +8,16 @@ that the builder would make, at a third of the cost. A property test holds the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from firedoor.certs import der, profile
-from firedoor.certs.keys import PrivateKey, public_key_der, signature_hash
+from firedoor.certs.keys import PrivateKey, signature_hash
 
 # The last field of a TBSCertificate, RFC 5280 section 4.1.
 _EXTENSIONS_TAG: Final = 0xA3
@@ -35,25 +37,28 @@ class Holder:
 
 @final
 class Stamp:
-    """Makes leaves like the one that it was cut from."""
+    """Makes leaves like the one that it was cut from, with the key that signed it."""
 
-    def __init__(self, leaf: x509.Certificate, subject: profile.Subject) -> None:
+    def __init__(self, leaf: x509.Certificate, subject: profile.Subject, key: PrivateKey) -> None:
         self._version, _, self._algorithm, self._issuer, _, _, _, extensions = der.elements(leaf.tbs_certificate_bytes)
         rows = [row for row in profile.LEAF if row.write(subject) is not None]
-        self._extensions = list(zip(rows, der.elements(*der.elements(extensions)), strict=True))
-
-    def sign(self, holder: Holder, key: PrivateKey) -> bytes:
-        """Return a certificate in DER, signed with the issuer's key."""
-        signed = self.to_be_signed(holder)
+        written = zip(rows, der.elements(*der.elements(extensions)), strict=True)
+        self._extensions = [_Extension.of(row, whole) for row, whole in written]
+        digest = signature_hash(key)
         if isinstance(key, ec.EllipticCurvePrivateKey):
-            signature = key.sign(signed, ec.ECDSA(signature_hash(key)))
+            self._signature: Callable[[bytes], bytes] = partial(key.sign, signature_algorithm=ec.ECDSA(digest))
         else:
-            signature = key.sign(signed, padding.PKCS1v15(), signature_hash(key))
+            self._signature = partial(key.sign, padding=padding.PKCS1v15(), algorithm=digest)
+
+    def sign(self, holder: Holder) -> bytes:
+        """Return a certificate in DER."""
+        signed = self.to_be_signed(holder)
+        signature = self._signature(signed)
         return der.element(der.SEQUENCE, signed, self._algorithm, der.element(der.BIT_STRING, b"\0", signature))
 
     def to_be_signed(self, holder: Holder) -> bytes:
         """Return what is signed."""
-        extensions = (_with(row, old, holder.subject) for row, old in self._extensions)
+        extensions = (extension.of_holder(holder.subject) for extension in self._extensions)
         return der.element(
             der.SEQUENCE,
             self._version,
@@ -62,15 +67,26 @@ class Stamp:
             self._issuer,
             der.element(der.SEQUENCE, der.moment(holder.not_before), der.moment(holder.not_after)),
             holder.name.public_bytes(),
-            public_key_der(holder.subject.public_key),
+            holder.subject.public_key.der,
             der.element(_EXTENSIONS_TAG, der.element(der.SEQUENCE, *extensions)),
         )
 
 
-def _with(row: profile.Row, old: bytes, subject: profile.Subject) -> bytes:
-    """Return an extension as it is, or with the value that this subject has."""
-    extension = row.write(subject) if row.of_holder else None
-    if extension is None:
-        return old
-    *head, _ = der.elements(old)
-    return der.element(der.SEQUENCE, *head, der.element(der.OCTET_STRING, extension.public_bytes()))
+@dataclass(frozen=True, slots=True)
+class _Extension:
+    """An extension: all of it, and what stands before its value."""
+
+    row: profile.Row
+    whole: bytes
+    head: bytes
+
+    @classmethod
+    def of(cls, row: profile.Row, whole: bytes) -> _Extension:
+        *head, _ = der.elements(whole)
+        return cls(row, whole, b"".join(head))
+
+    def of_holder(self, subject: profile.Subject) -> bytes:
+        """Return it as it is, or with the value that this subject has."""
+        if self.row.of_holder is None:
+            return self.whole
+        return der.element(der.SEQUENCE, self.head, der.element(der.OCTET_STRING, self.row.of_holder(subject)))

@@ -29,8 +29,9 @@ from firedoor.certs.certificate import Certificate, read_certificate, subject_ke
 from firedoor.certs.dns import check_dns_name
 from firedoor.certs.errors import IssueError, SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
-from firedoor.certs.keys import PrivateKey, PublicKey, is_supported, public_key_der, signature_hash
+from firedoor.certs.keys import PrivateKey, PublicKey, public_key_der, signature_hash
 from firedoor.certs.stamp import Holder, Stamp
+from firedoor.certs.subject_key import SubjectKey
 
 # Seconds by which certificates are dated back, for verifiers whose clocks are late; SPIRE has the same.
 NOT_BEFORE_CUSHION: Final = 10
@@ -93,6 +94,11 @@ class X509Issuer:
         """The subject key identifier in lower-case hex."""
         return subject_key_id(self.certificate)
 
+    @cached_property
+    def key_id(self) -> x509.SubjectKeyIdentifier:
+        """The same, as what it signs names it."""
+        return x509.SubjectKeyIdentifier(bytes.fromhex(self.authority_id))
+
     @property
     def not_before(self) -> int:
         """Unix seconds."""
@@ -117,7 +123,7 @@ class X509Issuer:
 
 def issue_x509(
     spiffe_id: SpiffeId,
-    public_key: PublicKey,
+    public_key: PublicKey | SubjectKey,
     issuer: X509Issuer,
     *,
     at: int,
@@ -137,7 +143,7 @@ def issue_x509(
         raise IssueError("too_many_sans")
     for dns_name in dns_names:
         check_dns_name(dns_name)
-    subject = profile.Subject(spiffe_id, tuple(dns_names), public_key, _key_id(issuer))
+    subject = profile.Subject(spiffe_id, tuple(dns_names), SubjectKey.of(public_key), issuer.key_id)
     name = _leaf_name(subject.dns_names)
     if name == issuer.certificate.subject:
         raise IssueError("subject_equals_issuer")
@@ -156,9 +162,9 @@ def issue_x509(
 def _leaf(holder: Holder, issuer: X509Issuer) -> bytes:
     """Write and sign a leaf: the first of an issuer with the builder, the others with the stamp that it leaves."""
     if issuer.stamps:
-        return issuer.stamps[0].sign(holder, issuer.key)
+        return issuer.stamps[0].sign(holder)
     leaf = _build(profile.LEAF, holder, issuer.certificate.subject, issuer.key)
-    issuer.stamps.append(Stamp(leaf, holder.subject))
+    issuer.stamps.append(Stamp(leaf, holder.subject, issuer.key))
     return leaf.public_bytes(serialization.Encoding.DER)
 
 
@@ -173,8 +179,9 @@ def issue_ca(
     path_length: int | None = None,
 ) -> X509Issuer:
     """Make a CA for a trust domain: self-signed, or an intermediate below `issuer`. Raise IssueError."""
-    public, key_id = key.public_key(), x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    subject = profile.Subject(td.id, (), public, _key_id(issuer) if issuer else key_id, path_length)
+    public = SubjectKey.of(key.public_key())
+    key_id = issuer.key_id if issuer else x509.SubjectKeyIdentifier(public.identifier)
+    subject = profile.Subject(td.id, (), public, key_id, path_length)
     holder = _holder(subject, _ca_name(random), at=at, ttl=ttl, random=random, issuer=issuer)
     above = issuer.certificate.subject if issuer else holder.name
     signed = _build(profile.CA, holder, above, issuer.key if issuer else key)
@@ -197,7 +204,7 @@ class DownstreamCa:
 
 def issue_downstream_ca(
     td: TrustDomain,
-    public_key: PublicKey,
+    public_key: PublicKey | SubjectKey,
     issuer: X509Issuer,
     *,
     at: int,
@@ -206,7 +213,7 @@ def issue_downstream_ca(
     path_length: int | None = 0,
 ) -> DownstreamCa:
     """Sign a CA for who stands below: it signs leaves, and CAs if the path length lets it. Raise IssueError."""
-    subject = profile.Subject(td.id, (), public_key, _key_id(issuer), path_length)
+    subject = profile.Subject(td.id, (), SubjectKey.of(public_key), issuer.key_id, path_length)
     holder = _holder(subject, _ca_name(random), at=at, ttl=ttl, random=random, issuer=issuer)
     signed = _build(profile.CA, holder, issuer.certificate.subject, issuer.key)
     return DownstreamCa(
@@ -267,8 +274,6 @@ def _holder(
     subject: profile.Subject, name: x509.Name, *, at: int, ttl: int, random: Random, issuer: X509Issuer | None
 ) -> Holder:
     """Choose serial number and times; nothing outlives its issuer. Raise IssueError."""
-    if not is_supported(subject.public_key):
-        raise IssueError("unsupported_key")
     if ttl <= 0:
         raise IssueError("bad_ttl")
     not_after = at + ttl
@@ -285,7 +290,7 @@ def _build(rows: tuple[profile.Row, ...], holder: Holder, issuer: x509.Name, key
     builder = x509.CertificateBuilder(
         subject_name=holder.name,
         issuer_name=issuer,
-        public_key=holder.subject.public_key,
+        public_key=holder.subject.public_key.public(),
         serial_number=holder.serial,
         not_valid_before=_moment(holder.not_before),
         not_valid_after=_moment(holder.not_after),
@@ -304,10 +309,6 @@ def _leaf_name(dns_names: tuple[str, ...]) -> x509.Name:
     if dns_names and len(dns_names[0]) <= _MAX_COMMON_NAME:
         attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, dns_names[0]))
     return x509.Name(attributes)
-
-
-def _key_id(issuer: X509Issuer) -> x509.SubjectKeyIdentifier:
-    return x509.SubjectKeyIdentifier(bytes.fromhex(issuer.authority_id))
 
 
 def _moment(seconds: int) -> dt.datetime:

@@ -42,6 +42,7 @@ from firedoor.mtls._mtls import (
     check_spiffe_id,
     match_pattern,
     private_address,
+    read_csr,
     verify_svid,
 )
 
@@ -90,5 +91,6 @@ __all__ = [
     "check_spiffe_id",
     "match_pattern",
     "private_address",
+    "read_csr",
     "verify_svid",
 ]

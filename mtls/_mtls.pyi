@@ -35,6 +35,7 @@ __all__ = [
     "check_spiffe_id",
     "match_pattern",
     "private_address",
+    "read_csr",
     "verify_svid",
 ]
 
@@ -44,7 +45,7 @@ class MtlsError(Exception):
     code: str
 
 class VerifyError(MtlsError):
-    """A SPIFFE ID, SVID or chain breaks a rule; `code` names it, the same as in tests/vectors."""
+    """A SPIFFE ID, SVID, chain or signing request breaks a rule; `code` names it, the same as in tests/vectors."""
 
 class TableError(MtlsError):
     """A decision table cannot be used."""
@@ -396,3 +397,10 @@ def canonical_path(target: str) -> list[str]:
 
 def check_path_pattern(text: str) -> None:
     """Raise MtlsError unless the text is a path pattern of an `http` action."""
+
+def read_csr(der: bytes) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
+    """Return the key (SubjectPublicKeyInfo), URIs and DNS names of a signing request that its holder signed.
+
+    Sizes and kinds of keys are checked before any signature. Raise VerifyError: malformed_csr, unsupported_key or
+    invalid_csr_signature.
+    """

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from firedoor.broker.metrics import Metrics
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
-    from firedoor.certs import PublicKey
+    from firedoor.certs import SubjectKey
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 # Seconds that a caller, who may be anybody, has for its first message.
@@ -101,7 +101,7 @@ class AgentService:
             result=agent_pb2.AttestAgentResponse.Result(svid=svid_message(svid), reattestable=agent.can_reattest)
         )
 
-    def _read(self, params: agent_pb2.AttestAgentRequest.Params) -> tuple[Attestor, PublicKey]:
+    def _read(self, params: agent_pb2.AttestAgentRequest.Params) -> tuple[Attestor, SubjectKey]:
         """Return what checks the evidence, and the key that asks for a certificate. Raise CallerError."""
         if not params.HasField("data"):
             raise InvalidRequest("malformed param: missing attestation data")
@@ -113,7 +113,7 @@ class AgentService:
             raise InvalidRequest("malformed param: the attestation payload is too long")
         return find(self._attestors, params.data.type), read_csr(params.params.csr)
 
-    async def _attested(self, node: AttestedNode, key: PublicKey, call: Call) -> tuple[Agent, X509Svid]:
+    async def _attested(self, node: AttestedNode, key: SubjectKey, call: Call) -> tuple[Agent, X509Svid]:
         present = self._state.agents.get(node.agent_id)
         if present is not None and present.banned:
             raise AgentBanned("failed to attest: agent is banned")
@@ -121,7 +121,7 @@ class AgentService:
         call.audit.update(agent_id=str(agent.id), serial=agent.serial, not_after=agent.not_after)
         return agent, svid
 
-    async def _admit(self, node: AttestedNode, key: PublicKey, present: Agent | None) -> tuple[Agent, X509Svid]:
+    async def _admit(self, node: AttestedNode, key: SubjectKey, present: Agent | None) -> tuple[Agent, X509Svid]:
         """Use the evidence up, sign, and write the agent, all in one transaction."""
         pen = self._signer.pen()
         proof = authorize_attested(node, self._ttl, pen.at)

@@ -170,7 +170,7 @@ class SvidService:
             return authorize_mint(self._state, self._policy, spiffe_id, ttl, dns_names)
 
         with self._refusals(call):
-            (made,) = await self._signer.issue([Order(authorize(), csr.public_key, authorize)])
+            (made,) = await self._signer.issue([Order(authorize(), csr.key, authorize)])
             if isinstance(made, BrokerError):
                 raise made
         call.audit.update(serial=made.serial, not_after=made.not_after, authority_id=made.authority_id)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the seeds of the Rust fuzz targets: `python -m tests.fuzz.make_corpus`.
 
-Most come from the shared vectors. The certificates of `svid_leaf` are fixed with the root and the leaf in
-mtls/fuzz/data, so they are written only when that folder is empty.
+Most come from the shared vectors. What is signed is fixed with the files in mtls/fuzz/data, the certificates of
+`svid_leaf` and the requests of `csr`, so it is written only when its files are not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
 from firedoor import mtls
+from firedoor.certs import KeyType, generate_key
 from firedoor.wire import control_pb2 as pb
 
 HERE = Path(__file__).parent
@@ -113,6 +118,20 @@ def passes(leaf: bytes, root: bytes) -> bool:
     return True
 
 
+def requests() -> Iterable[bytes]:
+    """A request of each kind of key, which become the target's, and some that nobody signed."""
+    names = [x509.UniformResourceIdentifier("spiffe://td/a"), x509.DNSName("a.internal"), x509.RFC822Name("a@b")]
+    keys = {"p256": generate_key(KeyType.EC_P256), "p384": generate_key(KeyType.EC_P384)}
+    keys |= {"rsa": generate_key(KeyType.RSA_2048)}
+    for name, key in [*keys.items(), ("ed25519", ed25519.Ed25519PrivateKey.generate())]:
+        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        algorithm = None if name == "ed25519" else hashes.SHA256()
+        der = builder.sign(key, algorithm).public_bytes(serialization.Encoding.DER)
+        (DATA / f"request-{name}.der").write_bytes(der)
+        yield from (der, der[:-1] + bytes([der[-1] ^ 1]))
+
+
 if __name__ == "__main__":
     write("spiffe_id", spiffe_ids())
     write("pattern", patterns())
@@ -122,3 +141,5 @@ if __name__ == "__main__":
     write("http_head", [head.replace("\n", "\r\n").encode() for head in HEADS])
     if not (DATA / "leaf.der").exists():
         write("svid_leaf", certificates())
+    if not (DATA / "request-p256.der").exists():
+        write("csr", requests())

@@ -32,7 +32,7 @@ mod _mtls {
     #[pymodule_export]
     use crate::proxy::Listener;
     #[pymodule_export]
-    use crate::verify::{check_pattern, check_spiffe_id, match_pattern, verify_svid};
+    use crate::verify::{check_pattern, check_spiffe_id, match_pattern, read_csr, verify_svid};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

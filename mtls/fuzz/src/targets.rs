@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use firedoor_control::{Kind, kind};
-use firedoor_identity::{Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, verify_chain};
+use firedoor_identity::{
+    Csr, Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, verify_chain,
+};
 use firedoor_policy::{self as policy, Engine, PathPattern, Protocol, Question, canonical_path};
 use firedoor_proxy::fuzz::hop as read;
 use http::request::Parts;
@@ -22,13 +24,18 @@ pub struct Target {
     pub words: &'static [&'static [u8]],
 }
 
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "spiffe_id", run: spiffe_id, words: &[b"spiffe://", b"/", b"..", b".", b"td", b"%2f", b"\xc3\xa4"] },
     Target { name: "pattern", run: pattern, words: &[b"spiffe://td/", b"/*", b"/**", b"*", b"\n", b"/..;x", b"%41"] },
     Target {
         name: "svid_leaf",
         run: svid_leaf,
         words: &[b"spiffe://td/", b"\x30\x82\xff\xff", b"\x06\x03\x55\x1d\x11"],
+    },
+    Target {
+        name: "csr",
+        run: csr,
+        words: &[b"\x30\x80", b"\x30\x82\xff\xff", b"\x06\x03\x55\x1d\x11", b"\x86\x01a", b"\xa0\x00", b"\x03\x01\x00"],
     },
     Target {
         name: "policy_table",
@@ -114,6 +121,22 @@ fn svid_leaf(input: &[u8]) {
     }
     if let Ok(chain) = verify(&[LEAF, input]) {
         assert_eq!(chain.id().as_str(), "spiffe://td/segment/registry/host/h1/svc/models");
+    }
+}
+
+/// Signing requests, one for each kind of key.
+static REQUESTS: [&[u8]; 4] = [
+    include_bytes!("../data/request-p256.der"),
+    include_bytes!("../data/request-p384.der"),
+    include_bytes!("../data/request-rsa.der"),
+    include_bytes!("../data/request-ed25519.der"),
+];
+
+/// What is accepted says what the holder of a key has signed, and nobody signs here.
+fn csr(input: &[u8]) {
+    match Csr::read(input) {
+        Ok(read) => assert!(REQUESTS.iter().any(|signed| Csr::read(signed).as_ref() == Ok(&read)), "nobody signed it"),
+        Err(_) => assert!(!REQUESTS.contains(&input), "a signed request is refused"),
     }
 }
 

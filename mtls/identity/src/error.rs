@@ -66,6 +66,9 @@ codes! {
     RevokedId "revoked_id" "certificates of this SPIFFE ID issued so early are revoked",
     IntermediateNotListed "intermediate_not_listed" "a CA of the chain is not among those that the broker lists",
     SegmentNotListed "segment_not_listed" "a CA of the chain is not listed for the segment of this SPIFFE ID",
+    // Signing requests, in the order in which they are checked; `unsupported_key` is between the two.
+    MalformedCsr "malformed_csr" "the certificate signing request cannot be read",
+    InvalidCsrSignature "invalid_csr_signature" "the certificate signing request is not signed by the key that it names",
     // Handshakes.
     UnexpectedId "unexpected_id" "the peer proved another identity than the expected one",
 }
@@ -76,7 +79,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// A SPIFFE ID, pattern, SVID or chain breaks a rule.
+/// A SPIFFE ID, pattern, SVID, chain or signing request breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyError {
     pub code: Code,

@@ -11,6 +11,8 @@
 mod cache;
 mod certificate;
 mod clock;
+mod csr;
+mod der;
 mod error;
 mod handshake;
 mod intermediates;
@@ -28,6 +30,7 @@ mod web;
 
 pub use cache::PathCache;
 pub use clock::Clock;
+pub use csr::Csr;
 pub use error::{Code, MaterialError, VerifyError};
 pub use handshake::{ClientAuth, ClientTls, HandshakeError, ServerTls, accept, connect, connect_anonymous};
 pub use intermediates::{Intermediates, KeyHash, Listed, SegmentOf};
