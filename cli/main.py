@@ -23,6 +23,7 @@ COMMANDS = (
     ("token", "create: a join token that lets one sidecar attest"),
     ("entry", "create, update, list, show, delete: who gets which identity"),
     ("agent", "list, show, ban, evict: the sidecars that have attested"),
+    ("authority", "downstream list, downstream revoke: the CAs of servers below the broker"),
     ("bundle", "show, list, set, delete: the trust bundles that peers verify with"),
     ("federation", "create, list, show, update, delete, refresh: whose bundles are fetched"),
     ("svid", "fetch x509, watch: the identities of the calling process"),

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection
 
 from firedoor.broker.db.intermediate_rows import Holder, Intermediate, holder_of, insert_intermediate
-from firedoor.broker.db.rows import Generation, insert_issued
+from firedoor.broker.db.rows import Generation, Revoked, insert_issued, put_revocations
 from firedoor.broker.downstream import authorize_downstream, counting, giving_way, segments_of
 from firedoor.broker.downstream_keys import Kind, publish, read_key
-from firedoor.broker.errors import NotAdmitted, NotAuthorized
+from firedoor.broker.errors import NotAdmitted, NotAuthorized, NotFound
 from firedoor.broker.issuing import AuthorizedIssuance, read_csr
 from firedoor.broker.rpc.wit_svids import read_ttl
 from firedoor.certs import NOT_BEFORE_CUSHION, DownstreamCa, SpiffeId, key_hash
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # How long a CA is held back for sidecars that have not acknowledged it: what it signs they would refuse until then.
 _WAIT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.05
+# Digits of a serial number: RFC 5280 section 4.1.2.2 has 20 octets at most.
+_MAX_SERIAL: Final = 40
 
 # Returns the agents that have not acknowledged a generation.
 Missing = Callable[[Generation], list[SpiffeId]]
@@ -67,8 +69,8 @@ class Downstream:
         made = self._signer.pen().sign_ca(proof, key)
         call.audit.update(serial=made.serial, not_after=made.not_after, authority_id=made.authority_id)
         await self._commit(proof, made, key_sha256)
-        if authorize() != proof:
-            raise NotAdmitted("the entry changed while the CA was signed; ask again")
+        if authorize() != proof or self._is_revoked(key_sha256):
+            raise NotAdmitted("the entry changed, or its key was revoked, while the CA was signed; ask again")
         await self._pushed(self._state.generation)
         roots = self._state.bundles[self._state.trust_domain].x509_roots
         return svid_pb2.NewDownstreamX509CAResponse(
@@ -127,7 +129,7 @@ class Downstream:
 
 
 class DownstreamAdminService:
-    """`firedoor.admin.v1.DownstreamAdmin`."""
+    """`firedoor.admin.v1.DownstreamAdmin`: what was given out, and taking it back."""
 
     def __init__(self, state: State, policy: PolicyKeeper) -> None:
         self._state, self._policy = state, policy
@@ -150,6 +152,21 @@ class DownstreamAdminService:
                 for entry in entries
             ]
         )
+
+    async def RevokeDownstreamCa(
+        self, request: admin_pb2.RevokeDownstreamCaRequest, call: Call
+    ) -> admin_pb2.RevokeDownstreamCaResponse:
+        """Revoke one CA, with every other of its key: verifiers know CAs by their keys."""
+        serial = request.serial.lower().lstrip("0")
+        call.audit.update(event="revoke_downstream_ca", serial=serial[:_MAX_SERIAL])
+        named = next((one for one in counting(self._state) if one.entry_id and one.serial == serial), None)
+        if named is None:
+            raise NotFound("no CA that was given out, and counts, has this serial number")
+        call.audit.update(entry_id=named.entry_id, key_sha256=named.key_sha256)
+        same = [one for one in self._state.intermediates.values() if one.key_sha256 == named.key_sha256]
+        made = [Revoked("serial", one.serial, 0, "downstream_ca_revoked", one.not_after) for one in same]
+        await self._state.change(lambda connection: put_revocations(connection, made), self._state.revoked)
+        return admin_pb2.RevokeDownstreamCaResponse(entry_id=named.entry_id, revoked=map(_shown, same))
 
 
 def _shown(one: Intermediate) -> admin_pb2.DownstreamCa:

@@ -111,6 +111,7 @@ MATRIX: Final[Mapping[str, frozenset[Who]]] = MappingProxyType(
         _POLICY_API + "GetPolicy": _MANAGE,
         _POLICY_API + "ApplyPolicy": _MANAGE,
         _DOWNSTREAM_API + "ListDownstreams": _MANAGE,
+        _DOWNSTREAM_API + "RevokeDownstreamCa": _MANAGE,
         _HEALTH_API + "Check": _LOCAL,
         _HEALTH_API + "List": _LOCAL,
         _HEALTH_API + "Watch": _LOCAL,

@@ -234,6 +234,60 @@ async def test_a_segment_that_goes_away(folder: Path) -> None:
         assert await refusal(below.ca()) == ("PERMISSION_DENIED", NO_FALLBACK)
 
 
+# --- what is taken back -----------------------------------------------------------------------------------------------
+
+
+async def take_back(broker: RunningBroker, serial: str) -> list[str]:
+    request = admin_pb2.RevokeDownstreamCaRequest(serial=serial)
+    return [one.serial for one in (await broker.downstream.RevokeDownstreamCa(request)).revoked]
+
+
+async def test_one_ca_is_revoked_and_the_others_count(broker: RunningBroker) -> None:
+    below = await Below.make(broker)
+    first, second = await below.ca(), await below.ca()
+    serial = f"{first.certificate.serial_number:x}"
+    assert await take_back(broker, f"00{serial.upper()}") == [serial]
+    assert [verified(broker, forge(ca, ANY)[0]) for ca in (first, second)] == ["intermediate_not_listed", "ok"]
+    (shown,) = (await broker.downstream.ListDownstreams(admin_pb2.ListDownstreamsRequest())).downstreams
+    assert [one.serial for one in shown.authorities] == [f"{second.certificate.serial_number:x}"]
+    said = broker.audit()[-2:]
+    assert ("revoke_downstream_ca", serial, below.entry.id) in [
+        (line.get("event"), line.get("serial"), line.get("entry_id")) for line in said
+    ]
+    code, _ = await refusal(take_back(broker, serial))
+    assert code == "NOT_FOUND"
+    # Its server may have another, with another key.
+    assert await refusal(below.ask(first.key)) == (
+        "PERMISSION_DENIED",
+        "a CA with this key is revoked; ask with another key",
+    )
+    assert verified(broker, forge(await below.ca(), ANY)[0]) == "ok"
+
+
+async def test_a_key_is_revoked_with_all_its_certificates(broker: RunningBroker) -> None:
+    below = await Below.make(broker)
+    key = generate_key(KeyType.EC_P256)
+    short, long = [x509.load_der_x509_certificate((await below.ask(key, ttl))[0]).serial_number for ttl in (60, 6000)]
+    assert set(await take_back(broker, f"{short:x}")) == {f"{short:x}", f"{long:x}"}
+    revoked = {serial for kind, serial in broker.broker.state.revocations if kind == "serial"}
+    assert {f"{short:x}", f"{long:x}"} <= revoked
+
+
+@pytest.mark.parametrize("serial", ["", "0", "1", "x", "f" * 100_000])
+async def test_what_was_not_given_out_is_not_revoked(broker: RunningBroker, serial: str) -> None:
+    await Below.make(broker)
+    assert (await refusal(take_back(broker, serial)))[0] == "NOT_FOUND"
+
+
+async def test_a_revocation_outlives_a_restart(folder: Path) -> None:
+    async with running(folder) as broker:
+        below = await Below.make(broker)
+        ca = await below.ca()
+        await take_back(broker, f"{ca.certificate.serial_number:x}")
+    async with running(folder) as broker:
+        assert verified(broker, forge(ca, ANY)[0]) == "intermediate_not_listed"
+
+
 # --- what it may sign -------------------------------------------------------------------------------------------------
 
 

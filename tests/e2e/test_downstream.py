@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A hostile server below the broker uses its CA: sidecars admit what its entry lists, and nothing else."""
 
+import contextlib
+import json
 import secrets
 import socket
 import ssl
@@ -81,26 +83,35 @@ def ca(world: World, app: App) -> X509Issuer:
 
 def asks(world: World, ca: X509Issuer, path: str) -> bytes:
     """Connect to the app's sidecar with a certificate that the CA makes up; return what the app says."""
+    return exchange(listening(world, "r"), made_up(world, ca, path))
+
+
+def made_up(world: World, ca: X509Issuer, path: str) -> Path:
+    """Make a certificate up; return where it is, with its key."""
     key = generate_key(KeyType.EC_P256)
     spiffe_id = TD.with_path(path)
     made = issue_x509(spiffe_id, key.public_key(), ca, at=int(time.time()), random=secrets.token_bytes, ttl=600)
     pem = world.folder / "client.pem"
     text = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     pem.write_bytes(text + b"".join(x509.load_der_x509_certificate(der).public_bytes(PEM) for der in made.chain))
-    return exchange(listening(world, "r"), pem)
+    return pem
 
 
 def exchange(address: str, pem: Path) -> bytes:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.load_cert_chain(pem)
-    host, _, port = address.rpartition(":")
     try:
-        with context.wrap_socket(socket.create_connection((host, int(port)), timeout=10)) as link:
+        with connected(address, pem) as link:
             link.sendall(b"you")
             return link.recv(100)
     except (ConnectionError, ssl.SSLError):
         return b""
+
+
+def connected(address: str, pem: Path) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(pem)
+    host, _, port = address.rpartition(":")
+    return context.wrap_socket(socket.create_connection((host, int(port)), timeout=20))
 
 
 def last(world: World, count: int) -> dict[str, object]:
@@ -130,3 +141,22 @@ def test_a_server_below_that_is_banned_is_cut_off(world: World, app: App, ca: X5
     accepted = app.accepted
     assert asks(world, ca, CLIENT) == b""
     assert app.accepted == accepted >= 1
+
+
+def test_one_ca_is_revoked_by_its_serial_number(world: World, app: App, ca: X509Issuer) -> None:
+    """What is under way ends, the next is denied, and the entry lives on."""
+    serial = f"{ca.certificate.serial_number:x}"
+    (shown,) = json.loads(world.run("authority", "downstream", "list", "--output", "json"))
+    assert (shown["serial"], shown["segments"]) == (serial, ["inference"])
+    with connected(listening(world, "r"), made_up(world, ca, CLIENT)) as link:
+        until(lambda: app.accepted == 1, "the app has it")
+        assert f"revoked {serial}" in world.run("authority", "downstream", "revoke", serial)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert link.recv(100) == b""
+
+    def denied() -> bool:
+        return asks(world, ca, CLIENT) == b"" and records(world, "r")[-1]["reason"] == "intermediate_not_listed"
+
+    until(denied, "the denial")
+    assert json.loads(world.run("authority", "downstream", "list", "--output", "json")) == []
+    assert BELOW in world.run("entry", "list")

@@ -82,6 +82,11 @@ class DownstreamAdminStub:
                 request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsRequest.SerializeToString,
                 response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsResponse.FromString,
                 _registered_method=True)
+        self.RevokeDownstreamCa = channel.unary_unary(
+                '/firedoor.admin.v1.DownstreamAdmin/RevokeDownstreamCa',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeDownstreamCaRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeDownstreamCaResponse.FromString,
+                _registered_method=True)
 
 
 class DownstreamAdminServicer:
@@ -96,6 +101,13 @@ class DownstreamAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeDownstreamCa(self, request, context):
+        """Takes one CA, and all others with its key, off the sidecars' list, for good. NOT_FOUND unless it counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DownstreamAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -103,6 +115,11 @@ def add_DownstreamAdminServicer_to_server(servicer, server):
                     servicer.ListDownstreams,
                     request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsRequest.FromString,
                     response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListDownstreamsResponse.SerializeToString,
+            ),
+            'RevokeDownstreamCa': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeDownstreamCa,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeDownstreamCaRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeDownstreamCaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(

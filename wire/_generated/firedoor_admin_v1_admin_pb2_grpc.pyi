@@ -82,6 +82,8 @@ class DownstreamAdminStub:
     def __new__(cls, channel: _aio.Channel) -> DownstreamAdminAsyncStub: ...
     ListDownstreams: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDownstreamsRequest, _admin_pb2.ListDownstreamsResponse]
     """The entries that are downstream authorities', and what each may issue with and for."""
+    RevokeDownstreamCa: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeDownstreamCaRequest, _admin_pb2.RevokeDownstreamCaResponse]
+    """Takes one CA, and all others with its key, off the sidecars' list, for good. NOT_FOUND unless it counts."""
 
 @_typing.type_check_only
 class DownstreamAdminAsyncStub(DownstreamAdminStub):
@@ -92,6 +94,8 @@ class DownstreamAdminAsyncStub(DownstreamAdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListDownstreams: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDownstreamsRequest, _admin_pb2.ListDownstreamsResponse]  # type: ignore[assignment]
     """The entries that are downstream authorities', and what each may issue with and for."""
+    RevokeDownstreamCa: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeDownstreamCaRequest, _admin_pb2.RevokeDownstreamCaResponse]  # type: ignore[assignment]
+    """Takes one CA, and all others with its key, off the sidecars' list, for good. NOT_FOUND unless it counts."""
 
 class DownstreamAdminServicer(metaclass=_abc_1.ABCMeta):
     """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
@@ -105,6 +109,14 @@ class DownstreamAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListDownstreamsResponse, _abc.Awaitable[_admin_pb2.ListDownstreamsResponse]]:
         """The entries that are downstream authorities', and what each may issue with and for."""
+
+    @_abc_1.abstractmethod
+    def RevokeDownstreamCa(
+        self,
+        request: _admin_pb2.RevokeDownstreamCaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeDownstreamCaResponse, _abc.Awaitable[_admin_pb2.RevokeDownstreamCaResponse]]:
+        """Takes one CA, and all others with its key, off the sidecars' list, for good. NOT_FOUND unless it counts."""
 
 def add_DownstreamAdminServicer_to_server(servicer: DownstreamAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
