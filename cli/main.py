@@ -20,6 +20,7 @@ COMMANDS = (
     ("broker", "run, validate: the authority that issues identities and publishes policy"),
     ("sidecar", "run, validate, status: the enforcement point beside a workload"),
     ("capture", "apply, remove, show, check: a network namespace goes through its sidecar alone"),
+    ("run", "a command in a network namespace of its own, behind a sidecar"),
     ("token", "create: a join token that lets one sidecar attest"),
     ("entry", "create, update, list, show, delete: who gets which identity"),
     ("agent", "list, show, ban, evict: the sidecars that have attested"),

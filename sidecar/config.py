@@ -30,6 +30,8 @@ from firedoor.sidecar.capture.settings import Capture
 from firedoor.sidecar.errors import ConfigError
 from firedoor.sidecar.http_challenge import HttpNonce
 from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inbound, parse_outbound
+from firedoor.sidecar.namespace import settings as run_settings
+from firedoor.sidecar.namespace.settings import Run
 from firedoor.sidecar.node_certificate import X509Pop
 from firedoor.sidecar.ssh_certificate import SshPop
 
@@ -82,6 +84,7 @@ OPTIONS = (
     _option("inbound", "YAML", "listeners that hand mTLS connections to the app", several=True),
     _option("outbound", "YAML", "listeners that make mTLS connections for local programs", several=True),
     *capture_settings.options(ENVIRONMENT),
+    *run_settings.options(ENVIRONMENT),
 )
 
 
@@ -148,6 +151,8 @@ class Config:
     capture: Capture | None
     # The ports of our listeners that others reach, for the rules of capture.
     open_ports: tuple[int, ...] = ()
+    # None: `firedoor run` does not start this sidecar.
+    run: Run | None = None
 
     @property
     def server_id(self) -> SpiffeId:
@@ -178,6 +183,13 @@ def load(
     except SettingsError as error:
         raise ConfigError(error.findings) from None
     return config
+
+
+def defaults(config: Config, env: Mapping[str, str]) -> Config:
+    """Return a configuration with root's places as they are when nothing names others."""
+    places = _Places(env, 0)
+    state, sockets = places.state, places.sockets
+    return replace(config, data_dir=state, auth_socket=sockets / "auth.sock", admin_socket=sockets / "admin.sock")
 
 
 def _read(path: Path) -> str:
@@ -241,6 +253,7 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         inbound=_listeners(top, "inbound", trust_domain, findings, parse_inbound),
         outbound=_listeners(top, "outbound", trust_domain, findings, parse_outbound),
         capture=capture_settings.parse(top),
+        run=run_settings.parse(top),
     )
     evidence_config.check_one(top)
     _check_socket_paths(config, top, findings)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from firedoor.sidecar.capture.rules import FAMILY, TABLE, Ruleset
+from firedoor.sidecar.capture.rules import Ruleset
 
 _OURS = {"metainfo", "table", "chain", "rule"}
 _FLAGS = {"fin": 0x01, "syn": 0x02, "rst": 0x04, "psh": 0x08, "ack": 0x10, "urg": 0x20, "ecn": 0x40, "cwr": 0x80}
@@ -100,8 +100,3 @@ def _flags(right: Any) -> Any:
 
 def _words(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def is_ours(item: Mapping[str, Any]) -> bool:
-    """Say whether a listed table is ours."""
-    return bool(item.get("family") == FAMILY and item.get("name") == TABLE)

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from firedoor.sidecar.capture import listing, rules
+from firedoor.sidecar.capture import rules
 from firedoor.sidecar.capture.rules import Ruleset
 from firedoor.sidecar.errors import CaptureFailed, ToolMissing
 
@@ -57,8 +57,12 @@ class Nft:
 
     def present(self) -> bool:
         """Return whether our table is there. Raise CaptureFailed, too when rules cannot be read or written here."""
-        tables = self._ask("list", "tables")
-        return any(listing.is_ours(item["table"]) for item in tables.get("nftables", []) if "table" in item)
+        return self.has(rules.FAMILY, rules.TABLE)
+
+    def has(self, family: str, name: str) -> bool:
+        """Return whether there is such a table. Raise CaptureFailed."""
+        tables = (item.get("table", {}) for item in self._ask("list", "tables").get("nftables", []))
+        return any(one.get("family") == family and one.get("name") == name for one in tables)
 
     def listed(self) -> dict[str, Any] | None:
         """Return what the kernel lists of our table; None when there is none. Raise CaptureFailed."""

@@ -79,11 +79,11 @@ def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T
 
 
 class Program:
-    """A `firedoor` process; its stderr goes to a file."""
+    """A `firedoor` process; its stderr goes to a file. `prefix` is what runs it, such as `nsenter`."""
 
-    def __init__(self, log: Path, *words: str) -> None:
+    def __init__(self, log: Path, *words: str, prefix: Sequence[str] = ()) -> None:
         self.log = log
-        command = [sys.executable, "-m", "firedoor.cli", *words]
+        command = [*prefix, sys.executable, "-m", "firedoor.cli", *words]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
 
@@ -125,8 +125,8 @@ class Program:
 class World:
     """One trust domain: a broker, and what is needed to start sidecars."""
 
-    def __init__(self, folder: Path, trust_domain: str = "example.org") -> None:
-        self.folder, self.trust_domain = folder, trust_domain
+    def __init__(self, folder: Path, trust_domain: str = "example.org", prefix: Sequence[str] = ()) -> None:
+        self.folder, self.trust_domain, self.prefix = folder, trust_domain, prefix
         self.address = "127.0.0.1:0"
         self.ready_line = ""
         self.programs: list[Program] = []
@@ -167,7 +167,7 @@ class World:
         )
 
     def _start(self, log: str, *words: str) -> Program:
-        program = Program(self.folder / log, *words)
+        program = Program(self.folder / log, *words, prefix=self.prefix)
         self.programs.append(program)
         return program
 
