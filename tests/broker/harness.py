@@ -326,6 +326,8 @@ def flags(folder: Path, policy: str | None = None, **more: str) -> dict[str, str
         "data_dir": str(folder / "data"),
         "admin_socket": str(folder / "admin.sock"),
         "metrics": "127.0.0.1:0",
+        # Clients of tests keep their connections, and all have one address.
+        "anonymous_connections": "1024",
         **more,
     }
     if policy is not None:
