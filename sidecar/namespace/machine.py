@@ -33,14 +33,15 @@ class Place:
         self.folder = FOLDER / run.name
         self.sockets = self.folder / "sockets"
         self._state = self.folder / "state.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, which goes: a lock on a file that is gone keeps nobody out.
-        self._lock = os.open(FOLDER / f"{run.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_file = FOLDER / f"{run.name}.lock"
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self._lock_file)
+            self.folder.mkdir(exist_ok=True)
         except BlockingIOError:
-            os.close(self._lock)
             raise CaptureFailed(f"another `firedoor run` has the name {run.name}; give this one another") from None
+        except OSError as error:
+            raise CaptureFailed(f"{self.folder}: {error.strerror}") from error
 
     def write(self, pids: Iterable[int]) -> None:
         """Say whom to end should this process be killed."""
@@ -72,7 +73,23 @@ class Place:
         _remove_interface(self._run)
         _remove_table(self._run)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock_file.unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def _locked(path: Path) -> int:
+    """Return a handle that holds the lock. Raise BlockingIOError when somebody else has it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it may have removed the file meanwhile: a lock on that keeps nobody out.
+            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except OSError:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def _end(pid: int, started: float) -> bool:

@@ -135,7 +135,7 @@ run: {{name: {NAME}, network: 10.201.7.0/30, network6: "fd01:7::/126"{more}}}
         found = [f"process {pid}" for pid in self.processes()]
         found += ["table"] if TABLE in self.machine.rules() else []
         found += ["interface"] if f"fd-{NAME}" in self.machine.run("ip", "link") else []
-        return found + (["folder"] if Path(f"/run/firedoor/run/{NAME}").exists() else [])
+        return found + [str(path) for path in Path("/run/firedoor/run").glob(f"{NAME}*")]
 
     def processes(self) -> list[int]:
         """Return the processes of the sidecar's user and of the app's."""
