@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from sqlalchemy import Connection
 
 from firedoor.broker.authority import Manager, change_bundle
+from firedoor.broker.core_signing import sign_in_core
 from firedoor.broker.db.intermediate_rows import Intermediate, insert_intermediate
 from firedoor.broker.db.rows import Revoked, put_revocations
 from firedoor.broker.errors import AuthorityError, Conflict, InvalidRequest
@@ -151,7 +152,8 @@ class AuthorityManager(Manager[X509Issuer]):
             )
 
     def _join(self, authority: Authority, key: PrivateKey) -> X509Issuer:
-        return X509Issuer.load(self._state.trust_domain, authority.public, key, authority.upstream)
+        td, sign = self._state.trust_domain, sign_in_core(key)
+        return X509Issuer.load(td, authority.public, key, authority.upstream, sign=sign)
 
     def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
         return with_roots(bundle, self._roots)

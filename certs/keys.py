@@ -17,14 +17,18 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from firedoor.certs.errors import KeyManagerError
 
+# Signs bytes.
+Sign = Callable[[bytes], bytes]
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
@@ -73,6 +77,14 @@ def signature_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
         return hashes.SHA384()
     return hashes.SHA256()
+
+
+def signing(key: PrivateKey) -> Sign:
+    """Return what signs bytes with a key as certificates are signed: ECDSA, or RSA with PKCS #1 v1.5."""
+    digest = signature_hash(key)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return partial(key.sign, signature_algorithm=ec.ECDSA(digest))
+    return partial(key.sign, padding=padding.PKCS1v15(), algorithm=digest)
 
 
 def is_supported(key: object, *, max_rsa_bits: int = MAX_RSA_BITS) -> bool:

@@ -8,16 +8,13 @@ that the builder would make, at a third of the cost. A property test holds the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from firedoor.certs import der, profile
-from firedoor.certs.keys import PrivateKey, signature_hash
+from firedoor.certs.keys import Sign
 
 # The last field of a TBSCertificate, RFC 5280 section 4.1.
 _EXTENSIONS_TAG: Final = 0xA3
@@ -37,23 +34,19 @@ class Holder:
 
 @final
 class Stamp:
-    """Makes leaves like the one that it was cut from, with the key that signed it."""
+    """Makes leaves like the one that it was cut from. `sign` signs bytes with the key and the hash that signed it."""
 
-    def __init__(self, leaf: x509.Certificate, subject: profile.Subject, key: PrivateKey) -> None:
+    def __init__(self, leaf: x509.Certificate, subject: profile.Subject, sign: Sign) -> None:
         self._version, _, self._algorithm, self._issuer, _, _, _, extensions = der.elements(leaf.tbs_certificate_bytes)
         rows = [row for row in profile.LEAF if row.write(subject) is not None]
         written = zip(rows, der.elements(*der.elements(extensions)), strict=True)
         self._extensions = [_Extension.of(row, whole) for row, whole in written]
-        digest = signature_hash(key)
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            self._signature: Callable[[bytes], bytes] = partial(key.sign, signature_algorithm=ec.ECDSA(digest))
-        else:
-            self._signature = partial(key.sign, padding=padding.PKCS1v15(), algorithm=digest)
+        self._sign = sign
 
     def sign(self, holder: Holder) -> bytes:
         """Return a certificate in DER."""
         signed = self.to_be_signed(holder)
-        signature = self._signature(signed)
+        signature = self._sign(signed)
         return der.element(der.SEQUENCE, signed, self._algorithm, der.element(der.BIT_STRING, b"\0", signature))
 
     def to_be_signed(self, holder: Holder) -> bytes:

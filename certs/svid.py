@@ -29,7 +29,7 @@ from firedoor.certs.certificate import Certificate, read_certificate, subject_ke
 from firedoor.certs.dns import check_dns_name
 from firedoor.certs.errors import IssueError, SvidError
 from firedoor.certs.ids import SpiffeId, TrustDomain
-from firedoor.certs.keys import PrivateKey, PublicKey, public_key_der, signature_hash
+from firedoor.certs.keys import PrivateKey, PublicKey, Sign, public_key_der, signature_hash, signing
 from firedoor.certs.stamp import Holder, Stamp
 from firedoor.certs.subject_key import SubjectKey
 
@@ -76,18 +76,28 @@ class X509Issuer:
     certificate: x509.Certificate
     key: PrivateKey
     upstream: tuple[bytes, ...] = ()
+    # What signs leaves with a copy of `key`, where there is something faster than the key itself.
+    sign: Sign | None = field(default=None, repr=False, compare=False)
     # Cut from the first leaf that is issued.
     stamps: list[Stamp] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
-    def load(cls, td: TrustDomain, certificate: bytes, key: PrivateKey, upstream: Sequence[bytes] = ()) -> X509Issuer:
+    def load(
+        cls,
+        td: TrustDomain,
+        certificate: bytes,
+        key: PrivateKey,
+        upstream: Sequence[bytes] = (),
+        *,
+        sign: Sign | None = None,
+    ) -> X509Issuer:
         """Put a stored authority together again. Raise IssueError when the key is another one's."""
         loaded = _read(certificate).raw
         if public_key_der(key.public_key()) != loaded.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         ):
             raise IssueError("key_mismatch")
-        return cls(td, loaded, key, tuple(upstream))
+        return cls(td, loaded, key, tuple(upstream), sign)
 
     @cached_property
     def authority_id(self) -> str:
@@ -164,7 +174,7 @@ def _leaf(holder: Holder, issuer: X509Issuer) -> bytes:
     if issuer.stamps:
         return issuer.stamps[0].sign(holder)
     leaf = _build(profile.LEAF, holder, issuer.certificate.subject, issuer.key)
-    issuer.stamps.append(Stamp(leaf, holder.subject, issuer.key))
+    issuer.stamps.append(Stamp(leaf, holder.subject, issuer.sign or signing(issuer.key)))
     return leaf.public_bytes(serialization.Encoding.DER)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "MaterialError",
     "MtlsError",
     "Revocation",
+    "SigningKey",
     "Svid",
     "TableError",
     "VerifyError",
@@ -364,6 +365,14 @@ class Engine:
         grpc_method: str = "",
         time: int,
     ) -> Decision: ...
+
+@final
+class SigningKey:
+    """A P-256 or P-384 key in memory, as PKCS#8 DER. Raise MtlsError for one of another kind."""
+
+    def __new__(cls, key: bytes) -> SigningKey: ...
+    def sign(self, message: bytes) -> bytes:
+        """Return an ECDSA signature with the hash that is as strong as the curve: SHA-256, SHA-384."""
 
 def private_address() -> str:
     """Return a new abstract address ("unix-abstract:...") for a private server and the front before it.

@@ -25,6 +25,7 @@ from firedoor.certs import (
     svid,
     verify_x509_svid,
 )
+from firedoor.certs.keys import signing
 from firedoor.certs.stamp import Holder, Stamp
 
 TD = TrustDomain.parse("td")
@@ -51,7 +52,7 @@ def subject(issuer: X509Issuer, path: str, names: tuple[str, ...], key: PublicKe
 @given(data=st.data())
 def test_the_same_bytes_as_the_builder(kind: str, data: st.DataObject) -> None:
     issuer = ISSUERS[kind]
-    stamp = Stamp(first_leaf(issuer), subject(issuer, "/first", (), KEYS[0]), issuer.key)
+    stamp = Stamp(first_leaf(issuer), subject(issuer, "/first", (), KEYS[0]), signing(issuer.key))
     names = tuple(data.draw(st.lists(LABEL, max_size=4, unique=True)))
     path = "".join(f"/{one}" for one in data.draw(st.lists(SEGMENT, min_size=1, max_size=5)))
     begins = data.draw(st.integers(0, 4_000_000_000))

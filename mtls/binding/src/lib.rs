@@ -9,6 +9,7 @@ mod errors;
 mod front;
 mod material;
 mod proxy;
+mod signing;
 mod verify;
 
 use pyo3::prelude::*;
@@ -31,6 +32,8 @@ mod _mtls {
     use crate::material::{ClientRule, Material, Revocation, Svid};
     #[pymodule_export]
     use crate::proxy::Listener;
+    #[pymodule_export]
+    use crate::signing::SigningKey;
     #[pymodule_export]
     use crate::verify::{check_pattern, check_spiffe_id, match_pattern, read_csr, verify_svid};
 
