@@ -16,12 +16,14 @@ import pytest
 
 from tests.e2e import namespaces
 from tests.e2e.conftest import DEADLINE, World, until
-from tests.e2e.namespaces import APP_UID, SIDECAR_UID, Namespace
+from tests.e2e.namespaces import Namespace
 
 MISSING = namespaces.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 NAME = f"t{os.getpid() % 1000000}"
+# Nobody else's, nor those of tests that run at the same time: what is left behind is told by them.
+SIDECAR_UID, APP_UID = (200_000 + 2 * (os.getpid() % 1_000_000) + n for n in (0, 1))
 TABLE = f"firedoor_run_{NAME}"
 MACHINE, WORKLOAD, WORKLOAD_V6 = "10.201.7.1", "10.201.7.2", "fd01:7::2"
 ID = "spiffe://example.org/segment/registry/host/h1/svc/web"
