@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import gmtime, monotonic, strftime
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from sqlalchemy import Connection
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("firedoor.broker.authority")
 # How often other trust domains should look for changes, in seconds; SPIRE's default.
 REFRESH_HINT: Final = 300
+# What failed is tried again so much later; an authority upstream that is away takes its time to fail.
+_RETRY_SECONDS: Final = 5.0
 
 
 class _Issuer(Protocol):
@@ -82,6 +85,8 @@ class Manager(Generic[I]):
         self._slots = AuthoritySlots()
         self._issuer: I | None = None
         self._lock = asyncio.Lock()
+        # Until when `tick` waits after a failure, by the monotonic clock.
+        self._again = 0.0
 
     def _make(self, slot: SlotName, at: int) -> Authority:
         """Make a key in a slot, and the authority that is known by it."""
@@ -120,12 +125,20 @@ class Manager(Generic[I]):
 
     def issuer(self) -> I:
         """Return what signs. Raise AuthorityError when there is nothing that can."""
-        if self._issuer is None or self._issuer.not_after <= self._state.clock.now():
+        if (issuer := self._able()) is None:
             raise AuthorityError("there is no authority that can sign; the broker's log says why")
-        return self._issuer
+        return issuer
+
+    def _able(self) -> I | None:
+        found = self._issuer
+        return found if found is not None and found.not_after > self._state.clock.now() else None
 
     async def start(self) -> None:
-        """Go on from the journal, and do what is due. Raise KeyManagerError for keys that cannot be read."""
+        """Go on from the journal, and do what is due.
+
+        Raise KeyManagerError for keys that cannot be read, and AuthorityError when nothing can sign. While the
+        authority upstream does not help, what there is signs on, and `tick` tries again.
+        """
         journal = await self._state.database.read(lambda connection: load_journal(connection, self.kind))
         if journal is not None:
             self._slots = AuthoritySlots.from_json(journal)
@@ -135,9 +148,25 @@ class Manager(Generic[I]):
                 # What it signed stays good: it is in the bundle. But nothing more can be signed with it.
                 _log.error("the key of authority %s is gone; a new one takes over", self._slots.current.authority_id)
                 self._slots = AuthoritySlots()
-        await self.tick()
+        try:
+            await self.tick()
+        except AuthorityError as error:
+            if (issuer := self._able()) is None:
+                raise
+            end = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(issuer.not_after))
+            _log.error("%s authority %s signs on, until %s at most: %s", self.label, issuer.authority_id, end, error)
 
     async def tick(self) -> None:
+        """Do what is due now. Raise AuthorityError when the authority upstream does not help; a while later again."""
+        if monotonic() < self._again:
+            return
+        try:
+            await self._work()
+        except AuthorityError:
+            self._again = monotonic() + _RETRY_SECONDS
+            raise
+
+    async def _work(self) -> None:
         """Do what is due now."""
         async with self._lock:
             while (due := self._slots.due(at=self._state.clock.now())) is not None:

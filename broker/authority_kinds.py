@@ -59,9 +59,9 @@ class AuthorityManager(Manager[X509Issuer]):
     # Above the authority that was made last.
     _roots: tuple[bytes, ...] = ()
 
-    async def tick(self) -> None:
+    async def _work(self) -> None:
         """Do what is due now."""
-        await super().tick()
+        await super()._work()
         if self._upstream is not None and (follow := await asyncio.to_thread(self._upstream.poll)):
             await change_bundle(self._state, follow)
         now = self._state.clock.now()

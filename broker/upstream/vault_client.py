@@ -15,11 +15,11 @@ import logging
 import math
 import socket
 import ssl
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import aiohttp
@@ -62,7 +62,7 @@ class _Token:
             raise ValueError("token")
         if type(seconds) is not int or seconds < 0:
             raise ValueError("lease")
-        now = time.monotonic()
+        now = monotonic()
         # A token without a lease has no end.
         ends = now + seconds if seconds else math.inf
         return cls(value, ends, now + seconds * 2 / 3 if seconds and renewable is True else math.inf)
@@ -80,7 +80,7 @@ class VaultClient:
 
     def write(self, path: str, body: Mapping[str, str | bool]) -> Mapping[str, Any]:
         """Write to a path and return the answer's `data`. Raise AuthorityError or ConfigError."""
-        if self._held is not None and time.monotonic() < self._held.ends:
+        if self._held is not None and monotonic() < self._held.ends:
             try:
                 return self._data(path, body, self._held.value)
             except Forbidden:
@@ -92,12 +92,12 @@ class VaultClient:
     def keep(self) -> None:
         """Renew the token if it is time. Raise AuthorityError, and then it is tried again later."""
         token = self._held
-        if token is None or time.monotonic() < token.renew_at:
+        if token is None or monotonic() < token.renew_at:
             return
-        if time.monotonic() >= token.ends:
+        if monotonic() >= token.ends:
             self._held = None
             return
-        token.renew_at = time.monotonic() + _RETRY_SECONDS
+        token.renew_at = monotonic() + _RETRY_SECONDS
         try:
             self._held = self._auth(self._call("POST", "auth/token/renew-self", {}, token.value))
         except Forbidden:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any
 
 import pytest
 
+from firedoor.broker.broker import Broker
+from firedoor.broker.clock import Clock
 from firedoor.broker.config import load, validate
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.upstream.vault import UpstreamVault, VaultUpstream
 from firedoor.broker.upstream.vault_login import AppRole, ClientCertificate, KubernetesToken, Login, TokenFile
 from firedoor.broker.web_certificate import CertificateFiles
-from firedoor.certs import KeyType, X509Issuer, generate_key
-from tests.broker.harness import flags, running
+from firedoor.certs import AuthoritySlots, Due, KeyType, X509Issuer, generate_key
+from tests.broker.harness import POLICY, flags, running, until
+from tests.broker.test_authority import jump
 from tests.broker.test_downstream import ANY
 from tests.broker.test_issuing import USER
 from tests.broker.test_upstream import OUR_TD, Files, made
@@ -111,6 +115,65 @@ async def test_chains_lead_over_the_vaults_ca_to_the_root_in_the_file(world: Wor
     assert sign.body["exclude_cn_from_sans"] is True
     assert sign.body["ttl"] == "86400s"
     assert "x-vault-namespace" not in sign.headers
+
+
+def away(_: Asked) -> tuple[int, Any]:
+    return 503, {"errors": ["Vault is sealed"]}
+
+
+async def test_while_the_vault_is_away_a_broker_goes_on_with_what_it_has(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(world.folder, **world.flags()) as broker:
+        first = broker.broker.authority.active()
+    # The next one is due.
+    due = lambda slots, at: None if slots.other else Due.PREPARE  # noqa: E731
+    monkeypatch.setattr(AuthoritySlots, "due", due)
+    monkeypatch.setattr("firedoor.broker.authority._RETRY_SECONDS", 0.0)
+    world.vault.answers[SIGN] = away
+    async with running(world.folder, **world.flags()) as broker:
+        authority = broker.broker.authority
+        assert f"X.509 authority {first.authority_id} signs on, until 20" in caplog.text
+        assert "Vault is sealed" in caplog.text
+        assert (authority.active().authority_id, authority.slots.other) == (first.authority_id, None)
+        assert await broker.attest()
+        world.vault.answers[SIGN] = world.vault.sign
+        await until(lambda: authority.slots.other is not None)
+
+
+async def test_with_nothing_that_can_sign_it_does_not_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused() -> None:
+        with pytest.raises(AuthorityError, match="Vault is sealed"):
+            await Broker(load(None, {}, flags(world.folder, POLICY, **world.flags()))).start()
+
+    world.vault.answers[SIGN] = away
+    await refused()
+    world.vault.answers[SIGN] = world.vault.sign
+    async with running(world.folder, **world.flags()):
+        pass
+    world.vault.answers[SIGN] = away
+    # What there is has ended.
+    with monkeypatch.context() as patched:
+        patched.setattr("firedoor.broker.broker.Clock", lambda: Clock(lambda: time.time() + 90000, time.monotonic))
+        await refused()
+    # The key is gone.
+    shutil.rmtree(world.folder / "data" / "keys")
+    await refused()
+
+
+async def test_one_that_is_away_is_asked_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(world.folder, **world.flags()) as broker:
+        now = time.monotonic()
+        monkeypatch.setattr("firedoor.broker.authority.monotonic", lambda: now)
+        world.vault.answers[SIGN] = away
+        jump(broker, monkeypatch, 0.6 * 86400)
+        # The broker asks by itself, and after that no more.
+        await until(lambda: world.paths().count(SIGN) == 2)
+        await until(lambda: broker.broker.authority._again > now)
+        await broker.broker.authority.tick()
+        assert world.paths().count(SIGN) == 2
+        now += 5
+        await until(lambda: world.paths().count(SIGN) == 3)
 
 
 # What a Vault, or who stands in its place, may sign otherwise than it was asked.
@@ -257,7 +320,7 @@ def test_what_is_not_allowed_is_asked_once_more_and_then_said(world: World) -> N
 
 def test_a_token_is_renewed_in_time_and_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("firedoor.broker.upstream.vault_client.time.monotonic", lambda: now)
+    monkeypatch.setattr("firedoor.broker.upstream.vault_client.monotonic", lambda: now)
     upstream = world.upstream()
     world.mint(upstream)
     now += 2399
@@ -283,7 +346,7 @@ def test_a_token_is_renewed_in_time_and_ends(world: World, monkeypatch: pytest.M
 
 def test_a_token_that_cannot_be_renewed_is_used_to_its_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("firedoor.broker.upstream.vault_client.time.monotonic", lambda: now)
+    monkeypatch.setattr("firedoor.broker.upstream.vault_client.monotonic", lambda: now)
     world.vault.answers[RENEW] = lambda asked: (
         200,
         {"auth": {"client_token": asked.headers["x-vault-token"], "lease_duration": 600, "renewable": True}},

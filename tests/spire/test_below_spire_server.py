@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -96,11 +97,38 @@ async def test_nobody_below_gets_a_ca(broker: RunningBroker) -> None:
     assert (code, "below a server that lists no CAs" in said) == ("FAILED_PRECONDITION", True)
 
 
-async def test_without_the_server_above_it_does_not_start(tmp_path: Path) -> None:
+async def test_without_a_ca_and_the_server_above_it_does_not_start(tmp_path: Path) -> None:
     words = {"upstream_server": "127.0.0.1:1", "upstream_workload_api": str(tmp_path / "nothing.sock")}
     broker = Broker(load(None, {}, flags(tmp_path, POLICY, **words)))
     with pytest.raises(AuthorityError, match="does not help"):
         await broker.start()
+
+
+async def test_it_starts_with_what_it_has_while_the_server_above_is_away(
+    tmp_path: Path, spire_server: SpireServer, beside: SpireAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = {"upstream_server": spire_server.address, "upstream_workload_api": str(beside.socket)}
+    (tmp_path / "b").mkdir(mode=0o700)
+    async with running(tmp_path / "b", **words) as broker:
+        agent = await broker.attest()
+        entry = await broker.entry(ANY, agent.path, USER)
+        first = broker.broker.authority.active().authority_id
+    assert spire_server.process is not None
+    spire_server.process.send_signal(signal.SIGSTOP)
+    try:
+        async with running(tmp_path / "b", **words) as broker:
+            assert f"X.509 authority {first} signs on, until 20" in caplog.text
+            assert "does not help" in caplog.text
+            agent = await broker.attest()
+            entry = await broker.entry("/segment/registry/other", agent.path, USER)
+            (result,) = await agent.sign(entry.id)
+            assert parse_x509_svid(tuple(result.svid.cert_chain)).authority_id == first
+            spire_server.process.send_signal(signal.SIGCONT)
+            # It follows again by itself.
+            spire_server.cli.json("localauthority", "x509", "prepare")
+            await until(lambda: len(broker.roots()) == 2, 60)
+    finally:
+        spire_server.process.send_signal(signal.SIGCONT)
 
 
 def test_one_of_the_two_is_upstream(tmp_path: Path) -> None:
