@@ -205,7 +205,7 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
         public = public_key_der(self._keys.generate(key_id(self.kind, slot), self._key_type).public_key())
         made = "".join(secrets.choice(_KEY_ID_LETTERS) for _ in range(_KEY_ID_LENGTH))
         if self._upstream is not None:
-            self._upstream.publish(JwtKey(made, public, at + self._ttl))
+            self._upstream.publish(self.kind, JwtKey(made, public, at + self._ttl))
         return Authority.of_tokens(self.kind, slot, made, public, issued_at=at, not_after=at + self._ttl)
 
     def _join(self, authority: Authority, key: PrivateKey) -> JwtIssuer:

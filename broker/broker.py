@@ -133,7 +133,9 @@ class Broker:
             self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream
         )
         await self.jwt_authority.start()
-        self.wit_authority = WitAuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit)
+        self.wit_authority = WitAuthorityManager(
+            self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream
+        )
         await self.wit_authority.start()
         fetcher = Fetcher(self.state)
         self._stack.callback(fetcher.close)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from firedoor.certs import JwtKey, PrivateKey, TrustBundle
 
 # What the bundle above changes in ours.
 Follow: TypeAlias = Callable[[TrustBundle], TrustBundle]
+TokenKind: TypeAlias = Literal["jwt", "wit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Upstream(Protocol):
     def mint(self, key: PrivateKey, ttl: int, at: int) -> Minted:
         """Have a CA signed that lives so many seconds, or less. Raise AuthorityError."""
 
-    def publish(self, key: JwtKey) -> None:
-        """Have a key for JWT-SVIDs put into the bundle above, where that can be. Raise AuthorityError."""
+    def publish(self, kind: TokenKind, key: JwtKey) -> None:
+        """Have a key for JWT- or WIT-SVIDs put into the bundle above, where that can be. Raise AuthorityError."""
 
     def poll(self) -> Follow | None:
         """Return what to change in our bundle, None while there is nothing new. Raise AuthorityError."""

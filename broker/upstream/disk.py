@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.files import stamp
-from firedoor.broker.upstream import Follow, Minted, with_roots
+from firedoor.broker.upstream import Follow, Minted, TokenKind, with_roots
 from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import (
     BundleError,
@@ -97,7 +97,7 @@ class DiskUpstream:
         roots = set(self._roots)
         return Minted(tuple(der for der in made.chain if der not in roots), self._roots)
 
-    def publish(self, key: JwtKey) -> None:
+    def publish(self, kind: TokenKind, key: JwtKey) -> None:
         """Do nothing: files take no keys."""
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from firedoor import mtls
 from firedoor.broker.entry import server_id
 from firedoor.broker.errors import AuthorityError
-from firedoor.broker.upstream import Follow, Minted
+from firedoor.broker.upstream import Follow, Minted, TokenKind
 from firedoor.certs import CertsError, JwtKey, PrivateKey, SpiffeId, TrustBundle, TrustDomain, make_csr, split_der
 from firedoor.wire import bundle_grpc, bundle_pb2, svid_grpc, svid_pb2, types, workload_grpc, workload_pb2
 
@@ -71,13 +71,22 @@ class SpireUpstream:
             raise AuthorityError(f"the server upstream at {self._server} answered without a CA")
         return Minted(tuple(answer.ca_cert_chain), tuple(answer.x509_authorities))
 
-    def publish(self, key: JwtKey) -> None:
-        """Have a key for JWT-SVIDs put into the bundle above. Raise AuthorityError."""
-        given = types.JWTKey(key_id=key.key_id, public_key=key.public_key, expires_at=key.expires_at)
+    def publish(self, kind: TokenKind, key: JwtKey) -> None:
+        """Have a key put into the bundle above. Raise AuthorityError."""
         with self._channel() as channel:
-            bundle_grpc.BundleStub(channel).PublishJWTAuthority(
-                bundle_pb2.PublishJWTAuthorityRequest(jwt_authority=given), timeout=_SECONDS
-            )
+            stub = bundle_grpc.BundleStub(channel)
+            if kind == "jwt":
+                jwt = types.JWTKey(key_id=key.key_id, public_key=key.public_key, expires_at=key.expires_at)
+                stub.PublishJWTAuthority(bundle_pb2.PublishJWTAuthorityRequest(jwt_authority=jwt), timeout=_SECONDS)
+                return
+            wit = types.WITKey(key_id=key.key_id, public_key=key.public_key, expires_at=key.expires_at)
+            try:
+                stub.PublishWITAuthority(bundle_pb2.PublishWITAuthorityRequest(wit_authority=wit), timeout=_SECONDS)
+            except grpc.RpcError as error:
+                # What a spire-server answers, up to 1.15 at least.
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                _log.warning("the server upstream takes no keys for WIT-SVIDs: they are in our own bundle alone")
 
     def poll(self) -> Follow | None:
         """Ask for the bundle when it is time, and return what it changes in ours. Raise AuthorityError."""
@@ -92,6 +101,8 @@ class SpireUpstream:
             has = roots
             for one in answer.jwt_authorities:
                 has = has.with_jwt_key(JwtKey(one.key_id, one.public_key, max(0, one.expires_at)))
+            for other in answer.wit_authorities:
+                has = has.with_wit_key(JwtKey(other.key_id, other.public_key, max(0, other.expires_at)))
             tainted = {one.asn1 for one in answer.x509_authorities if one.tainted}
             for root in roots.x509_roots:
                 if root.der in tainted:
@@ -167,11 +178,17 @@ def follow(bundle: TrustBundle, before: TrustBundle | None, has: TrustBundle) ->
         for root in before.x509_roots:
             if root.authority_id not in left and root.authority_id in present:
                 bundle = bundle.with_tainted(root.authority_id).without(root.authority_id)
-    known = {key.key_id for key in (*bundle.jwt_keys, *bundle.wit_keys)}
+    known = _key_ids(bundle)
     for key in has.jwt_keys:
         if key.key_id not in known:
             bundle = bundle.with_jwt_key(key)
+    for key in has.wit_keys:
+        if key.key_id not in known:
+            bundle = bundle.with_wit_key(key)
     if before is not None:
-        gone = {key.key_id for key in before.jwt_keys} - {key.key_id for key in has.jwt_keys}
-        bundle = bundle.without_keys(gone)
+        bundle = bundle.without_keys(_key_ids(before) - _key_ids(has))
     return bundle
+
+
+def _key_ids(bundle: TrustBundle) -> set[str]:
+    return {key.key_id for key in (*bundle.jwt_keys, *bundle.wit_keys)}

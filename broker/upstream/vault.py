@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.files import stamp
 from firedoor.broker.read_files import read_capped
-from firedoor.broker.upstream import Follow, Minted, with_roots
+from firedoor.broker.upstream import Follow, Minted, TokenKind, with_roots
 from firedoor.broker.upstream.vault_client import VaultClient, web_context
 from firedoor.broker.upstream.vault_login import Login, TokenFile
 from firedoor.certs import BundleError, JwtKey, PrivateKey, TrustBundle, TrustDomain, make_csr, public_key_der
@@ -92,7 +92,7 @@ class VaultUpstream:
             raise self._wrong("outlives what signed it")
         return Minted(tuple(one.der for one in path[:-1]), self._roots)
 
-    def publish(self, key: JwtKey) -> None:
+    def publish(self, kind: TokenKind, key: JwtKey) -> None:
         """Do nothing: Vault takes no keys."""
 
     def close(self) -> None:
