@@ -6,9 +6,12 @@ control stream raises UpdateRefused, whose code goes back to the broker in a Nac
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from firedoor import certs
 from firedoor.certs import CertsError, IdPattern, Intermediates, KeyLimits, Selector, SpiffeId, TrustBundle, TrustDomain
@@ -153,6 +156,7 @@ def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: 
     if update.view_hash != views.view_hash(update.parts):
         raise UpdateRefused("view_hash_mismatch", "the update is not the one that its hash was made of")
     parts = _parts(update)
+    _check_fields(update)
     found = [bundles.from_wire(one) for one in parts["bundles"].bundles.bundles]
     entries = [read_entry(one, trust_domain) for one in parts["entries"].entries.entries]
     if trust_domain not in {one.trust_domain for one in found if one.x509_roots}:
@@ -183,6 +187,30 @@ def _parts(update: control_pb2.Update) -> dict[str, control_pb2.Part]:
             raise UpdateRefused("repeated_part", f"the update has two parts of the kind {kind}")
         found[kind] = part
     return {kind: found.get(kind, control_pb2.Part()) for kind in ("entries", "bundles", "policy", "revocations")}
+
+
+def _check_fields(update: control_pb2.Update) -> None:
+    """Refuse what an older sidecar would pass over: a newer broker's field may take away what the others give.
+
+    SPIRE's messages are left out, which grow by themselves, and the decision table, which has a version.
+    """
+    for message in _ours(update):
+        if len(UnknownFieldSet(message)):
+            kind = message.DESCRIPTOR.name
+            raise UpdateRefused("unknown_field", f"the update has a field of {kind} that this sidecar does not know")
+
+
+def _ours(update: control_pb2.Update) -> Iterator[Message]:
+    """Yield every message of the control stream's own."""
+    yield update
+    for part in update.parts:
+        yield part
+        yield getattr(part, part.WhichOneof("kind") or "")
+        yield from part.bundles.intermediates
+        yield from part.bundles.token_keys
+        for one in part.revocations.revocations:
+            yield one
+            yield one.issued_before
 
 
 def _intermediates(part: control_pb2.Bundles) -> dict[bytes, frozenset[str]] | None:

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +131,43 @@ def wrong_hash() -> control_pb2.Update:
     made = update()
     made.view_hash = bytes(32)
     return made
+
+
+NEWER: dict[str, Callable[[control_pb2.Update], Message]] = {
+    "Update": lambda made: made,
+    "Part": lambda made: made.parts[0],
+    "Entries": lambda made: made.parts[0].entries,
+    "Bundles": lambda made: made.parts[1].bundles,
+    "Intermediate": lambda made: made.parts[1].bundles.intermediates[0],
+    "TokenKey": lambda made: made.parts[1].bundles.token_keys[0],
+    "Policy": lambda made: made.parts[2].policy,
+    "Revocations": lambda made: made.parts[3].revocations,
+    "Revocation": lambda made: made.parts[3].revocations.revocations[0],
+    "IssuedBefore": lambda made: made.parts[3].revocations.revocations[1].issued_before,
+}
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_field_that_a_newer_broker_has_is_not_passed_over(name: str) -> None:
+    before = control_pb2.Revocation(issued_before=control_pb2.IssuedBefore(pattern="spiffe://example.org/a/*", time=1))
+    revoked = control_pb2.Revocations(revocations=[control_pb2.Revocation(serial="1"), before])
+    made = update(bundles=listing(), revocations=control_pb2.Part(revocations=revoked))
+    read(made)
+    NEWER[name](made).MergeFromString(bytes([0x9A, 0x06, 0x00]))
+    made.view_hash = views.view_hash(made.parts)
+    sent = control_pb2.Update.FromString(made.SerializeToString())
+    with pytest.raises(UpdateRefused, match=f"a field of {name} that") as caught:
+        read(sent)
+    assert caught.value.nack == "unknown_field"
+
+
+def test_fields_of_spires_messages_and_of_the_table_are_theirs() -> None:
+    table = policy_pb2.Table(version=1, trust_domain="example.org")
+    made = update(policy=control_pb2.Part(policy=control_pb2.Policy(table=table)))
+    for message in (made.parts[0].entries.entries[0], made.parts[1].bundles.bundles[0], made.parts[2].policy.table):
+        message.MergeFromString(bytes([0x9A, 0x06, 0x00]))
+    made.view_hash = views.view_hash(made.parts)
+    assert read(control_pb2.Update.FromString(made.SerializeToString())).synced
 
 
 BAD_BUNDLE = types.Bundle(trust_domain="example.org", x509_authorities=[types.X509Certificate(asn1=b"x")])

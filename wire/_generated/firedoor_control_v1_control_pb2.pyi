@@ -237,7 +237,9 @@ class Update(_message.Message):
 
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """A part with no kind set is one that the receiver does not know: it answers with a Nack and changes nothing."""
+        """A part with no kind set is one that the receiver does not know: it answers with a Nack and changes nothing. So it
+        does with a field of this file's messages that it does not know.
+        """
 
     def __init__(
         self,
