@@ -21,7 +21,7 @@ from firedoor.certs import (
     verify_x509_svid,
 )
 from firedoor.mtls import Engine, read_csr
-from firedoor.segments import Document, compile_table, load, table_bytes
+from firedoor.segments import Document, accept, compile_table, load, table_bytes, view
 
 NOW = 1_800_000_000
 SEGMENT = """\
@@ -46,10 +46,21 @@ spec:
 """
 
 
+SERVICE = """
+apiVersion: firedoor.dev/v1alpha1
+kind: Service
+metadata: {{name: v{n}}}
+spec:
+  addresses: [{addresses}]
+  ports: [{{port: 9000, protocol: http, expect: ["spiffe://{{td}}/segment/s1/**"]}}]
+---
+"""
+
+
 def tables(_options: Options, _folder: Path) -> Iterator[Table]:
     """Return one table."""
     rows = []
-    for what, seconds in (*decisions(), *certificates()):
+    for what, seconds in (*decisions(), *directory(), *certificates()):
         say(f"parts: {what}: {seconds * 1e6:.1f} µs")
         rows.append([what, f"{seconds * 1e6:.1f}"])
     yield Table("parts", "single steps, one thread", ["what", "µs"], rows, data={what: float(us) for what, us in rows})
@@ -80,6 +91,27 @@ def decisions() -> Iterator[tuple[str, float]]:
 
         assert ask()
         yield f"decide, {segments} segments and flows", per_call(ask)
+
+
+def directory(services: int = 200, addresses: int = 50) -> Iterator[tuple[str, float]]:
+    """Yield rows for a directory: from documents to a table, to the bytes of a view, and to a data path's engine."""
+    td = TrustDomain.parse("td")
+    texts = [SEGMENT.format(n=0), SEGMENT.format(n=1), FLOW.format(n=0, to=1)]
+    texts += [
+        SERVICE.format(n=n, addresses=", ".join(f"10.{n}.0.{host}" for host in range(addresses)))
+        for n in range(services)
+    ]
+    document = Document("bench.yaml", "".join(texts))
+    size = f"{services} services with {addresses} addresses"
+    yield f"parse, lint and compile {size}", per_call(lambda: compile_table(accept([document], td)[0]))
+    table = compile_table(load([document], td))
+
+    def cut() -> bytes:
+        return table_bytes(view(table, {"s0"}, []))
+
+    yield f"cut a view of {size}", per_call(cut)
+    told = cut()
+    yield f"load a view of {size} into the data path", per_call(lambda: Engine(told))
 
 
 def certificates() -> Iterator[tuple[str, float]]:

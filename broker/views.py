@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Final
 
 from firedoor.broker.authorized import Entitlement
@@ -18,6 +20,7 @@ from firedoor.broker.entry import Entry
 from firedoor.broker.messages import bundle_message, entry_message
 from firedoor.broker.policy import Compiled
 from firedoor.certs import TrustBundle, TrustDomain
+from firedoor.segments import Part
 from firedoor.wire import control_pb2, policy_pb2
 from firedoor.wire.views import encoded_view_hash
 
@@ -27,11 +30,11 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """An entry in an agent's view: encoded, as a field of Entries, and the flows that its ID brings into the view."""
+    """An entry in an agent's view: encoded, as a field of Entries, and what its ID brings of the policy."""
 
     entry: Entry
     encoded: bytes
-    flows: frozenset[str]
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Viewer:
         shown = self._shown(entitlement, before)
         encoded = _part(control_pb2.Part.ENTRIES_FIELD_NUMBER, b"".join(one.encoded for one in shown.values()))
         federated = frozenset(td for one in shown.values() for td in one.entry.federates_with)
-        common = self._common(federated, self._table({one.flows for one in shown.values()}))
+        common = self._common(federated, self._table({one.part for one in shown.values()}))
         return View(self, entitlement, shown, encoded, common, encoded_view_hash(encoded + common))
 
     def _shown(self, entitlement: Entitlement, before: View | None) -> Mapping[str, _Shown]:
@@ -119,12 +122,12 @@ class Viewer:
         return shown
 
     def _show(self, entry: Entry) -> _Shown:
-        policy, flows = self.policy.policy, frozenset[str]()
+        policy, part = self.policy.policy, Part()
         if policy is not None:
             segment = policy.segment_of(entry.spiffe_id)
-            flows = self.policy.views.flows(segment.name if segment else None, entry.spiffe_id)
+            part = self.policy.views.part(segment.name if segment else None, entry.spiffe_id)
         encoded = entry_message(entry).SerializeToString(deterministic=True)
-        return _Shown(entry, _field(control_pb2.Entries.ENTRIES_FIELD_NUMBER, encoded), flows)
+        return _Shown(entry, _field(control_pb2.Entries.ENTRIES_FIELD_NUMBER, encoded), part)
 
     def _common(self, federated: frozenset[TrustDomain], table: policy_pb2.Table) -> bytes:
         key = (federated, id(table))
@@ -141,8 +144,8 @@ class Viewer:
             self._shared[key] = (table, made)
         return self._shared[key][1]
 
-    def _table(self, flows: Iterable[frozenset[str]]) -> policy_pb2.Table:
-        return self.policy.views.with_flows(frozenset().union(*flows))
+    def _table(self, parts: Iterable[Part]) -> policy_pb2.Table:
+        return self.policy.views.with_part(reduce(or_, parts, Part()))
 
 
 def _encoded(part: control_pb2.Part) -> bytes:

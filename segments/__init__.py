@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments and flows: parsed, linted, compiled to the decision table. Pure: no socket, clock, file or environment.
+"""Segments, flows, services: parsed, linted, compiled to the decision table. Pure: no socket, clock, file, environment.
 
 A policy comes in as `Document`s and becomes a `PolicySet`; the broker signs what `check_admission()` admits, and the
 data path runs on `compile_table()`. What a flow allows is decided by the engine in `firedoor.mtls` alone, never here.
@@ -30,6 +30,7 @@ from firedoor.segments.membership import Membership
 from firedoor.segments.model import (
     API_VERSION,
     Action,
+    Address,
     Admission,
     AuditLoss,
     Expiry,
@@ -39,6 +40,9 @@ from firedoor.segments.model import (
     Mode,
     PolicySet,
     Segment,
+    Service,
+    ServicePort,
+    Speaks,
     Subject,
     TcpAction,
     Trust,
@@ -46,13 +50,21 @@ from firedoor.segments.model import (
 )
 from firedoor.segments.parse import load
 from firedoor.segments.paths import PathPattern
-from firedoor.segments.questions import Asked, Question, examples, parse_action, parse_destination
+from firedoor.segments.questions import (
+    Asked,
+    Question,
+    examples,
+    expected_examples,
+    parse_action,
+    parse_destination,
+)
 from firedoor.segments.table import compile_table, read_table, table_bytes, table_hash
-from firedoor.segments.views import Views, view
+from firedoor.segments.views import Part, Views, view
 
 __all__ = [
     "API_VERSION",
     "Action",
+    "Address",
     "Admission",
     "AdmissionEmpty",
     "AdmissionRefused",
@@ -75,6 +87,7 @@ __all__ = [
     "Mode",
     "NoSegment",
     "OurError",
+    "Part",
     "PathPattern",
     "PolicyErrors",
     "PolicySet",
@@ -85,8 +98,11 @@ __all__ = [
     "Refused",
     "Segment",
     "SegmentsError",
+    "Service",
+    "ServicePort",
     "SettingsError",
     "Severity",
+    "Speaks",
     "Subject",
     "TableError",
     "TcpAction",
@@ -100,6 +116,7 @@ __all__ = [
     "compile_table",
     "diff",
     "examples",
+    "expected_examples",
     "explain",
     "flows_for_listener",
     "lint",

@@ -62,7 +62,7 @@ def _ids(policy: PolicySet, flow: Flow, word: str, subject: Subject) -> Iterator
         if subject.segment is None and names_everybody(pattern, policy.trust_domain):
             message = f"`{word}` of flow {flow.name} names everybody: {pattern}"
             yield Finding("error", "wildcard_subject", at, message, "name the segment that is meant")
-        elif not _can_match(policy, subject.segment, pattern):
+        elif not can_match(policy, subject.segment, pattern):
             where = "any segment" if subject.segment is None else f"segment {subject.segment}"
             yield Finding(
                 "error",
@@ -73,7 +73,8 @@ def _ids(policy: PolicySet, flow: Flow, word: str, subject: Subject) -> Iterator
             )
 
 
-def _can_match(policy: PolicySet, name: str | None, pattern: IdPattern) -> bool:
+def can_match(policy: PolicySet, name: str | None, pattern: IdPattern) -> bool:
+    """Say whether the pattern may match a member of the segment of that name; None: of any."""
     for segment in policy.segments:
         if name is not None and segment.name != name:
             continue

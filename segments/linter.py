@@ -12,7 +12,7 @@ judge. Each finding says what to write instead.
 | `two_fallbacks`, `fallback_high` | error: one fallback at most, and never with high trust |
 | `admission_empty` | error: a segment that is not the fallback admits everybody |
 | `mint_without_members` | error: minting for a segment that claims no ID |
-| `too_large` | error: a segment or flow is larger than the engine takes |
+| `too_large` | error: a segment, flow or service is larger than the engine takes |
 | `no_members` | warning: nobody can be in the segment |
 | `interpreter_selector` | warning: a selector names a program that runs any script |
 | `missing_owner`, `missing_reason` | error: a flow that nobody answers for |
@@ -22,6 +22,9 @@ judge. Each finding says what to write instead.
 | `unreachable_rule` | error: everything that an action allows is allowed by another |
 | `leads_to_fallback` | warning: a flow leads to whatever no segment claims |
 | `refused_method` | warning: CONNECT is refused before flows are asked |
+| `address_in_two_services`, `port_twice` | error: an address and port would lead to two expectations |
+| `directory_too_large` | error: all services together are larger than a sidecar takes |
+| `service_without_flow` | warning: no flow leads to what a port of a service expects |
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from firedoor.segments.errors import PolicyErrors
 from firedoor.segments.findings import Finding, in_order
 from firedoor.segments.lint_flows import FLOW_CHECKS
 from firedoor.segments.lint_segments import SEGMENT_CHECKS, interpreters
-from firedoor.segments.model import Flow, PolicySet, Segment
+from firedoor.segments.lint_services import SERVICE_CHECKS
+from firedoor.segments.model import Flow, PolicySet, Segment, Service
 from firedoor.segments.parse import load
 from firedoor.segments.table import part_size
 
@@ -45,14 +49,19 @@ _MAX_PART: Final = 1 << 20
 
 
 def _sizes(policy: PolicySet) -> Iterator[Finding]:
-    parts: tuple[Segment | Flow, ...] = (*policy.segments, *policy.flows)
+    parts: tuple[Segment | Flow | Service, ...] = (*policy.segments, *policy.flows, *policy.services)
     for part in parts:
         if part_size(part) > _MAX_PART:
             at = part.at("metadata", "name")
             yield Finding("error", "too_large", at, f"{part.name} is larger than 1 MiB", "use fewer and wider patterns")
 
 
-_CHECKS: Final[tuple[Callable[[PolicySet], Iterator[Finding]], ...]] = (*SEGMENT_CHECKS, *FLOW_CHECKS, _sizes)
+_CHECKS: Final[tuple[Callable[[PolicySet], Iterator[Finding]], ...]] = (
+    *SEGMENT_CHECKS,
+    *FLOW_CHECKS,
+    *SERVICE_CHECKS,
+    _sizes,
+)
 
 
 def lint(policy: PolicySet, *, interpreter_hashes: AbstractSet[str] = frozenset()) -> list[Finding]:

@@ -52,7 +52,7 @@ def flows_for_listener(
     for flow in table.flows:
         if flow.port != port or segment is None or not _leads_to(flow.to, segment, as_id, own):
             continue
-        protocols = _protocols(flow)
+        protocols = protocols_of(flow)
         if protocol in protocols:
             usable.append(flow.name)
         else:
@@ -75,7 +75,8 @@ def _leads_to(end: policy_pb2.Subject, segment: str, as_id: SpiffeId, own: Trust
     return bool(end.segment)
 
 
-def _protocols(flow: policy_pb2.Flow) -> tuple[Protocol, ...]:
+def protocols_of(flow: policy_pb2.Flow) -> tuple[Protocol, ...]:
+    """Return the protocols that a flow allows something of."""
     found = {action.WhichOneof("kind") for action in flow.allow}
     every: tuple[Protocol, ...] = ("tcp", "http", "grpc")
     return tuple(one for one in every if one in found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
+from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 from typing import Final, TypeAlias, final
 
@@ -157,17 +158,56 @@ class Flow(Placed):
     marks: Mapping[str, Position] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
 
 
+Address: TypeAlias = IPv4Address | IPv6Address
+
+
+@unique
+class Speaks(IntEnum):
+    """What a service's port is served as; the numbers are those of policy.proto."""
+
+    TCP = 1
+    HTTP = 2
+    GRPC = 3
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """A port that clients connect to, and the peers that may answer there."""
+
+    port: int
+    protocol: Speaks
+    expect: tuple[IdPattern, ...]
+    # The receiving listener's own; what flows name.
+    service_port: int
+    # `host:port`, hints where those peers are; none: where the client wanted to go.
+    connect: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Service(Placed):
+    """What stands behind some addresses: a row of the directory, which permits nothing."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    ports: tuple[ServicePort, ...]
+    marks: Mapping[str, Position] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
+
+
 @final
 @dataclass(frozen=True)
 class PolicySet:
-    """All segments and flows, each sorted by name, with names that stand once."""
+    """All segments, flows and services, each sorted by name, with names that stand once."""
 
     trust_domain: TrustDomain
     segments: tuple[Segment, ...]
     flows: tuple[Flow, ...]
+    services: tuple[Service, ...] = ()
     _membership: Membership = field(init=False, compare=False, repr=False)
     _segments: Mapping[str, Segment] = field(init=False, compare=False, repr=False)
     _flows: Mapping[str, Flow] = field(init=False, compare=False, repr=False)
+    _directory: Mapping[tuple[Address, int], tuple[Service, ServicePort]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         claims = ((pattern, one.name) for one in self.segments for pattern in one.members)
@@ -175,6 +215,8 @@ class PolicySet:
         object.__setattr__(self, "_membership", Membership(self.trust_domain, claims, fallback))
         object.__setattr__(self, "_segments", {one.name: one for one in self.segments})
         object.__setattr__(self, "_flows", {one.name: one for one in self.flows})
+        rows = ((one, port, address) for one in self.services for port in one.ports for address in one.addresses)
+        object.__setattr__(self, "_directory", {(address, port.port): (one, port) for one, port, address in rows})
 
     def segment(self, name: str) -> Segment | None:
         """Return the segment of that name."""
@@ -183,6 +225,10 @@ class PolicySet:
     def flow(self, name: str) -> Flow | None:
         """Return the flow of that name."""
         return self._flows.get(name)
+
+    def service_at(self, address: Address, port: int) -> tuple[Service, ServicePort] | None:
+        """Return what the directory has for an address and port."""
+        return self._directory.get((address, port))
 
     def segment_of(self, spiffe_id: SpiffeId) -> Segment | None:
         """Return the one segment that the ID belongs to, by the same rules as the decision engine."""

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from firedoor.certs import TrustDomain
-from firedoor.segments import values
+from firedoor.segments import service_values, values
 from firedoor.segments.document import Document, Mapping, Node, Scalar, read
 from firedoor.segments.errors import PolicyErrors
 from firedoor.segments.findings import Position
@@ -42,6 +42,9 @@ from firedoor.segments.model import (
     Mode,
     PolicySet,
     Segment,
+    Service,
+    ServicePort,
+    Speaks,
     Subject,
     TcpAction,
     Trust,
@@ -51,6 +54,8 @@ from firedoor.segments.schema import MAX_FINDINGS, Bad, Field, Reading, Shape, c
 
 # As many as the engine takes; a longer list is an attack or a generator gone wrong.
 MAX_OBJECTS: Final = 16_384
+# A service with more is several.
+MAX_PORTS: Final = 64
 
 
 def _expiry(node: Node, reading: Reading) -> Expiry:
@@ -77,6 +82,10 @@ def _subject(segment: str | None = None, ids: tuple[Any, ...] = ()) -> Subject:
 
 def _destination(port: int, segment: str | None = None, ids: tuple[Any, ...] = ()) -> tuple[Subject, int]:
     return Subject(segment, ids), port
+
+
+def _service_port(port: int, service_port: int, **rest: Any) -> ServicePort:
+    return ServicePort(port=port, service_port=service_port or port, **rest)
 
 
 def _end(shape: Shape[Any]) -> Callable[[Node, Reading], Any]:
@@ -171,14 +180,35 @@ _FLOW: Final[Shape[dict[str, Any]]] = Shape(
     ),
     _NO_ADDRESS,
 )
+_SPEAKS: Final = {"tcp": Speaks.TCP, "http": Speaks.HTTP, "grpc": Speaks.GRPC}
+_SERVICE_PORT: Final = Shape(
+    "a port of a service",
+    _service_port,
+    (
+        Field("port", values.integer(1, 65535)),
+        Field("protocol", one_of(_SPEAKS, "a protocol"), default=Speaks.TCP),
+        Field("expect", service_values.expected),
+        Field("service_port", values.integer(1, 65535), default=0),
+        Field("connect", service_values.hints, default=()),
+    ),
+)
+_SERVICE: Final[Shape[dict[str, Any]]] = Shape(
+    "the spec of a Service",
+    dict,
+    (
+        Field("addresses", list_of(service_values.address, "IP addresses", at_least=1)),
+        Field("ports", service_values.at_most(MAX_PORTS, list_of(_SERVICE_PORT, "ports", at_least=1), "ports")),
+    ),
+)
 _METADATA: Final = Shape("metadata", str, (Field("name", values.name, into="object"),))
 
 
 _Marks: TypeAlias = MappingProxyType[str, Position]
-_Make: TypeAlias = Callable[[_Marks], Segment | Flow]
+_Object: TypeAlias = Segment | Flow | Service
+_Make: TypeAlias = Callable[[_Marks], _Object]
 
 
-def _kind_of_document(spec: Shape[dict[str, Any]], make: Callable[..., Segment | Flow]) -> Shape[_Make]:
+def _kind_of_document(spec: Shape[dict[str, Any]], make: Callable[..., _Object]) -> Shape[_Make]:
     def build(metadata: str, spec: dict[str, Any], **_: str) -> _Make:
         return lambda marks: make(name=metadata, marks=marks, **spec)
 
@@ -199,13 +229,17 @@ def _flow(end: tuple[Subject, int], **spec: Any) -> Flow:
     return Flow(destination=end[0], port=end[1], **spec)
 
 
-_KINDS: Final = {"Segment": _kind_of_document(_SEGMENT, _segment), "Flow": _kind_of_document(_FLOW, _flow)}
+_KINDS: Final = {
+    "Segment": _kind_of_document(_SEGMENT, _segment),
+    "Flow": _kind_of_document(_FLOW, _flow),
+    "Service": _kind_of_document(_SERVICE, Service),
+}
 
 
 def load(documents: Iterable[Document], trust_domain: TrustDomain) -> PolicySet:
     """Read all documents, several objects in each, as one policy. Raise PolicyErrors with everything that is wrong."""
     reading = Reading(trust_domain)
-    found: dict[tuple[str, str], Segment | Flow] = {}
+    found: dict[tuple[str, str], _Object] = {}
     for document in documents:
         for node in _nodes(document, reading):
             try:
@@ -214,9 +248,12 @@ def load(documents: Iterable[Document], trust_domain: TrustDomain) -> PolicySet:
                 reading.note(bad)
     if reading.findings:
         raise PolicyErrors(reading.findings)
-    segments = (one for _, one in sorted(found.items()) if isinstance(one, Segment))
-    flows = (one for _, one in sorted(found.items()) if isinstance(one, Flow))
-    return PolicySet(trust_domain, tuple(segments), tuple(flows))
+    # By name: no two of one kind share theirs, so that objects are never compared.
+    ordered = [one for _, one in sorted(found.items())]
+    segments = (one for one in ordered if isinstance(one, Segment))
+    flows = (one for one in ordered if isinstance(one, Flow))
+    services = (one for one in ordered if isinstance(one, Service))
+    return PolicySet(trust_domain, tuple(segments), tuple(flows), tuple(services))
 
 
 def _nodes(document: Document, reading: Reading) -> list[Node]:
@@ -227,7 +264,7 @@ def _nodes(document: Document, reading: Reading) -> list[Node]:
         return []
 
 
-def _object(node: Node, reading: Reading) -> Segment | Flow:
+def _object(node: Node, reading: Reading) -> _Object:
     reading.begin(node)
     return _kind(node)(node, reading)(MappingProxyType(reading.marks))
 
@@ -244,12 +281,13 @@ def _kind(node: Node) -> Shape[_Make]:
     return _KINDS[word]
 
 
-def _keep(made: Segment | Flow, found: dict[tuple[str, str], Segment | Flow]) -> None:
+def _keep(made: _Object, found: dict[tuple[str, str], _Object]) -> None:
     key = (type(made).__name__, made.name)
     at = made.at("metadata", "name")
     if key in found:
         first = found[key].at("metadata", "name")
         raise Bad("duplicate_name", at, f"{key[0]} {made.name} is declared here and in {first}", "rename one of them")
     if len(found) >= MAX_OBJECTS:
-        raise Bad("too_many_objects", at, f"there are more than {MAX_OBJECTS} segments and flows", "use wider patterns")
+        message = f"there are more than {MAX_OBJECTS} segments, flows and services"
+        raise Bad("too_many_objects", at, message, "use wider patterns")
     found[key] = made

@@ -7,18 +7,22 @@ Asked(protocol='http', authority='', method='GET', path='/models/llama', grpc_se
 'ModelInfer'
 >>> parse_destination("registry:9000")
 ('registry', 9000)
+>>> parse_destination("[fd00:20::5]:9000")
+(IPv6Address('fd00:20::5'), 9000)
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
 from firedoor.certs import IdPattern, SpiffeId, SpiffeIdError
 from firedoor.segments.errors import QuestionError
 from firedoor.segments.listeners import Protocol
-from firedoor.segments.model import PolicySet, Segment
+from firedoor.segments.model import Address, PolicySet, Segment
 
 _HTTP: Final = re.compile(r"([A-Za-z-]+) +(?:https?://)?([^/\s]*)(/\S*)")
 _GRPC: Final = re.compile(r"grpc +/?([A-Za-z0-9_.]+)/([A-Za-z0-9_]+)")
@@ -70,20 +74,26 @@ def parse_action(text: str) -> Asked:
     raise QuestionError("an action is written `tcp`, `GET /path`, `GET host/path` or `grpc package.Service/Method`")
 
 
-def parse_destination(text: str) -> tuple[SpiffeId | str, int]:
-    """Read `SEGMENT:PORT` or `spiffe://…:PORT`. Raise QuestionError."""
+_DESTINATION: Final = "a destination is written SEGMENT:PORT, spiffe://…:PORT or ADDRESS:PORT"
+
+
+def parse_destination(text: str) -> tuple[SpiffeId | Address | str, int]:
+    """Read `SEGMENT:PORT`, `spiffe://…:PORT`, or an address and port of the directory. Raise QuestionError."""
     name, _, digits = text.rpartition(":")
     port = int(digits) if re.fullmatch(r"[1-9][0-9]{0,4}", digits) else 0
     if not 0 < port < 65536:
-        raise QuestionError("a destination is written SEGMENT:PORT or spiffe://…:PORT, with a port from 1 to 65535")
-    if not name.startswith("spiffe://"):
-        if not _SEGMENT.fullmatch(name):
-            raise QuestionError("a destination is written SEGMENT:PORT or spiffe://…:PORT; this names neither")
+        raise QuestionError(f"{_DESTINATION}, with a port from 1 to 65535")
+    if name.startswith("spiffe://"):
+        try:
+            return SpiffeId.parse(name), port
+        except SpiffeIdError as error:
+            raise QuestionError(f"the destination is not a SPIFFE ID: {error}") from None
+    if _SEGMENT.fullmatch(name):
         return name, port
     try:
-        return SpiffeId.parse(name), port
-    except SpiffeIdError as error:
-        raise QuestionError(f"the destination is not a SPIFFE ID: {error}") from None
+        return ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name), port
+    except ValueError:
+        raise QuestionError(f"{_DESTINATION}; this names none of them") from None
 
 
 def examples(policy: PolicySet, segment: Segment, port: int) -> list[SpiffeId]:
@@ -103,6 +113,14 @@ def examples(policy: PolicySet, segment: Segment, port: int) -> list[SpiffeId]:
         _example(member, pattern) for member in members for pattern in (member, *named) if member.overlaps(pattern)
     }
     return sorted(one for one in found if policy.segment_of(one) == segment)
+
+
+def expected_examples(policy: PolicySet, expect: Iterable[IdPattern]) -> list[SpiffeId]:
+    """Return IDs of members that a service's expectation matches, one for each pattern of members that it meets."""
+    everybody = IdPattern.parse("spiffe://{td}/**", policy.trust_domain)
+    members = [pattern for one in policy.segments for pattern in (*one.members, *([everybody] if one.fallback else []))]
+    found = {_example(member, pattern) for pattern in expect for member in members if member.overlaps(pattern)}
+    return sorted(one for one in found if policy.segment_of(one) is not None)
 
 
 def _example(one: IdPattern, other: IdPattern) -> SpiffeId:

@@ -13,7 +13,17 @@ from google.protobuf.message import DecodeError
 
 from firedoor.certs import Fingerprint
 from firedoor.segments.errors import TableError
-from firedoor.segments.model import Action, Flow, HttpAction, PolicySet, Segment, Subject, TcpAction
+from firedoor.segments.model import (
+    Action,
+    Flow,
+    HttpAction,
+    PolicySet,
+    Segment,
+    Service,
+    ServicePort,
+    Subject,
+    TcpAction,
+)
 from firedoor.wire import policy_pb2
 
 # The engine's input that tables are written for; see policy.proto.
@@ -27,11 +37,14 @@ def compile_table(policy: PolicySet) -> policy_pb2.Table:
         trust_domain=policy.trust_domain.name,
         segments=(_segment(one) for one in sorted(policy.segments, key=lambda one: one.name)),
         flows=(_flow(one) for one in sorted(policy.flows, key=lambda one: one.name)),
+        services=(_service(one) for one in sorted(policy.services, key=lambda one: one.name)),
     )
 
 
-def part_size(part: Segment | Flow) -> int:
-    """Return how many bytes of a table a segment or flow takes."""
+def part_size(part: Segment | Flow | Service) -> int:
+    """Return how many bytes of a table a segment, flow or service takes."""
+    if isinstance(part, Service):
+        return _service(part).ByteSize()
     return (_segment(part) if isinstance(part, Segment) else _flow(part)).ByteSize()
 
 
@@ -81,6 +94,25 @@ def _flow(flow: Flow) -> policy_pb2.Flow:
         setattr(window, "from", flow.valid.start or 0)
         window.until = flow.valid.until or 0
     return made
+
+
+def _service(service: Service) -> policy_pb2.Service:
+    return policy_pb2.Service(
+        name=service.name,
+        addresses=sorted((one.packed for one in service.addresses), key=lambda packed: (len(packed), packed)),
+        ports=(_service_port(one) for one in sorted(service.ports, key=lambda one: one.port)),
+    )
+
+
+def _service_port(port: ServicePort) -> policy_pb2.ServicePort:
+    return policy_pb2.ServicePort(
+        port=port.port,
+        protocol=policy_pb2.Protocol.Value(f"PROTOCOL_{port.protocol.name}"),
+        expect=sorted(str(pattern) for pattern in port.expect),
+        service_port=port.service_port,
+        # In the order of the file: it is the order in which they are tried.
+        connect=port.connect,
+    )
 
 
 def _subject(subject: Subject) -> policy_pb2.Subject:

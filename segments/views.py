@@ -1,19 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one sidecar gets of the decision table: the flows with one end of its own, and every segment.
+"""What one sidecar gets of the decision table: the flows with one end of its own, their services, and every segment.
 
 It needs the members and modes of *all* segments, or an ID of another segment would look to it like one of the fallback.
-For questions about its own IDs, a view gives the engine's answers of the whole table.
+For questions about its own IDs, a view gives the engine's answers of the whole table. Of the directory it gets what a
+flow *from* its IDs could reach; all of it for an ID of a segment in audit mode, which passes what no flow allows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import final
+from dataclasses import dataclass
+from typing import Final, final
 
 from firedoor.certs import IdPattern, SpiffeId, TrustDomain
+from firedoor.segments.listeners import Protocol, protocols_of
 from firedoor.segments.membership import Membership
+from firedoor.segments.reach import Lead, Reach
 from firedoor.wire import policy_pb2
+
+_PROTOCOLS: Final[dict[int, Protocol]] = {
+    policy_pb2.PROTOCOL_UNSPECIFIED: "tcp",
+    policy_pb2.PROTOCOL_TCP: "tcp",
+    policy_pb2.PROTOCOL_HTTP: "http",
+    policy_pb2.PROTOCOL_GRPC: "grpc",
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a view has of a table, by name, beside all segments."""
+
+    flows: frozenset[str] = frozenset()
+    services: frozenset[str] = frozenset()
+
+    def __or__(self, other: Part) -> Part:
+        """Return what two IDs on one sidecar need."""
+        return Part(self.flows | other.flows, self.services | other.services)
 
 
 def view(table: policy_pb2.Table, segments: AbstractSet[str], ids: Iterable[SpiffeId]) -> policy_pb2.Table:
@@ -23,38 +47,95 @@ def view(table: policy_pb2.Table, segments: AbstractSet[str], ids: Iterable[Spif
 
 @final
 class Views:
-    """A table, indexed to be cut into the views of many sidecars. Sidecars with the same flows share one object."""
+    """A table, indexed to be cut into the views of many sidecars. Sidecars with the same part share one object."""
 
     def __init__(self, table: policy_pb2.Table) -> None:
         self._table = table
-        self._by_segment: dict[str, set[str]] = {}
         own = TrustDomain.parse(table.trust_domain)
-        claims: list[tuple[IdPattern, str]] = []
-        for flow in table.flows:
-            for end in (getattr(flow, "from"), flow.to):
-                self._by_segment.setdefault(end.segment, set()).add(flow.name)
-                if not end.segment:
-                    claims.extend((IdPattern.parse(text, own), flow.name) for text in end.ids)
-        self._by_id = Membership(own, claims, None)
-        self._made: dict[frozenset[str], policy_pb2.Table] = {}
+        self._with_segment, self._from_segment = _by_segment(table)
+        self._with_id = _by_id(table, own, ("from", "to"))
+        self._from_id = _by_id(table, own, ("from",))
+        self._services = _services_by_flow(table, own)
+        self._every_service = frozenset(one.name for one in table.services)
+        self._audits = {one.name for one in table.segments if one.mode == policy_pb2.MODE_AUDIT}
+        self._parts: dict[tuple[str, frozenset[str], frozenset[str]], Part] = {}
+        self._made: dict[Part, policy_pb2.Table] = {}
 
     def view(self, segments: AbstractSet[str], ids: Iterable[SpiffeId]) -> policy_pb2.Table:
         """Return the view for a sidecar that holds these IDs, in these segments. Do not change it: it may be shared."""
-        names = {name for segment in segments if segment for name in self._by_segment.get(segment, ())}
-        names.update(name for spiffe_id in ids for name in self._by_id.claims(spiffe_id))
-        return self.with_flows(frozenset(names))
+        part = Part()
+        for segment in segments:
+            part |= self._part(segment, frozenset(), frozenset())
+        for spiffe_id in ids:
+            part |= self.part(None, spiffe_id)
+        return self.with_part(part)
 
-    def flows(self, segment: str | None, spiffe_id: SpiffeId) -> frozenset[str]:
-        """Return the names of the flows that a view for this ID, in this segment, has."""
-        return frozenset(self._by_segment.get(segment or "", ())).union(self._by_id.claims(spiffe_id))
+    def part(self, segment: str | None, spiffe_id: SpiffeId) -> Part:
+        """Return what a view for this ID, in this segment, has."""
+        return self._part(segment or "", self._with_id.claims(spiffe_id), self._from_id.claims(spiffe_id))
 
-    def with_flows(self, names: frozenset[str]) -> policy_pb2.Table:
-        """Return the view with these flows. Do not change it: it may be shared."""
-        if names not in self._made:
-            self._made[names] = policy_pb2.Table(
+    def _part(self, segment: str, named: frozenset[str], leaving: frozenset[str]) -> Part:
+        key = (segment, named, leaving)
+        if key not in self._parts:
+            flows = named.union(self._with_segment.get(segment, ())) if segment else named
+            sources = leaving.union(self._from_segment.get(segment, ())) if segment else leaving
+            services = frozenset(name for flow in sources for name in self._services.get(flow, ()))
+            self._parts[key] = Part(flows, self._every_service if segment in self._audits else services)
+        return self._parts[key]
+
+    def with_part(self, part: Part) -> policy_pb2.Table:
+        """Return the view with these flows and services. Do not change it: it may be shared."""
+        if part not in self._made:
+            self._made[part] = policy_pb2.Table(
                 version=self._table.version,
                 trust_domain=self._table.trust_domain,
                 segments=self._table.segments,
-                flows=(flow for flow in self._table.flows if flow.name in names),
+                flows=(flow for flow in self._table.flows if flow.name in part.flows),
+                services=(one for one in self._table.services if one.name in part.services),
             )
-        return self._made[names]
+        return self._made[part]
+
+
+def _by_segment(table: policy_pb2.Table) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Return the names of the flows with an end in a segment, and of those that begin there."""
+    either: dict[str, set[str]] = {}
+    begins: dict[str, set[str]] = {}
+    for flow in table.flows:
+        source = getattr(flow, "from").segment
+        begins.setdefault(source, set()).add(flow.name)
+        for segment in (source, flow.to.segment):
+            either.setdefault(segment, set()).add(flow.name)
+    return either, begins
+
+
+def _by_id(table: policy_pb2.Table, own: TrustDomain, ends: tuple[str, ...]) -> Membership:
+    """Index the flows by the ends that name IDs and no segment."""
+    subjects = ((getattr(flow, end), flow.name) for flow in table.flows for end in ends)
+    claims = [(IdPattern.parse(text, own), name) for end, name in subjects if not end.segment for text in end.ids]
+    return Membership(own, claims, None)
+
+
+def _services_by_flow(table: policy_pb2.Table, own: TrustDomain) -> dict[str, set[str]]:
+    """Return the names of the services that each flow could lead to."""
+    if not table.services:
+        return {}
+    leads = (
+        Lead(
+            flow.name,
+            flow.port,
+            protocols_of(flow),
+            flow.to.segment,
+            tuple(IdPattern.parse(text, own) for text in flow.to.ids),
+        )
+        for flow in table.flows
+    )
+    reach = Reach(own, next((one.name for one in table.segments if one.fallback), None), leads)
+    for segment in table.segments:
+        reach.members(segment.name, (IdPattern.parse(text, own) for text in segment.members))
+    found: dict[str, set[str]] = {}
+    for service in table.services:
+        for port in service.ports:
+            expect = [IdPattern.parse(text, own) for text in port.expect]
+            for flow in reach.flows(port.service_port, _PROTOCOLS[port.protocol], expect):
+                found.setdefault(flow, set()).add(service.name)
+    return found

@@ -3,6 +3,7 @@
 
 import argparse
 import time
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from firedoor.certs import SpiffeId, TrustDomain
@@ -14,13 +15,17 @@ from firedoor.cli.parsing import finish
 from firedoor.cli.policy_files import read_documents, trust_domain
 from firedoor.mtls import Decision, Engine
 from firedoor.segments import (
+    Address,
     Document,
     PolicyErrors,
     PolicySet,
     Question,
     QuestionError,
+    Service,
+    ServicePort,
     compile_table,
     examples,
+    expected_examples,
     explain,
     load,
     nearest_answer,
@@ -34,7 +39,8 @@ EXAMPLE = """\
 $ firedoor explain --from spiffe://example.org/segment/inference/host/gpu-1/svc/vllm \\
     --to registry:9000 --action "GET /models/llama/weights.bin"
 $ firedoor explain --segments segments/ --trust-domain example.org --from ... \\
-    --to inference:8001 --action "grpc inference.GRPCInferenceService/ModelInfer\""""
+    --to inference:8001 --action "grpc inference.GRPCInferenceService/ModelInfer"
+$ firedoor explain --from ... --to 10.20.0.5:9000 --action "GET /models/llama\""""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     finish(parser, "say which flow allows a request, or why nothing does", EXAMPLE, run)
     add = parser.add_argument
     add("--from", dest="source", required=True, metavar="ID", help="the SPIFFE ID that asks")
-    add("--to", required=True, metavar="SEGMENT:PORT", help="the segment, or a SPIFFE ID, and the service port")
+    add("--to", required=True, metavar="SEGMENT:PORT", help="the segment, a SPIFFE ID or an address, and its port")
     add("--action", required=True, metavar="WHAT", help='"tcp", "GET /path", "GET host/path" or "grpc Service/Method"')
     add("--segments", metavar="PATH", help="ask a local policy instead of the broker's")
     add("--trust-domain", metavar="TD", help="what {td} stands for in a local policy (the domain of --from)")
@@ -60,14 +66,22 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     policy = _local(options, source) if options.segments else _remote(options)
     at = int(time.time()) if options.at is None else options.at
-    questions = [Question(source, one, port, asked, at) for one in _destinations(policy, target, port)]
+    about: tuple[str, ...] = ()
+    if isinstance(target, IPv4Address | IPv6Address):
+        service, found = _service(policy, target, port)
+        about, port, ids = _row(service, found, options.to), found.service_port, expected_examples(policy, found.expect)
+    else:
+        ids = _destinations(policy, target, port)
+    if not ids:
+        raise NotFound(f"nobody in any segment could answer at {options.to}")
+    questions = [Question(source, one, port, asked, at) for one in ids]
     engine = Engine(table_bytes(compile_table(policy)))
     question, decision = nearest_answer((one, _decide(engine, one)) for one in questions)
-    explanation = explain(question, decision, policy)
+    sentences = (*explain(question, decision, policy).sentences, *about)
     if options.output == "json":
-        show_json(_as_json(question, decision, explanation.sentences))
+        show_json(_as_json(question, decision, sentences))
     else:
-        show("\n".join(explanation.sentences))
+        show("\n".join(sentences))
     return Exit.DONE if decision.allowed else Exit.NO
 
 
@@ -104,6 +118,22 @@ def _destinations(policy: PolicySet, target: SpiffeId | str, port: int) -> list[
     if not found:
         raise NotFound(f"segment {target!r} has no members")
     return found
+
+
+def _service(policy: PolicySet, address: Address, port: int) -> tuple[Service, ServicePort]:
+    found = policy.service_at(address, port)
+    if found is None:
+        raise NotFound(
+            f"no service of the policy has {address} at port {port}: what an app sends there by capture is denied, or "
+            "passed and recorded where its segment is in audit mode"
+        )
+    return found
+
+
+def _row(service: Service, port: ServicePort, text: str) -> tuple[str, ...]:
+    expected = " or ".join(map(str, port.expect))
+    protocol = port.protocol.name.lower()
+    return (f"{text} is service {service.name}, {protocol} at service port {port.service_port}; expected: {expected}",)
 
 
 def _decide(engine: Engine, question: Question) -> Decision:

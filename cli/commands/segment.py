@@ -3,6 +3,7 @@
 
 import argparse
 import re
+from ipaddress import ip_address
 from typing import Any
 
 from firedoor.certs import TrustDomain
@@ -75,6 +76,13 @@ def run_list(options: argparse.Namespace) -> int:
         for f in policy.table.flows
     ]
     show(table(("FLOW", "FROM", "TO", "ALLOWS", "OWNER"), flows))
+    services = [
+        (s.name, str(len(s.addresses)), _ports(s), " ".join(dict.fromkeys(e for p in s.ports for e in p.expect)))
+        for s in policy.table.services
+    ]
+    if services:
+        show("")
+        show(table(("SERVICE", "ADDRESSES", "PORTS", "EXPECTED"), services))
     return Exit.DONE
 
 
@@ -105,7 +113,28 @@ def as_json(policy: admin_pb2.GetPolicyResponse) -> dict[str, Any]:
             }
             for f in policy.table.flows
         ],
+        "services": [
+            {
+                "name": s.name,
+                "addresses": [str(ip_address(one)) for one in s.addresses],
+                "ports": [
+                    {
+                        "port": p.port,
+                        "protocol": _word(policy_pb2.Protocol.Name(p.protocol)),
+                        "expect": list(p.expect),
+                        "service_port": p.service_port,
+                        "connect": list(p.connect),
+                    }
+                    for p in s.ports
+                ],
+            }
+            for s in policy.table.services
+        ],
     }
+
+
+def _ports(service: policy_pb2.Service) -> str:
+    return " ".join(f"{p.port}/{_word(policy_pb2.Protocol.Name(p.protocol))}" for p in service.ports)
 
 
 def run_lint(options: argparse.Namespace) -> int:

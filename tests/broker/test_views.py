@@ -96,5 +96,5 @@ def test_what_did_not_change_is_not_made_again() -> None:
     other = Viewer(TD, changed, compile_documents([Document("p.yaml", POLICY.partition("---")[0])], TD), [], {}, {})
     fourth = other.view(third.entitlement, third)
     assert not any(one is third.shown[name] for name, one in fourth.shown.items())
-    assert [len(one.flows) for one in third.shown.values()] == [1, 1, 1]
-    assert [len(one.flows) for one in fourth.shown.values()] == [0, 0, 0]
+    assert [len(one.part.flows) for one in third.shown.values()] == [1, 1, 1]
+    assert [len(one.part.flows) for one in fourth.shown.values()] == [0, 0, 0]

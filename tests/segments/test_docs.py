@@ -23,10 +23,10 @@ ROWS = [
 
 
 def test_the_examples_are_one_policy_that_lints_clean() -> None:
-    assert len(GOOD) == 3
+    assert len(GOOD) == 4
     policy, warnings = accept([Document(f"{number}.yaml", text) for number, text in enumerate(GOOD)], TD)
-    assert warnings == []
-    assert (len(policy.segments), len(policy.flows)) == (4, 2)
+    assert [one.code for one in warnings] == ["service_without_flow"]  # Its second port is opaque, and no flow is.
+    assert (len(policy.segments), len(policy.flows), len(policy.services)) == (4, 2, 1)
     mtls.Engine(table_bytes(compile_table(policy)))
 
 

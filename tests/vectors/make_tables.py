@@ -42,6 +42,14 @@ def _flow(name: str, source: str | Json, destination: str | Json, port: int, *al
     return {"name": name, "owner": "o", "reason": "r", **ends, "port": port, "allow": list(allow), **rest}
 
 
+def _service(**change: Any) -> Json:
+    return {"name": "s", "addresses": ["CgAAAQ=="], "ports": [_service_port()], **change}
+
+
+def _service_port(**change: Any) -> Json:
+    return {"port": 1, "expect": ["spiffe://td/segment/a/x"], "servicePort": 1, **change}
+
+
 TCP: Json = {"tcp": {}}
 _GET = {"http": {"methods": ["GET", "HEAD"], "paths": ["/models/**"]}}
 
@@ -379,6 +387,9 @@ def _refused() -> list[tuple[str, str, Json]]:
     def flow(*arguments: Any, **rest: Any) -> Json:
         return {**base, "flows": [_flow(*arguments, **rest)]}
 
+    def services(*changes: Json) -> Json:
+        return {**base, "services": [_service(**change) for change in changes]}
+
     return [
         ("no version", "table_version_unknown", {"trustDomain": "td"}),
         ("a later version", "table_version_unknown", {**base, "version": 2}),
@@ -399,6 +410,29 @@ def _refused() -> list[tuple[str, str, Json]]:
         ("an unknown audit loss", "segment_value_unknown", {**base, "segments": [_segment("a", auditLoss=9)]}),
         ("a bad member pattern", "id_pattern", {**base, "segments": [_segment("a", "spiffe://td/a*")]}),
         ("a bad pattern in a flow", "id_pattern", flow("f", {"ids": ["10.0.0.0/8"]}, "b", 1, TCP)),
+        ("a service without name", "service_name", services({"name": ""})),
+        ("a service in upper case", "service_name", services({"name": "S"})),
+        ("a service twice", "service_twice", services({}, {"addresses": ["CgAAAg=="]})),
+        ("an address of three bytes", "service_address", services({"addresses": ["CgAA"]})),
+        ("an empty address", "service_address", services({"addresses": [""]})),
+        ("IPv4 in IPv6", "service_address", services({"addresses": ["AAAAAAAAAAAAAP//CgAAAQ=="]})),
+        ("an address in two services", "service_address_twice", services({}, {"name": "t"})),
+        ("an address twice", "service_address_twice", services({"addresses": ["CgAAAQ==", "CgAAAQ=="]})),
+        ("a port twice", "service_address_twice", services({"ports": [_service_port(), _service_port()]})),
+        ("a service at port 0", "service_port", services({"ports": [_service_port(port=0)]})),
+        ("a service at port 65536", "service_port", services({"ports": [_service_port(port=65536)]})),
+        ("a service port 0", "service_port", services({"ports": [_service_port(servicePort=0)]})),
+        ("nobody expected", "service_expects_nobody", services({"ports": [_service_port(expect=[])]})),
+        ("a bad expectation", "id_pattern", services({"ports": [_service_port(expect=["10.0.0.1"])]})),
+        (
+            "65 expectations",
+            "table_too_many",
+            services({"ports": [_service_port(expect=[f"spiffe://td/{n}" for n in range(65)])]}),
+        ),
+        ("65 hints", "table_too_many", services({"ports": [_service_port(connect=["h:1"] * 65)]})),
+        ("a hint without port", "service_hint", services({"ports": [_service_port(connect=["h"])]})),
+        ("a hint without host", "service_hint", services({"ports": [_service_port(connect=[":1"])]})),
+        ("an unknown protocol", "service_protocol_unknown", services({"ports": [_service_port(protocol=9)]})),
         ("a flow without name", "flow_name", flow("", "a", "b", 1, TCP)),
         ("a flow with a space", "flow_name", flow("a b", "a", "b", 1, TCP)),
         (

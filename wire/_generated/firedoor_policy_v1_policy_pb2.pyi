@@ -76,6 +76,27 @@ AUDIT_LOSS_COUNT: AuditLoss.ValueType  # 1
 AUDIT_LOSS_DENY: AuditLoss.ValueType  # 2
 Global___AuditLoss: _TypeAlias = AuditLoss  # noqa: Y015
 
+class _Protocol:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protocol.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROTOCOL_UNSPECIFIED: _Protocol.ValueType  # 0
+    """Read as tcp."""
+    PROTOCOL_TCP: _Protocol.ValueType  # 1
+    PROTOCOL_HTTP: _Protocol.ValueType  # 2
+    PROTOCOL_GRPC: _Protocol.ValueType  # 3
+
+class Protocol(_Protocol, metaclass=_ProtocolEnumTypeWrapper): ...
+
+PROTOCOL_UNSPECIFIED: Protocol.ValueType  # 0
+"""Read as tcp."""
+PROTOCOL_TCP: Protocol.ValueType  # 1
+PROTOCOL_HTTP: Protocol.ValueType  # 2
+PROTOCOL_GRPC: Protocol.ValueType  # 3
+Global___Protocol: _TypeAlias = Protocol  # noqa: Y015
+
 @_typing.final
 class Table(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -84,6 +105,7 @@ class Table(_message.Message):
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the engine's input that the table is written for. An engine refuses a version it does not know."""
     trust_domain: _builtins.str
@@ -91,6 +113,10 @@ class Table(_message.Message):
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
     def flows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flow]: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___Service]:
+        """The directory: sorted by name. It permits nothing, and an engine that decides does not read it."""
+
     def __init__(
         self,
         *,
@@ -98,10 +124,11 @@ class Table(_message.Message):
         trust_domain: _builtins.str = ...,
         segments: _abc.Iterable[Global___Segment] | None = ...,
         flows: _abc.Iterable[Global___Flow] | None = ...,
+        services: _abc.Iterable[Global___Service] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows", "segments", b"segments", "trust_domain", b"trust_domain", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows", "segments", b"segments", "services", b"services", "trust_domain", b"trust_domain", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,3 +415,77 @@ class TimeWindow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimeWindow: _TypeAlias = TimeWindow  # noqa: Y015
+
+@_typing.final
+class Service(_message.Message):
+    """What stands behind some addresses. An address chooses which peers are expected there; the verified ID decides."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """4 or 16 bytes each; shorter first, then by value."""
+
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServicePort]:
+        """Sorted by port. An address and port stand in one service only."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.bytes] | None = ...,
+        ports: _abc.Iterable[Global___ServicePort] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "name", b"name", "ports", b"ports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Service: _TypeAlias = Service  # noqa: Y015
+
+@_typing.final
+class ServicePort(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    EXPECT_FIELD_NUMBER: _builtins.int
+    SERVICE_PORT_FIELD_NUMBER: _builtins.int
+    CONNECT_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """What clients connect to, 1-65535."""
+    protocol: Global___Protocol.ValueType
+    service_port: _builtins.int
+    """The receiving listener's own service port, 1-65535."""
+    @_builtins.property
+    def expect(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ID patterns of the peers that may answer, at least one."""
+
+    @_builtins.property
+    def connect(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the peers take connections, "host:port", tried in this order. Empty: at the address and port that the client
+        wanted.
+        """
+
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        protocol: Global___Protocol.ValueType = ...,
+        expect: _abc.Iterable[_builtins.str] | None = ...,
+        service_port: _builtins.int = ...,
+        connect: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "expect", b"expect", "port", b"port", "protocol", b"protocol", "service_port", b"service_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServicePort: _TypeAlias = ServicePort  # noqa: Y015

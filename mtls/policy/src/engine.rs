@@ -5,11 +5,13 @@
 //! other case. An ID outside all segments is never allowed, whatever flows say.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use firedoor_identity::{IdPattern, SpiffeId};
 use sha2::{Digest, Sha256};
 
+use crate::directory::{Directory, Expectation};
 use crate::error::TableError;
 use crate::flow::{Asked, Flow, Subject};
 use crate::question::{Decision, MAX_NEAR, Protocol, Question, Reason, Request};
@@ -25,6 +27,7 @@ type Ends = (Option<SegmentIndex>, Option<SegmentIndex>);
 pub struct Engine {
     hash: [u8; 32],
     segments: Segments,
+    directory: Directory,
     flows: Vec<Flow>,
     // Positions in `flows`, ascending.
     by_port: HashMap<(Ends, u16), Vec<u32>>,
@@ -41,6 +44,7 @@ impl Engine {
         let mut engine = Self {
             hash: Sha256::digest(bytes).into(),
             segments: loaded.segments,
+            directory: loaded.directory,
             flows: loaded.flows,
             ..Self::default()
         };
@@ -82,6 +86,11 @@ impl Engine {
     /// Find a segment by its name.
     pub fn segment(&self, name: &str) -> Option<&Segment> {
         self.segments.named(name).map(|index| self.segments.get(index))
+    }
+
+    /// Find whom the directory expects behind an address and port.
+    pub fn expected(&self, wanted: SocketAddr) -> Option<&Arc<Expectation>> {
+        self.directory.find(wanted)
     }
 
     /// Answer a question.

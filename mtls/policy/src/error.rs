@@ -3,6 +3,7 @@
 
 use crate::path::PathPatternError;
 use firedoor_identity::VerifyError;
+use std::net::IpAddr;
 
 /// A table is refused whole: half a policy is another policy.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,22 @@ pub enum TableError {
     PathPattern { flow: String, pattern: String, error: PathPatternError },
     #[error("flow {0} has a grpc action without a service")]
     EmptyService(String),
+    #[error("{0:?} is not a service's name")]
+    ServiceName(String),
+    #[error("service {0} is given twice")]
+    ServiceTwice(String),
+    #[error("service {0} has an address that is none of 4 or 16 bytes, or an IPv4 address in IPv6")]
+    Address(String),
+    #[error("{address} at port {port} stands in service {service} and before that")]
+    AddressTwice { service: String, address: IpAddr, port: u16 },
+    #[error("service {service} has the port {port}")]
+    ServicePort { service: String, port: u32 },
+    #[error("service {0} expects nobody at a port")]
+    EmptyExpectation(String),
+    #[error("service {service} has {hint:?}, which is not host:port")]
+    Hint { service: String, hint: String },
+    #[error("service {0} has a protocol that this engine does not know")]
+    Protocol(String),
 }
 
 impl TableError {
@@ -61,6 +78,14 @@ impl TableError {
             Self::Port { .. } => "port",
             Self::PathPattern { .. } => "path_pattern",
             Self::EmptyService(_) => "grpc_service_empty",
+            Self::ServiceName(_) => "service_name",
+            Self::ServiceTwice(_) => "service_twice",
+            Self::Address(_) => "service_address",
+            Self::AddressTwice { .. } => "service_address_twice",
+            Self::ServicePort { .. } => "service_port",
+            Self::EmptyExpectation(_) => "service_expects_nobody",
+            Self::Hint { .. } => "service_hint",
+            Self::Protocol(_) => "service_protocol_unknown",
         }
     }
 }

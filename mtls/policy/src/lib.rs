@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod directory;
 mod engine;
 mod error;
 mod flow;
@@ -31,6 +32,7 @@ pub mod message {
     include!("generated/firedoor.policy.v1.rs");
 }
 
+pub use directory::Expectation;
 pub use engine::Engine;
 pub use error::TableError;
 pub use path::{PathPattern, PathPatternError};

@@ -2,16 +2,19 @@
 //! From the serialised table to what the engine looks things up in.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use firedoor_identity::{IdPattern, TrustDomain};
 use prost::Message;
 
+use crate::directory::{Directory, Expectation};
 use crate::error::TableError;
 use crate::flow::{Action, Flow, Subject, Window};
 use crate::message;
 use crate::path::PathPattern;
+use crate::question::Protocol;
 use crate::segments::{AuditLoss, Expiry, Mode, Segment, SegmentIndex, Segments, Trust};
 use crate::wire::{Fields, Value};
 
@@ -19,10 +22,16 @@ use crate::wire::{Fields, Value};
 pub const VERSION: u64 = 1;
 /// Largest table, in bytes; the cap of one control message.
 pub const MAX_TABLE: usize = 64 << 20;
-/// Largest single segment or flow, in bytes. It bounds the memory that one of them takes while it is decoded.
+/// Largest single segment, flow or service, in bytes. It bounds the memory that one of them takes while it is decoded.
 const MAX_PART: usize = 1 << 20;
 const MAX_SEGMENTS: usize = 16_384;
 const MAX_FLOWS: usize = 131_072;
+const MAX_SERVICES: usize = 16_384;
+/// Addresses times ports of all services.
+const MAX_ROWS: usize = 262_144;
+/// Expected patterns and hints of one port of a service; as many as a listener takes.
+const MAX_EXPECT: usize = 64;
+const MAX_HINTS: usize = 64;
 /// ID patterns, path patterns, methods, authorities and actions of a whole table.
 const MAX_ITEMS: usize = 2_000_000;
 /// A label of Kubernetes; segment names are host-name labels.
@@ -35,6 +44,7 @@ pub(crate) struct Loaded {
     pub(crate) segments: Segments,
     /// In the table's order, but for flows that match nothing.
     pub(crate) flows: Vec<Flow>,
+    pub(crate) directory: Directory,
 }
 
 /// Read and check a table. Flows come after every segment has been read, whatever their order in the bytes.
@@ -49,6 +59,9 @@ pub(crate) fn load(bytes: &[u8]) -> Result<Loaded, TableError> {
     for part in parts(bytes, FLOWS) {
         loader.flow(part?)?;
     }
+    for part in parts(bytes, SERVICES) {
+        loader.service(part?)?;
+    }
     Ok(loader.loaded)
 }
 
@@ -57,12 +70,13 @@ const VERSION_FIELD: u64 = 1;
 const TRUST_DOMAIN: u64 = 2;
 const SEGMENTS: u64 = 3;
 const FLOWS: u64 = 4;
+const SERVICES: u64 = 5;
 
 /// The values of one repeated message field, not yet decoded.
 fn parts(bytes: &[u8], field: u64) -> impl Iterator<Item = Result<&[u8], TableError>> {
     Fields::of(bytes).filter_map(move |entry| match entry {
         Ok((number, Value::Bytes(part))) if number == field && part.len() > MAX_PART => {
-            Some(Err(TableError::TooMany("bytes in one segment or flow")))
+            Some(Err(TableError::TooMany("bytes in one segment, flow or service")))
         }
         Ok((number, Value::Bytes(part))) if number == field => Some(Ok(part)),
         Ok((number, _)) if number == field => Some(Err(TableError::Malformed)),
@@ -74,6 +88,7 @@ fn parts(bytes: &[u8], field: u64) -> impl Iterator<Item = Result<&[u8], TableEr
 struct Loader {
     loaded: Loaded,
     flow_names: HashSet<Arc<str>>,
+    service_names: HashSet<Arc<str>>,
     items: usize,
 }
 
@@ -95,8 +110,8 @@ impl Loader {
             return Err(TableError::UnknownVersion(version));
         }
         TrustDomain::parse(trust_domain).map_err(TableError::TrustDomain)?;
-        let loaded = Loaded { segments: Segments::new(trust_domain), flows: Vec::new() };
-        Ok(Self { loaded, flow_names: HashSet::new(), items: 0 })
+        let loaded = Loaded { segments: Segments::new(trust_domain), ..Loaded::default() };
+        Ok(Self { loaded, flow_names: HashSet::new(), service_names: HashSet::new(), items: 0 })
     }
 
     fn count(&mut self, items: usize) -> Result<(), TableError> {
@@ -156,6 +171,36 @@ impl Loader {
         Ok(())
     }
 
+    fn service(&mut self, part: &[u8]) -> Result<(), TableError> {
+        if self.service_names.len() == MAX_SERVICES {
+            return Err(TableError::TooMany("services"));
+        }
+        let service = message::Service::decode(part).map_err(|_| TableError::Malformed)?;
+        // By the rule for segments: both are names of Kubernetes.
+        if !is_segment_name(&service.name) {
+            return Err(TableError::ServiceName(service.name));
+        }
+        let name: Arc<str> = service.name.as_str().into();
+        if !self.service_names.insert(name.clone()) {
+            return Err(TableError::ServiceTwice(service.name));
+        }
+        let addresses = addresses(&service)?;
+        for port in &service.ports {
+            self.count(1 + port.expect.len() + port.connect.len())?;
+            let number = service_port(&service.name, port.port)?;
+            let row = Arc::new(expectation(name.clone(), port)?);
+            for address in &addresses {
+                if self.loaded.directory.len() == MAX_ROWS {
+                    return Err(TableError::TooMany("addresses of services"));
+                }
+                if !self.loaded.directory.add(*address, number, row.clone()) {
+                    return Err(TableError::AddressTwice { service: service.name, address: *address, port: number });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn subject(&mut self, flow: &str, subject: Option<&message::Subject>) -> Result<Subject, TableError> {
         let subject = subject.filter(|subject| !subject.segment.is_empty() || !subject.ids.is_empty());
         let subject = subject.ok_or_else(|| TableError::EmptySubject(flow.to_owned()))?;
@@ -184,6 +229,54 @@ impl Loader {
         }
         Ok(actions)
     }
+}
+
+fn addresses(service: &message::Service) -> Result<Vec<IpAddr>, TableError> {
+    let read = |bytes: &Vec<u8>| {
+        let four = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+        let address = four.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)).ok();
+        // An IPv4 address in IPv6 would be a second spelling of one address.
+        address.filter(|address| address.to_canonical() == *address)
+    };
+    let wrong = || TableError::Address(service.name.clone());
+    service.addresses.iter().map(|bytes| read(bytes).ok_or_else(wrong)).collect()
+}
+
+fn expectation(service: Arc<str>, port: &message::ServicePort) -> Result<Expectation, TableError> {
+    if port.expect.is_empty() {
+        return Err(TableError::EmptyExpectation(service.to_string()));
+    }
+    if port.expect.len() > MAX_EXPECT || port.connect.len() > MAX_HINTS {
+        return Err(TableError::TooMany("expected IDs or hints at a port of a service"));
+    }
+    if let Some(hint) = port.connect.iter().find(|hint| !is_hint(hint)) {
+        return Err(TableError::Hint { service: service.to_string(), hint: hint.clone() });
+    }
+    let protocol = match message::Protocol::try_from(port.protocol) {
+        Ok(message::Protocol::Unspecified | message::Protocol::Tcp) => Protocol::Tcp,
+        Ok(message::Protocol::Http) => Protocol::Http,
+        Ok(message::Protocol::Grpc) => Protocol::Grpc,
+        Err(_) => return Err(TableError::Protocol(service.to_string())),
+    };
+    Ok(Expectation {
+        protocol,
+        expect: patterns(&port.expect, || format!("service {service}"))?.into(),
+        service_port: service_port(&service, port.service_port)?,
+        connect: port.connect.clone(),
+        service,
+    })
+}
+
+fn service_port(service: &str, port: u32) -> Result<u16, TableError> {
+    let number = u16::try_from(port).ok().filter(|port| *port != 0);
+    number.ok_or_else(|| TableError::ServicePort { service: service.to_owned(), port })
+}
+
+/// `host:port`; that the host is there is found out by connecting.
+fn is_hint(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && host.len() <= 255 && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
 }
 
 fn width(kind: &message::action::Kind) -> usize {

@@ -24,7 +24,7 @@ fn tcp_flow(name: String, from: Subject, to: Subject, port: u32) -> Flow {
 }
 
 fn table(segments: Vec<Segment>, flows: Vec<Flow>) -> Engine {
-    let table = Table { version: 1, trust_domain: "td".into(), segments, flows };
+    let table = Table { version: 1, trust_domain: "td".into(), segments, flows, ..Table::default() };
     Engine::load(&table.encode_to_vec()).unwrap()
 }
 

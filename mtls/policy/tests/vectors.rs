@@ -185,3 +185,32 @@ fn tables_are_refused() {
         assert_eq!(error.map(|error| error.code()), Some(&*case.error), "{}", case.name);
     }
 }
+
+#[derive(Deserialize)]
+struct Compiled {
+    bytes: String,
+}
+
+/// The directory of tests/vectors/policy/compiled/services.yaml.
+#[test]
+fn whom_to_expect_behind_an_address() {
+    let engine = Engine::load(&bytes(&read::<Compiled>("compiled/services").bytes)).unwrap();
+    let find = |text: &str| engine.expected(text.parse().unwrap());
+    let models = find("10.20.0.5:9000").unwrap();
+    assert_eq!((&*models.service, models.protocol, models.service_port), ("models", Protocol::Http, 9000));
+    assert_eq!(models.connect, ["registry-2.internal:19000", "[fd00:20::7]:19000", "10.20.9.1:19000"]);
+    let id = |text: &str| SpiffeId::parse(text).unwrap();
+    assert!(models.expects(&id("spiffe://corp.example/segment/registry/host/h1/svc/models")));
+    assert!(!models.expects(&id("spiffe://corp.example/segment/registry/host/h1/svc/other")));
+    for address in ["10.20.1.1", "10.20.0.200", "[fd00:20::6]", "[fd00:20::10]", "[::ffff:10.20.1.1]"] {
+        let vectors = find(&format!("{address}:9443")).unwrap();
+        assert_eq!((vectors.protocol, vectors.service_port), (Protocol::Grpc, 8443), "{address}");
+        let opaque = find(&format!("{address}:443")).unwrap();
+        assert_eq!((opaque.protocol, opaque.service_port), (Protocol::Tcp, 443), "{address}");
+        assert!(opaque.expects(&id("spiffe://partner.example/rag/x")));
+        assert_eq!(opaque.connect, [""; 0]);
+    }
+    for nobody in ["10.20.0.5:9001", "10.20.0.6:9000", "[fd00:20::5]:9000", "0.0.0.0:9000"] {
+        assert!(find(nobody).is_none(), "{nobody}");
+    }
+}

@@ -154,6 +154,7 @@ mod tests {
             trust_domain: "td".into(),
             segments: vec![segment("a", a), segment("b", b)],
             flows: vec![flow],
+            ..Default::default()
         };
         Engine::load(&table.encode_to_vec()).unwrap()
     }

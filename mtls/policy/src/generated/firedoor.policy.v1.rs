@@ -11,6 +11,9 @@ pub struct Table {
     pub segments: ::prost::alloc::vec::Vec<Segment>,
     #[prost(message, repeated, tag = "4")]
     pub flows: ::prost::alloc::vec::Vec<Flow>,
+    /// The directory: sorted by name. It permits nothing, and an engine that decides does not read it.
+    #[prost(message, repeated, tag = "5")]
+    pub services: ::prost::alloc::vec::Vec<Service>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Segment {
@@ -128,6 +131,36 @@ pub struct TimeWindow {
     #[prost(int64, tag = "2")]
     pub until: i64,
 }
+/// What stands behind some addresses. An address chooses which peers are expected there; the verified ID decides.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Service {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// 4 or 16 bytes each; shorter first, then by value.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Sorted by port. An address and port stand in one service only.
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<ServicePort>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServicePort {
+    /// What clients connect to, 1-65535.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    /// ID patterns of the peers that may answer, at least one.
+    #[prost(string, repeated, tag = "3")]
+    pub expect: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The receiving listener's own service port, 1-65535.
+    #[prost(uint32, tag = "4")]
+    pub service_port: u32,
+    /// Where the peers take connections, "host:port", tried in this order. Empty: at the address and port that the client
+    /// wanted.
+    #[prost(string, repeated, tag = "5")]
+    pub connect: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Mode {
@@ -217,6 +250,39 @@ impl AuditLoss {
             "AUDIT_LOSS_UNSPECIFIED" => Some(Self::Unspecified),
             "AUDIT_LOSS_COUNT" => Some(Self::Count),
             "AUDIT_LOSS_DENY" => Some(Self::Deny),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Protocol {
+    /// Read as tcp.
+    Unspecified = 0,
+    Tcp = 1,
+    Http = 2,
+    Grpc = 3,
+}
+impl Protocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROTOCOL_UNSPECIFIED",
+            Self::Tcp => "PROTOCOL_TCP",
+            Self::Http => "PROTOCOL_HTTP",
+            Self::Grpc => "PROTOCOL_GRPC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROTOCOL_TCP" => Some(Self::Tcp),
+            "PROTOCOL_HTTP" => Some(Self::Http),
+            "PROTOCOL_GRPC" => Some(Self::Grpc),
             _ => None,
         }
     }
