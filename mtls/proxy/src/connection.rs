@@ -7,6 +7,7 @@ use std::sync::Arc;
 use firedoor_identity::{HandshakeError, Identity, Material, SpiffeId, VerifiedPeer};
 
 use crate::caps::Place;
+use crate::capture::routes::{Captured, Routes, still_expected};
 use crate::decide::{self, Asked, Input, Verdict};
 use crate::draft::Draft;
 use crate::http::peers::Peers;
@@ -14,7 +15,7 @@ use crate::http::resets::Resets;
 use crate::local::Client;
 use crate::proxy::Shared;
 use crate::records::{Direction, Outcome};
-use crate::registry::{Admitted, Entered, IDENTITY_LOST, Limits, OWN_EXPIRED};
+use crate::registry::{Admitted, Basis, Entered, IDENTITY_LOST, Limits, OWN_EXPIRED};
 use crate::spec::Spec;
 
 /// ALPN of opaque TCP between sidecars. Peers that offer none are taken too: go-spiffe programs do not.
@@ -27,11 +28,13 @@ const TOO_MANY_OF_ONE: &str = "too_many_connections_of_identity";
 pub(crate) const HANDSHAKE_CLOSED: &str = "handshake_closed";
 pub(crate) const HANDSHAKE_TIMEOUT: &str = "handshake_timeout";
 
-/// Whom a connection counts for: the peer of an inbound one, the local user of an outbound one.
+/// Whom a connection counts for: the peer of an inbound one, if it has an identity, the local user of an outbound one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
     Peer(SpiffeId),
     User(u32),
+    /// All who have no identity together.
+    Nobody,
 }
 
 /// A connection that was accepted, and its place under the listener's caps, if there was one.
@@ -43,6 +46,10 @@ pub(crate) struct Accepted {
     pub peers: Arc<Peers>,
     /// What the clients of an HTTP listener may still reset.
     pub resets: Arc<Resets>,
+    /// The ways that captured connections of the listener go.
+    pub routes: Arc<Routes>,
+    /// Of a captured outbound connection to what the directory has.
+    pub captured: Option<Captured>,
     pub place: Option<Place<Who>>,
 }
 
@@ -136,8 +143,14 @@ impl Accepted {
             Direction::Inbound => (peer_id, as_id),
             Direction::Outbound => (as_id, peer_id),
         };
+        let engine = decide::engine(own.material);
+        let captured = self.captured.as_ref().map(|captured| captured.wanted);
+        if let Some(wanted) = captured {
+            // The way may have been found in an older table than what is decided on.
+            still_expected(&engine, wanted, common.service_port, met.peer.id())?;
+        }
         let input = Input { source, destination, port: common.service_port, asked };
-        let verdict = decide::judge(&decide::engine(own.material), direction, &input, now);
+        let verdict = decide::judge(&engine, direction, &input, now);
         if verdict.outcome == Outcome::Denied {
             return Err(Denied::Verdict(verdict));
         }
@@ -145,14 +158,44 @@ impl Accepted {
         Ok(Admitted {
             direction,
             listener: common.name.clone(),
-            input,
+            basis: Basis::Met { input, peer: Box::new(met.peer) },
             limits: met.limits,
-            peer: met.peer,
             peer_address: met.address,
+            captured,
             client,
             verdict,
             revision: own.material.revision(),
             opened: now,
+        })
+    }
+
+    /// Decide about a connection with nobody verified at its other end, which audit mode lets pass.
+    pub fn pass(
+        &self,
+        own: Own<'_>,
+        reason: &'static str,
+        address: Option<SocketAddr>,
+        client: Option<Arc<Client>>,
+        draft: &mut Draft,
+    ) -> Result<Admitted, Denied> {
+        let (common, direction) = (&self.spec.common, self.spec.direction());
+        let verdict = decide::unmet(&decide::engine(own.material), direction, &common.as_id, reason);
+        if verdict.outcome == Outcome::Denied {
+            return Err(Denied::Verdict(verdict));
+        }
+        draft.promise(&verdict)?;
+        let lifetime = common.lifetime_from(own.now);
+        Ok(Admitted {
+            direction,
+            listener: common.name.clone(),
+            basis: Basis::Unmet { own: common.as_id.clone(), port: common.service_port, reason },
+            limits: Limits { peer: i64::MAX, own: own.identity.deadline(), lifetime },
+            peer_address: address,
+            captured: self.spec.outbound().and_then(|outbound| outbound.captured),
+            client,
+            verdict,
+            revision: own.material.revision(),
+            opened: own.now,
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use firedoor_identity::{IdPattern, Material, SpiffeId};
-use firedoor_policy::{AuditLoss, Engine, Expiry, Mode, Protocol, Question, Request, Segment};
+use firedoor_policy::{AuditLoss, Engine, Expiry, Mode, Protocol, Question, Request, Segment, Trust};
 
 use crate::records::{Direction, Outcome};
 
@@ -84,6 +84,29 @@ pub fn judge(engine: &Engine, direction: Direction, input: &Input, time: i64) ->
             Some(Expiry::Close) | None => Duration::ZERO,
         },
         must_record: own.is_some_and(|segment| segment.audit_loss == AuditLoss::Deny),
+    }
+}
+
+/// What this end says to a connection with nobody verified at its other end: audit mode records it and lets it pass, but
+/// for what arrives at a segment of high trust.
+#[must_use]
+pub fn unmet(engine: &Engine, direction: Direction, own: &SpiffeId, reason: &'static str) -> Verdict {
+    let segment = engine.segment_of(own);
+    let name = segment.map(|segment| segment.name.clone());
+    let high = segment.is_some_and(|segment| segment.trust == Trust::High);
+    let refuses_strangers = high && direction == Direction::Inbound;
+    let (source_segment, destination_segment) = match direction {
+        Direction::Inbound => (None, name),
+        Direction::Outbound => (name, None),
+    };
+    Verdict {
+        outcome: if audits(segment) && !refuses_strangers { Outcome::Audit } else { Outcome::Denied },
+        reason,
+        flow: None,
+        source_segment,
+        destination_segment,
+        grace: Duration::ZERO,
+        must_record: segment.is_some_and(|segment| segment.audit_loss == AuditLoss::Deny),
     }
 }
 
@@ -187,6 +210,31 @@ mod tests {
             assert_eq!(verdict.outcome, expected, "{name}: {verdict:?}");
             assert_eq!(verdict.flow.is_some(), expected == Allowed, "{name}");
         }
+    }
+
+    #[test]
+    fn audit_mode_lets_nobody_in_where_trust_is_high() {
+        use message::Mode::{Audit as Watch, Enforce};
+        let own = SpiffeId::parse(SOURCE).unwrap();
+        let of = |mode: message::Mode, trust: message::Trust| {
+            let segment = message::Segment { trust: trust.into(), ..segment("a", mode) };
+            let segments = vec![segment];
+            let table = message::Table { version: 1, trust_domain: "td".into(), segments, ..Default::default() };
+            Engine::load(&table.encode_to_vec()).unwrap()
+        };
+        use message::Trust::{High, Medium};
+        for (mode, trust, direction, expected) in [
+            (Watch, Medium, Direction::Inbound, Outcome::Audit),
+            (Watch, High, Direction::Inbound, Outcome::Denied),
+            (Watch, High, Direction::Outbound, Outcome::Audit),
+            (Enforce, Medium, Direction::Inbound, Outcome::Denied),
+            (Enforce, Medium, Direction::Outbound, Outcome::Denied),
+        ] {
+            let verdict = unmet(&of(mode, trust), direction, &own, "r");
+            assert_eq!((verdict.outcome, verdict.reason), (expected, "r"), "{mode:?} {trust:?} {direction:?}");
+        }
+        let stranger = SpiffeId::parse("spiffe://td/nowhere").unwrap();
+        assert_eq!(unmet(&of(Watch, Medium), Direction::Inbound, &stranger, "r").outcome, Outcome::Denied);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! An outbound connection begins in [`outbound`] with the local client ([`local`]) and ends with a verified peer
 //! ([`dial`]); an inbound one begins in [`inbound`] with a handshake and ends at the app. Both are decided on by the
 //! same function ([`decide`]), leave one record ([`records`]), stand in the [`registry`] while they live, and are
-//! carried by [`relay`], or, request by request, by [`http`].
+//! carried by [`relay`], or, request by request, by [`http`]. What the packet filter redirected begins in [`capture`].
 #![forbid(unsafe_code)]
 
 mod caps;
+mod capture;
 mod connection;
 mod decide;
 mod dial;

@@ -14,20 +14,22 @@ use std::time::Duration;
 
 use firedoor_front::{Backoff, UnixPath, bind_tcp, bind_unix};
 use firedoor_identity::Material;
-use firedoor_policy::Protocol;
+use firedoor_policy::{Protocol, Trust};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use crate::caps::Caps;
+use crate::capture;
+use crate::capture::routes::Routes;
 use crate::connection::{Accepted, Who};
 use crate::http::peers::Peers;
 use crate::http::resets::Resets;
-use crate::local::rules;
-use crate::proxy::Shared;
+use crate::local::{Clients, rules};
+use crate::proxy::{Bound, Shared};
 use crate::spec::{Endpoint, ListenError, Side, Spec};
-use crate::{http, inbound, outbound};
+use crate::{decide, http, inbound, outbound};
 
 /// Accepted one after another before other tasks of the thread have their turn.
 const ACCEPT_BURST: u32 = 64;
@@ -61,6 +63,8 @@ struct Open {
     closed: mpsc::Receiver<()>,
     /// Of a Unix listener: the socket's file, and (device, inode) of ours.
     file: Option<(PathBuf, (u64, u64))>,
+    /// Of a TCP listener: its place among those that captured connections must not lead to.
+    _bound: Option<Bound>,
 }
 
 impl Listener {
@@ -162,7 +166,21 @@ impl Listener {
         let Some(identity) = material.identity(&common.as_id) else {
             return Err(Closed::Waiting(format!("there is no SVID for {}", common.as_id)));
         };
-        let by_tcp = matches!((&self.spec.side, &common.listen), (Side::Outbound(_), Endpoint::Tcp(_)));
+        if let Side::CaptureInbound(side) = &self.spec.side
+            && side.has_plaintext()
+            && decide::engine(material).segment_of(&common.as_id).is_some_and(|segment| segment.trust == Trust::High)
+        {
+            return Err(Closed::Wrong(ListenError::new(
+                "plaintext_trust_high",
+                format!(
+                    "listener {}: a port says plaintext: audit, and the segment of {} has trust: high, where nobody \
+                     without an identity passes; take plaintext out",
+                    common.name, common.as_id
+                ),
+            )));
+        }
+        let told_by_uid = self.spec.clients() == Some(Clients::Entry);
+        let by_tcp = told_by_uid && matches!(common.listen, Endpoint::Tcp(_));
         let clients = identity.clients();
         if by_tcp && !clients.is_empty() && !clients.iter().any(rules::by_uid_alone) {
             return Err(Closed::Wrong(ListenError::new(
@@ -187,7 +205,8 @@ impl Listener {
         };
         let accepting = accept_all(self.shared.clone(), self.spec.clone(), self.caps.clone(), socket, holding);
         let accepting = self.acceptor.spawn(accepting).abort_handle();
-        state.open = Some(Open { accepting, closed, file });
+        let bound = state.address.map(|address| self.shared.bound(address));
+        state.open = Some(Open { accepting, closed, file, _bound: bound });
         state.reason.clear();
         Ok(())
     }
@@ -198,8 +217,8 @@ impl Listener {
             (Endpoint::Unix(path), Side::Outbound(outbound)) => {
                 UnixPath::parse(path).and_then(|path| bind_unix(&path, outbound.mode)).map(Socket::Unix)
             }
-            (Endpoint::Unix(path), Side::Inbound(_)) => {
-                return Err(ListenError::new("bad_listener", format!("an inbound listener on {}", path.display())));
+            (Endpoint::Unix(path), _) => {
+                return Err(ListenError::new("bad_listener", format!("no such listener can be on {}", path.display())));
             }
         };
         bound.map_err(|error| ListenError::new(error.code(), format!("listener {}: {error}", self.name())))
@@ -285,6 +304,7 @@ async fn accept_all(
 ) {
     let Ok(socket) = Accepting::new(socket) else { return };
     let (peers, resets) = (Arc::<Peers>::default(), Resets::new(spec.common.resets_per_second));
+    let routes = Arc::<Routes>::default();
     let mut backoff = Backoff::new();
     for turn in (1..=ACCEPT_BURST).cycle() {
         match socket.accept().await {
@@ -292,7 +312,8 @@ async fn accept_all(
                 backoff.succeeded();
                 let place = caps.enter();
                 let (shared, spec, peers, resets) = (shared.clone(), spec.clone(), peers.clone(), resets.clone());
-                serve(Accepted { shared, spec, peers, resets, place }, fd);
+                let (routes, captured) = (routes.clone(), None);
+                serve(Accepted { shared, spec, peers, resets, routes, captured, place }, fd);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(_) => {
@@ -315,14 +336,24 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 fn serve(accepted: Accepted, fd: OwnedFd) {
     let spec = accepted.spec.clone();
     accepted.shared.clone().spawn(async move {
-        // Boxed, so that a task is as large as its own kind of connection needs and not as the largest of four.
-        match (&spec.side, spec.common.protocol) {
-            (Side::Inbound(side), Protocol::Tcp) => Box::pin(inbound::serve(accepted, side, fd)).await,
-            (Side::Outbound(side), Protocol::Tcp) => Box::pin(outbound::serve(accepted, side, fd)).await,
-            (Side::Inbound(_), Protocol::Http | Protocol::Grpc) => Box::pin(http::inbound::serve(accepted, fd)).await,
-            (Side::Outbound(_), Protocol::Http | Protocol::Grpc) => {
-                Box::pin(http::outbound::serve(accepted, fd)).await;
-            }
+        match &spec.side {
+            Side::CaptureInbound(side) => Box::pin(capture::inbound(accepted, side, fd)).await,
+            Side::CaptureOutbound(side) => Box::pin(capture::outbound(accepted, side, fd)).await,
+            Side::Inbound(_) | Side::Outbound(_) => serve_named(accepted, fd).await,
         }
     });
+}
+
+/// Serve a connection whose listener says all about it.
+pub(crate) async fn serve_named(accepted: Accepted, fd: OwnedFd) {
+    let spec = accepted.spec.clone();
+    // Boxed, so that a task is as large as its own kind of connection needs and not as the largest of four.
+    match (&spec.side, spec.common.protocol) {
+        (Side::Inbound(side), Protocol::Tcp) => Box::pin(inbound::serve(accepted, side, fd)).await,
+        (Side::Outbound(side), Protocol::Tcp) => Box::pin(outbound::serve(accepted, side, fd)).await,
+        (Side::Inbound(_), Protocol::Http | Protocol::Grpc) => Box::pin(http::inbound::serve(accepted, fd)).await,
+        (Side::Outbound(_), Protocol::Http | Protocol::Grpc) => Box::pin(http::outbound::serve(accepted, fd)).await,
+        // A template serves nothing itself.
+        (Side::CaptureInbound(_) | Side::CaptureOutbound(_), _) => {}
+    }
 }

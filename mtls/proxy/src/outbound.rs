@@ -72,7 +72,7 @@ pub(crate) async fn authenticate(
     local: &LocalStream,
     draft: &mut Draft,
 ) -> Result<Client, &'static str> {
-    let mut client = identify(local).map_err(Refusal::code)?;
+    let mut client = identify(&accepted.spec, local).map_err(Refusal::code)?;
     draft.client(client.id());
     client.attest(own.identity.clients(), &accepted.shared.executables).await.map_err(Refusal::code)?;
     accepted.claim(Who::User(client.id().uid))?;
@@ -110,13 +110,15 @@ pub(crate) fn adopt(spec: &Spec, fd: OwnedFd) -> std::io::Result<LocalStream> {
     }
 }
 
-fn identify(local: &LocalStream) -> Result<Client, Refusal> {
+fn identify(spec: &Spec, local: &LocalStream) -> Result<Client, Refusal> {
     match local {
         LocalStream::Unix(unix) => Client::of_unix(unix),
         LocalStream::Tcp(tcp) => {
             let ends: Option<(SocketAddr, SocketAddr)> = tcp.local_addr().ok().zip(tcp.peer_addr().ok());
             let (here, there) = ends.ok_or(Refusal::Unknown)?;
-            Client::of_tcp(here, there)
+            // A client whose connection was redirected has a socket to where it wanted to go.
+            let wanted = spec.outbound().and_then(|outbound| outbound.captured);
+            Client::of_tcp(wanted.unwrap_or(here), there, spec.clients().unwrap_or_default())
         }
     }
 }

@@ -2,8 +2,9 @@
 //! The data path of one process: its listeners, its live connections, its records.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use firedoor_front::{Threads, WakeSource};
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     data: Vec<Handle>,
     /// Connections that each data thread serves now, in the same order.
     loads: Vec<AtomicUsize>,
+    /// Where our TCP listeners are.
+    listening: RwLock<Vec<SocketAddr>>,
     /// Turns true when requests may not begin any more.
     pub draining: watch::Sender<bool>,
     /// Told when the last connection has ended.
@@ -63,6 +66,24 @@ impl Shared {
         });
     }
 
+    /// Note that a listener is open there, until what is returned is dropped.
+    pub fn bound(self: &Arc<Self>, address: SocketAddr) -> Bound {
+        self.listening.write().unwrap_or_else(PoisonError::into_inner).push(address);
+        Bound { shared: self.clone(), address }
+    }
+
+    /// Say whether a connection to this address, if it is one of ours, comes to a listener of ours.
+    pub fn listens_on(&self, wanted: SocketAddr) -> bool {
+        let all = self.listening.read().unwrap_or_else(PoisonError::into_inner);
+        let at = |own: &SocketAddr| own.ip().is_unspecified() || own.ip().to_canonical() == wanted.ip();
+        all.iter().any(|own| own.port() == wanted.port() && at(own))
+    }
+
+    /// Say whether a listener of ours has this port.
+    pub fn listens_at(&self, port: u16) -> bool {
+        self.listening.read().unwrap_or_else(PoisonError::into_inner).iter().any(|own| own.port() == port)
+    }
+
     pub fn now(&self) -> i64 {
         self.store.clock().now()
     }
@@ -83,6 +104,22 @@ impl Shared {
         let held = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = ended.wait_timeout_while(held, patience, |()| self.connections() > 0);
         waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+    }
+}
+
+/// An open listener's place in the list.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let mut all = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = all.iter().position(|own| *own == self.address) {
+            all.swap_remove(at);
+        }
     }
 }
 
@@ -167,6 +204,7 @@ impl Proxy {
             counters: Counters::default(),
             loads: data.iter().map(|_| AtomicUsize::new(0)).collect(),
             data,
+            listening: RwLock::default(),
             draining: watch::Sender::new(false),
             idle: Default::default(),
         };

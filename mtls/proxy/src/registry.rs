@@ -14,10 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use firedoor_front::copy::Carried;
-use firedoor_identity::{Material, VerifiedPeer};
+use firedoor_identity::{Material, SpiffeId, VerifiedPeer};
+use firedoor_policy::Protocol;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use crate::capture::DIRECTORY_CHANGED;
+use crate::capture::routes::still_expected;
 use crate::decide::{self, Input, Verdict};
 use crate::local::Client;
 use crate::local::process::Process;
@@ -62,14 +65,24 @@ impl Limits {
     }
 }
 
+/// What a connection was admitted on.
+#[derive(Debug)]
+pub enum Basis {
+    /// A verified peer, and what was asked.
+    Met { input: Input, peer: Box<VerifiedPeer> },
+    /// Nobody who was verified: audit mode lets it pass.
+    Unmet { own: SpiffeId, port: u16, reason: &'static str },
+}
+
 /// What is known of a connection when it is admitted.
 #[derive(Debug)]
 pub struct Admitted {
     pub direction: Direction,
     pub listener: Arc<str>,
-    pub input: Input,
-    pub peer: VerifiedPeer,
+    pub basis: Basis,
     pub peer_address: Option<SocketAddr>,
+    /// Where a captured outbound connection was going to.
+    pub captured: Option<SocketAddr>,
     /// The local client of an outbound connection.
     pub client: Option<Arc<Client>>,
     pub verdict: Verdict,
@@ -77,6 +90,40 @@ pub struct Admitted {
     /// Of the material that it was decided on.
     pub revision: u64,
     pub opened: i64,
+}
+
+impl Admitted {
+    /// The identity of ours that it has.
+    fn own(&self) -> &SpiffeId {
+        match (&self.basis, self.direction) {
+            (Basis::Met { input, .. }, Direction::Inbound) => &input.destination,
+            (Basis::Met { input, .. }, Direction::Outbound) => &input.source,
+            (Basis::Unmet { own, .. }, _) => own,
+        }
+    }
+
+    /// Source and destination; nothing for who has no identity.
+    fn ends(&self) -> (&str, &str) {
+        match (&self.basis, self.direction) {
+            (Basis::Met { input, .. }, _) => (input.source.as_str(), input.destination.as_str()),
+            (Basis::Unmet { own, .. }, Direction::Inbound) => ("", own.as_str()),
+            (Basis::Unmet { own, .. }, Direction::Outbound) => (own.as_str(), ""),
+        }
+    }
+
+    fn port(&self) -> u16 {
+        match &self.basis {
+            Basis::Met { input, .. } => input.port,
+            Basis::Unmet { port, .. } => *port,
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        match &self.basis {
+            Basis::Met { input, .. } => input.asked.request().protocol(),
+            Basis::Unmet { .. } => Protocol::Tcp,
+        }
+    }
 }
 
 /// One live connection.
@@ -146,18 +193,26 @@ impl Live {
     }
 
     fn admitted_by(&self, material: &Material, now: i64) -> Result<(), &'static str> {
-        let Admitted { direction, input, peer, client, limits, .. } = &self.facts;
-        let own = match direction {
-            Direction::Inbound => &input.destination,
-            Direction::Outbound => &input.source,
-        };
-        let identity = material.identity(own).ok_or(IDENTITY_LOST)?;
-        // Expiry is the deadline's business: a segment may let a stream outlive its SVIDs.
-        peer.recheck_outliving(identity, now).map_err(|error| error.code.as_str())?;
+        let Admitted { direction, basis, captured, client, limits, .. } = &self.facts;
+        let identity = material.identity(self.facts.own()).ok_or(IDENTITY_LOST)?;
+        let engine = decide::engine(material);
         if let Some(client) = client {
             client.check(identity.clients()).map_err(|refusal| refusal.code())?;
         }
-        let verdict = decide::judge(&decide::engine(material), *direction, input, now);
+        let verdict = match basis {
+            Basis::Met { input, peer } => {
+                // Expiry is the deadline's business: a segment may let a stream outlive its SVIDs.
+                peer.recheck_outliving(identity, now).map_err(|error| error.code.as_str())?;
+                if let Some(wanted) = captured {
+                    still_expected(&engine, *wanted, input.port, peer.id())?;
+                }
+                decide::judge(&engine, *direction, input, now)
+            }
+            Basis::Unmet { .. } if captured.is_some_and(|wanted| engine.expected(wanted).is_some()) => {
+                return Err(DIRECTORY_CHANGED);
+            }
+            Basis::Unmet { own, reason, .. } => decide::unmet(&engine, *direction, own, reason),
+        };
         if verdict.outcome == Outcome::Denied {
             return Err(verdict.reason);
         }
@@ -174,22 +229,27 @@ impl Live {
     fn show(&self) -> Value {
         let (verdict, revision) = self.lock().clone();
         let facts = &self.facts;
+        let (source, destination) = facts.ends();
+        let peer = match &facts.basis {
+            Basis::Met { peer, .. } => Some(peer),
+            Basis::Unmet { .. } => None,
+        };
         json!({
             "id": self.id,
             "direction": facts.direction,
             "listener": &*facts.listener,
-            "source": facts.input.source.as_str(),
+            "source": source,
             "source_segment": verdict.source_segment.as_deref().unwrap_or(""),
-            "destination": facts.input.destination.as_str(),
+            "destination": destination,
             "destination_segment": verdict.destination_segment.as_deref().unwrap_or(""),
-            "port": facts.input.port,
-            "protocol": facts.input.asked.request().protocol().as_str(),
+            "port": facts.port(),
+            "protocol": facts.protocol().as_str(),
             "decision": verdict.outcome,
             "flow": verdict.flow.as_deref().unwrap_or(""),
             "peer_address": facts.peer_address.map(|address| address.to_string()).unwrap_or_default(),
-            "peer_serial": facts.peer.serial(),
-            "peer_chain": hex(facts.peer.chain_hash()),
-            "authority_ids": facts.peer.authority_ids(),
+            "peer_serial": peer.map_or("", |peer| peer.serial()),
+            "peer_chain": peer.map(|peer| hex(peer.chain_hash())).unwrap_or_default(),
+            "authority_ids": peer.map(|peer| peer.authority_ids()).unwrap_or_default(),
             "client": facts.client.as_ref().map(|client| client.id()),
             "opened": facts.opened,
             "deadline": self.deadline.load(Ordering::Acquire),

@@ -41,6 +41,13 @@ impl PeerStream for firedoor_identity::ClientTls<ReadAhead<TcpStream>> {
     }
 }
 
+/// What audit mode lets pass without TLS.
+impl PeerStream for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
 impl<T: PeerStream> PeerStream for Box<T> {
     fn tcp(&self) -> &TcpStream {
         (**self).tcp()

@@ -10,6 +10,8 @@ use firedoor_identity::{IdPattern, SpiffeId};
 use firedoor_policy::Protocol;
 use serde::Deserialize;
 
+use crate::capture::spec::{CaptureInbound, CaptureOutbound, RawCaptureInbound, RawCaptureOutbound};
+use crate::local::Clients;
 use crate::records::Direction;
 
 /// `sun_path` less its final NUL, unix(7).
@@ -31,7 +33,7 @@ impl ListenError {
     }
 }
 
-fn bad(message: impl Into<String>) -> ListenError {
+pub(crate) fn bad(message: impl Into<String>) -> ListenError {
     ListenError::new("bad_listener", message)
 }
 
@@ -99,12 +101,18 @@ pub struct Outbound {
     pub addresses: Vec<String>,
     /// Permission bits of a Unix socket.
     pub mode: u32,
+    /// Of a captured connection: where it was going to.
+    pub captured: Option<SocketAddr>,
+    pub clients: Clients,
 }
 
 #[derive(Debug, Clone)]
 pub enum Side {
     Inbound(Inbound),
     Outbound(Outbound),
+    /// A template: each connection has a listener of its own, by where it was going to.
+    CaptureInbound(CaptureInbound),
+    CaptureOutbound(CaptureOutbound),
 }
 
 /// A checked listener specification.
@@ -119,6 +127,10 @@ pub struct Spec {
 enum Raw {
     Inbound(RawInbound),
     Outbound(RawOutbound),
+    #[serde(rename = "capture_inbound")]
+    CaptureInbound(RawCaptureInbound),
+    #[serde(rename = "capture_outbound")]
+    CaptureOutbound(RawCaptureOutbound),
 }
 
 // serde refuses unknown fields only without `flatten`, so that the common fields are written out twice.
@@ -184,8 +196,27 @@ impl Spec {
     #[must_use]
     pub fn direction(&self) -> Direction {
         match self.side {
-            Side::Inbound(_) => Direction::Inbound,
-            Side::Outbound(_) => Direction::Outbound,
+            Side::Inbound(_) | Side::CaptureInbound(_) => Direction::Inbound,
+            Side::Outbound(_) | Side::CaptureOutbound(_) => Direction::Outbound,
+        }
+    }
+
+    /// What a listener for local clients has.
+    #[must_use]
+    pub fn outbound(&self) -> Option<&Outbound> {
+        match &self.side {
+            Side::Outbound(outbound) => Some(outbound),
+            _ => None,
+        }
+    }
+
+    /// How the local clients of an outbound listener are told, captured or not.
+    #[must_use]
+    pub fn clients(&self) -> Option<Clients> {
+        match &self.side {
+            Side::Outbound(outbound) => Some(outbound.clients),
+            Side::CaptureOutbound(capture) => Some(capture.clients),
+            Side::Inbound(_) | Side::CaptureInbound(_) => None,
         }
     }
 
@@ -198,6 +229,8 @@ impl Spec {
         match raw {
             Raw::Inbound(raw) => raw.check(),
             Raw::Outbound(raw) => raw.check(),
+            Raw::CaptureInbound(raw) => raw.check(),
+            Raw::CaptureOutbound(raw) => raw.check(),
         }
     }
 }
@@ -236,6 +269,8 @@ impl RawOutbound {
             expect: patterns(&self.name, &self.expect)?,
             addresses: hints(&self.name, self.addresses)?,
             mode: mode(&self.name, self.mode.as_deref(), &listen)?,
+            captured: None,
+            clients: Clients::Entry,
         };
         let common = Common {
             as_id: id(&self.name, &self.r#as)?,
@@ -257,6 +292,43 @@ impl RawOutbound {
     }
 }
 
+/// The limits of a capture listener.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawLimits {
+    handshake_timeout_ms: Option<u64>,
+    idle_timeout_ms: Option<u64>,
+    header_timeout_ms: Option<u64>,
+    max_header_bytes: Option<u32>,
+    max_streams: Option<u32>,
+    max_resets_per_second: Option<u32>,
+    max_lifetime_ms: Option<u64>,
+    max_connections: Option<usize>,
+    max_connections_per_identity: Option<usize>,
+}
+
+impl RawLimits {
+    /// What a capture listener has in common with others; port and protocol are each connection's own.
+    pub fn common(self, title: String, as_id: &str, listen: &str) -> Result<Common, ListenError> {
+        Ok(Common {
+            as_id: id(&title, as_id)?,
+            listen: Endpoint::Tcp(tcp(&title, "listen", listen)?),
+            service_port: 0,
+            protocol: Protocol::Tcp,
+            handshake_timeout: Duration::from_millis(self.handshake_timeout_ms.unwrap_or(HANDSHAKE_TIMEOUT_MS)),
+            idle_timeout: self.idle_timeout_ms.map(Duration::from_millis),
+            header_timeout: Duration::from_millis(self.header_timeout_ms.unwrap_or(HEADER_TIMEOUT_MS)),
+            max_head: self.max_header_bytes.unwrap_or(MAX_HEADER_BYTES),
+            max_streams: self.max_streams.unwrap_or(MAX_STREAMS),
+            resets_per_second: self.max_resets_per_second.unwrap_or(MAX_RESETS_PER_SECOND),
+            max_lifetime: self.max_lifetime_ms.map(Duration::from_millis),
+            max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
+            max_connections_per_identity: self.max_connections_per_identity.unwrap_or(MAX_CONNECTIONS_PER_IDENTITY),
+            name: name(title)?,
+        })
+    }
+}
+
 fn name(text: String) -> Result<Arc<str>, ListenError> {
     if text.is_empty() || text.len() > 63 || text.chars().any(char::is_control) {
         return Err(bad("listener: name must have 1 to 63 characters, none of them a control character"));
@@ -272,7 +344,7 @@ fn port(name: &str, port: u16) -> Result<u16, ListenError> {
     if port == 0 { Err(bad(format!("listener {name}: service_port must be 1 to 65535"))) } else { Ok(port) }
 }
 
-fn protocol(name: &str, word: &str) -> Result<Protocol, ListenError> {
+pub(crate) fn protocol(name: &str, word: &str) -> Result<Protocol, ListenError> {
     let sentence = || bad(format!("listener {name}: protocol {word:?} is not one of tcp, http, grpc"));
     Protocol::parse(word).ok_or_else(sentence)
 }
@@ -297,7 +369,7 @@ fn tcp(name: &str, field: &str, text: &str) -> Result<SocketAddr, ListenError> {
 }
 
 /// Anything else would let other machines speak as this one's workloads.
-fn check_local(name: &str, listen: &Endpoint) -> Result<(), ListenError> {
+pub(crate) fn check_local(name: &str, listen: &Endpoint) -> Result<(), ListenError> {
     match listen {
         Endpoint::Tcp(address) if !address.ip().is_loopback() => Err(ListenError::new(
             "not_loopback",
@@ -361,6 +433,63 @@ mod tests {
     fn with(mut base: Value, field: &str, value: Value) -> Result<Spec, ListenError> {
         base[field] = value;
         Spec::parse(&base.to_string())
+    }
+
+    fn capture(direction: &str) -> Value {
+        let common = json!({"direction": direction, "name": "c", "as": "spiffe://td/m", "limits": {}});
+        let own = match direction {
+            "capture_inbound" => json!({"listen": "[::]:15006", "app": {"address": "own"}, "reserved": [9091],
+                                        "ports": [{"port": 80, "protocol": "http"}]}),
+            _ => json!({"listen": "127.0.0.1:15001", "clients": "entry"}),
+        };
+        let (Value::Object(mut all), Value::Object(own)) = (common, own) else { unreachable!() };
+        all.extend(own);
+        all.into()
+    }
+
+    #[test]
+    fn capture_listeners_are_read() {
+        let inbound = capture("capture_inbound");
+        let spec = Spec::parse(&inbound.to_string()).unwrap();
+        assert_eq!((spec.direction(), spec.common.service_port), (Direction::Inbound, 0));
+        let Side::CaptureInbound(side) = &spec.side else { panic!("{spec:?}") };
+        for (wanted, protocol) in [("10.0.0.1:80", Protocol::Http), ("[fd00::1]:81", Protocol::Tcp)] {
+            let one = side.listener(&spec.common, wanted.parse().unwrap());
+            assert_eq!(one.common.protocol, protocol);
+            assert!(
+                matches!(one.side, Side::Inbound(Inbound { app: Endpoint::Tcp(app), .. }) if app.to_string() == wanted)
+            );
+        }
+        let spec = with(inbound.clone(), "app", json!({"address": "loopback", "uid": 7})).unwrap();
+        let Side::CaptureInbound(side) = &spec.side else { panic!("{spec:?}") };
+        let one = side.listener(&spec.common, "[fd00::1]:81".parse().unwrap());
+        assert_eq!(one.common.service_port, 81);
+        assert!(matches!(one.side, Side::Inbound(Inbound { app: Endpoint::Tcp(app), app_uid: Some(7) })
+            if app.to_string() == "[::1]:81"));
+        assert!(side.is_reserved(9091) && !side.is_reserved(9092));
+        let spec = Spec::parse(&capture("capture_outbound").to_string()).unwrap();
+        assert_eq!((spec.direction(), spec.clients()), (Direction::Outbound, Some(Clients::Entry)));
+        with(capture("capture_outbound"), "clients", json!("network-namespace")).unwrap();
+    }
+
+    #[test]
+    fn capture_listeners_that_cannot_be_served_are_refused() {
+        let (inbound, outbound) = (|| capture("capture_inbound"), || capture("capture_outbound"));
+        let twice = json!([{"port": 80, "protocol": "http"}, {"port": 80, "protocol": "tcp"}]);
+        for (base, field, value, word) in [
+            (inbound(), "ports", twice, "twice"),
+            (inbound(), "ports", json!([{"port": 0, "protocol": "tcp"}]), "or 0"),
+            (inbound(), "ports", json!([{"port": 1, "protocol": "udp"}]), "udp"),
+            (inbound(), "app", json!({"address": "10.0.0.1"}), "own or loopback"),
+            (inbound(), "listen", json!("unix:/run/x.sock"), "listen"),
+            (inbound(), "service_port", json!(1), "unknown field"),
+            (outbound(), "listen", json!("0.0.0.0:15001"), "loopback"),
+            (outbound(), "clients", json!("anybody"), "network-namespace"),
+            (outbound(), "expect", json!([]), "unknown field"),
+        ] {
+            let error = with(base, field, value.clone()).unwrap_err();
+            assert!(error.message.contains(word), "{field} {value}: {error}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ kind: Segment
 metadata: {{name: registry}}
 spec:
   function: registry
-  trust: high
+  trust: {destination_trust}
   mode: {destination_mode}
   members: [{destination_members}]
   admission: {{entry: ["unix:uid:1"], node: []}}
@@ -92,6 +92,7 @@ def policy(
     *flows: str,
     source_mode: str = "enforce",
     destination_mode: str = "enforce",
+    destination_trust: str = "high",
     source_more: str = "",
     destination_more: str = "",
     source_members: str = '"spiffe://{td}/segment/inference/**"',
@@ -103,6 +104,7 @@ def policy(
         destination_members=destination_members,
         source_mode=source_mode,
         destination_mode=destination_mode,
+        destination_trust=destination_trust,
         source_more=source_more,
         destination_more=destination_more,
     )

@@ -26,13 +26,12 @@ use crate::decide::{self, Verdict};
 use crate::draft::Draft;
 use crate::local::{Client, Refusal as Refused};
 use crate::outbound::{adopt, authenticate};
-use crate::registry::Entered;
-use crate::spec::{Outbound, Side};
+use crate::registry::{Entered, IDENTITY_LOST};
+use crate::spec::Spec;
 
 /// A local client's connection.
 struct Link {
     accepted: Accepted,
-    outbound: Outbound,
     client: Arc<Client>,
     activity: Arc<Activity>,
     /// The connections of this thread.
@@ -42,7 +41,6 @@ struct Link {
 /// Serve one accepted connection.
 pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     let (shared, spec) = (accepted.shared.clone(), accepted.spec.clone());
-    let Side::Outbound(outbound) = &spec.side else { return };
     shared.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
     let material = shared.store.present();
     let mut draft = Draft::new(shared.clone(), &spec, material.clone());
@@ -63,7 +61,7 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     drop(material);
     let activity = Activity::new();
     let (peers, budget) = (accepted.peers.here(), accepted.resets.of(Who::User(client.id().uid)));
-    let link = Arc::new(Link { accepted, outbound: outbound.clone(), client, activity: activity.clone(), peers });
+    let link = Arc::new(Link { accepted, client, activity: activity.clone(), peers });
     let versions = if spec.common.protocol == Protocol::Grpc { Versions::Two } else { Versions::Either };
     let welcome = || link.welcome();
     let life = Life {
@@ -85,7 +83,17 @@ impl Link {
     fn welcome(&self) -> bool {
         let material = self.accepted.shared.store.present();
         let own = self.accepted.own(material.as_deref());
-        own.is_ok_and(|own| self.client.check(own.identity.clients()).is_ok())
+        own.is_ok_and(|own| self.client.check(own.identity.clients()).is_ok() && self.way(own).is_ok())
+    }
+
+    /// Whom to expect and where, and the connections to them; of a captured connection, as the directory has it now.
+    fn way(&self, own: Own<'_>) -> Result<(Arc<Spec>, Arc<Pool>), &'static str> {
+        let Some(captured) = &self.accepted.captured else {
+            return Ok((self.accepted.spec.clone(), self.peers.clone()));
+        };
+        let route = captured.route(&decide::engine(own.material), &self.accepted.spec.common)?;
+        let peers = route.peers.here();
+        Ok((route.spec, peers))
     }
 
     fn draft(&self, material: &Option<Arc<Material>>) -> Draft {
@@ -143,7 +151,8 @@ impl Link {
     ) -> Option<Response<Source>> {
         let material = self.accepted.shared.store.present();
         let own = self.accepted.own(material.as_deref()).ok()?;
-        let other = self.peers.find(&self.accepted, &self.outbound, own).await.ok()?;
+        let (spec, peers) = self.way(own).ok()?;
+        let other = peers.find(&self.accepted, spec.outbound()?, own).await.ok()?;
         if other.met.peer.id() != peer.met.peer.id() {
             return None;
         }
@@ -175,10 +184,12 @@ impl Link {
     async fn reach(&self, own: Own<'_>, draft: &mut Draft) -> Result<Arc<PeerLink>, Refusal> {
         let (accepted, common) = (&self.accepted, &self.accepted.spec.common);
         let engine = decide::engine(own.material);
-        let (expect, port) = (&self.outbound.expect, common.service_port);
+        let (spec, peers) = self.way(own).map_err(Refusal::forbidden)?;
+        let outbound = spec.outbound().ok_or_else(|| Refusal::forbidden(IDENTITY_LOST))?;
+        let (expect, port) = (&outbound.expect, common.service_port);
         let foreseen = decide::foresee(&engine, &common.as_id, expect, port, common.protocol, own.now);
         foreseen.map_err(Refusal::forbidden)?;
-        self.peers.find(accepted, &self.outbound, own).await.map_err(|unreached| {
+        peers.find(accepted, outbound, own).await.map_err(|unreached| {
             draft.peer_address(unreached.address);
             Refusal::unavailable(unreached.reason)
         })

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections to verified peers that an outbound listener shares among the local clients of its identity.
 //!
-//! A listener has one identity, one expectation and one protocol; what can change below a connection is looked at
+//! A listener has one identity, one expectation and one protocol, and so has each way of a capture listener; what can change below a connection is looked at
 //! each time it is taken: our own leaf, the roots that the peer was verified with, what is revoked, and the time.
 
 use std::sync::atomic::Ordering;

@@ -47,6 +47,28 @@ impl Refusal {
     }
 }
 
+/// Who may use an outbound listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Clients {
+    /// Who matches an entry of its identity.
+    #[default]
+    Entry,
+    /// Every program of the network namespace, which is one workload, as a pod is; written out in the configuration.
+    Namespace,
+}
+
+impl Clients {
+    /// Read `entry` or `network-namespace`.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "entry" => Some(Clients::Entry),
+            "network-namespace" => Some(Clients::Namespace),
+            _ => None,
+        }
+    }
+}
+
 /// What the kernel shows in place of a user that this user namespace has no name for.
 const OVERFLOW_UID: u32 = 65_534;
 
@@ -55,19 +77,21 @@ const OVERFLOW_UID: u32 = 65_534;
 pub struct Client {
     facts: Facts,
     process: Option<Arc<Process>>,
+    told_by: Clients,
 }
 
 impl Client {
-    /// Ask the kernel who opened an accepted loopback connection.
+    /// Ask the kernel who opened an accepted connection of this network namespace: `peer` is the client's own end,
+    /// `local` the other one as the client sees it.
     ///
     /// # Errors
-    /// It is closed again, or nobody's.
-    pub fn of_tcp(local: SocketAddr, peer: SocketAddr) -> Result<Self, Refusal> {
+    /// It is closed again, or nobody's here.
+    pub fn of_tcp(local: SocketAddr, peer: SocketAddr, told_by: Clients) -> Result<Self, Refusal> {
         let uid = diag::owner(peer, local).ok().flatten().ok_or(Refusal::Unknown)?;
         if uid == OVERFLOW_UID {
             return Err(Refusal::Foreign);
         }
-        Ok(Client { facts: Facts { uid, ..Facts::default() }, process: None })
+        Ok(Client { facts: Facts { uid, ..Facts::default() }, process: None, told_by })
     }
 
     /// Take the credentials of an accepted Unix connection.
@@ -78,7 +102,7 @@ impl Client {
         let peer = UnixPeer::of(socket).map_err(|_| Refusal::Unknown)?;
         peer.check_tellable().map_err(|_| Refusal::Foreign)?;
         let facts = Facts { uid: peer.uid, gid: Some(peer.gid), ..Facts::default() };
-        Ok(Client { facts, process: Some(Arc::new(Process::new(peer))) })
+        Ok(Client { facts, process: Some(Arc::new(Process::new(peer))), told_by: Clients::Entry })
     }
 
     #[must_use]
@@ -96,7 +120,8 @@ impl Client {
     /// # Errors
     /// None does.
     pub fn check(&self, rules: &[ClientRule]) -> Result<(), Refusal> {
-        rules.iter().any(|rule| self.facts.satisfy(rule)).then_some(()).ok_or(Refusal::NotEntitled)
+        let entitled = self.told_by == Clients::Namespace || rules.iter().any(|rule| self.facts.satisfy(rule));
+        entitled.then_some(()).ok_or(Refusal::NotEntitled)
     }
 
     /// Learn about the process what the rules need, and check them.
@@ -196,10 +221,15 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         let ends = (server.local_addr().unwrap(), server.peer_addr().unwrap());
-        let known = Client::of_tcp(ends.0, ends.1).unwrap();
+        let known = Client::of_tcp(ends.0, ends.1, Clients::Entry).unwrap();
         assert_eq!(known.check(&[mine()]), Ok(()));
         assert_eq!(known.id().pid, None);
+        assert_eq!(known.check(&[]), Err(Refusal::NotEntitled));
+        let anybody = Client::of_tcp(ends.0, ends.1, Clients::Namespace).unwrap();
+        assert_eq!(anybody.check(&[]), Ok(()));
         drop(client);
-        assert_eq!(Client::of_tcp(ends.0, ends.1).unwrap_err(), Refusal::Unknown);
+        for told_by in [Clients::Entry, Clients::Namespace] {
+            assert_eq!(Client::of_tcp(ends.0, ends.1, told_by).unwrap_err(), Refusal::Unknown);
+        }
     }
 }
