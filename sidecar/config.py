@@ -22,9 +22,18 @@ from typing import Any, TypeVar
 from firedoor.certs import SpiffeId, TrustDomain
 from firedoor.segments import SettingsError
 from firedoor.segments import document as yaml_text
-from firedoor.segments.setting_values import boolean, choice, host_port, integer, ip_port, metrics, text
+from firedoor.segments.setting_values import (
+    boolean,
+    choice,
+    host_port,
+    integer,
+    ip_port,
+    metrics,
+    split_host_port,
+    text,
+)
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
-from firedoor.sidecar import evidence_config, settings
+from firedoor.sidecar import captured, evidence_config, probes, settings
 from firedoor.sidecar.capture import settings as capture_settings
 from firedoor.sidecar.capture.settings import Capture
 from firedoor.sidecar.errors import ConfigError
@@ -33,6 +42,7 @@ from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inboun
 from firedoor.sidecar.namespace import settings as run_settings
 from firedoor.sidecar.namespace.settings import Run
 from firedoor.sidecar.node_certificate import X509Pop
+from firedoor.sidecar.probes import Probe
 from firedoor.sidecar.ssh_certificate import SshPop
 
 L = TypeVar("L", bound=Listener)
@@ -85,6 +95,7 @@ OPTIONS = (
     _option("outbound", "YAML", "listeners that make mTLS connections for local programs", several=True),
     *capture_settings.options(ENVIRONMENT),
     *run_settings.options(ENVIRONMENT),
+    *captured.options(ENVIRONMENT),
 )
 
 
@@ -149,6 +160,9 @@ class Config:
     outbound: tuple[Outbound, ...]
     # None: nothing is captured.
     capture: Capture | None
+    # What is captured is served by these; without an identity for it there are none.
+    captured: tuple[Listener, ...]
+    probes: tuple[Probe, ...]
     # The ports of our listeners that others reach, for the rules of capture.
     open_ports: tuple[int, ...] = ()
     # None: `firedoor run` does not start this sidecar.
@@ -162,7 +176,7 @@ class Config:
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """All of them."""
-        return (*self.inbound, *self.outbound)
+        return (*self.inbound, *self.outbound, *self.captured)
 
     @property
     def run_dir(self) -> Path:
@@ -254,11 +268,13 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         outbound=_listeners(top, "outbound", trust_domain, findings, parse_outbound),
         capture=capture_settings.parse(top),
         run=run_settings.parse(top),
+        captured=(),
+        probes=(),
     )
     evidence_config.check_one(top)
     _check_socket_paths(config, top, findings)
     _check_names(config, findings)
-    return _with_open_ports(config, top, findings)
+    return _with_capture(_with_open_ports(config, top, findings), top, findings)
 
 
 def _broker_api(top: Section, trust_domain: TrustDomain) -> BrokerApiConfig | None:
@@ -311,6 +327,39 @@ def _with_open_ports(config: Config, top: Section, findings: Findings) -> Config
         listens.append(("http_challenge.listen", config.http_challenge.listen))
     ports = capture_settings.open_ports(config.capture, listens, partial(findings.add, top.at("capture")))
     return replace(config, open_ports=ports)
+
+
+def _with_capture(config: Config, top: Section, findings: Findings) -> Config:
+    capture = config.capture
+    if capture is None:
+        return config
+    section = top.section("capture")
+    # No app of the namespace is there; loopback alone does not keep a peer away that is led through us.
+    reserved = {capture.probe_port, capture.dns_port, *config.open_ports}
+    if config.metrics is not None:
+        reserved.add(split_host_port(config.metrics)[1])
+    ipv6 = _ipv6_addresses()
+    places = captured.Places(
+        inbound=capture.inbound_port,
+        outbound=capture.outbound_port,
+        reserved=tuple(sorted(reserved - {0})),
+        ipv6=ipv6 is not None,
+        ipv6_loopback="00000000000000000000000000000001" in (ipv6 or ""),
+    )
+    listeners = captured.parse(section, config.trust_domain, places)
+    taken = {(one.direction, one.name) for one in listeners}
+    for one in config.listeners:
+        if (one.direction, one.name) in taken:
+            findings.add(one.at, one.direction, f"the name `{one.name}` is that of a listener of capture")
+    return replace(config, captured=listeners, probes=probes.parse(section))
+
+
+def _ipv6_addresses() -> str | None:
+    """Return what the kernel lists of them; None when it knows no IPv6."""
+    try:
+        return Path("/proc/net/if_inet6").read_text(encoding="ascii")
+    except OSError:
+        return None
 
 
 def _check_socket_paths(config: Config, top: Section, findings: Findings) -> None:

@@ -13,7 +13,7 @@ from firedoor.mtls import Core, ListenError
 from firedoor.mtls import Listener as Bound
 from firedoor.sidecar.attestor import decidable_by_uid
 from firedoor.sidecar.holder import Holder
-from firedoor.sidecar.listeners import Listener, Outbound
+from firedoor.sidecar.listeners import Listener
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class DataPath:
 
     def _refusal(self, listener: Listener) -> str:
         """Say why a listener must not be opened: of a client on loopback TCP, the kernel names the uid and no more."""
-        if not isinstance(listener, Outbound) or not listener.on_tcp:
+        if not listener.told_by_uid:
             return ""
         entries = [one for one in self._holder.view.entries.values() if one.spiffe_id == listener.identity]
         bad = [one.id for one in entries if not decidable_by_uid(one.selectors)]

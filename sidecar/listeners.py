@@ -64,20 +64,27 @@ class Listener:
         """Say which way the first byte goes, seen from the app."""
         raise NotImplementedError
 
+    @property
+    def told_by_uid(self) -> bool:
+        """Whether local clients come by TCP, where the kernel names their uid and nothing else."""
+        return False
+
     def spec(self) -> str:
+        """Return what `Core.listen` takes, as JSON."""
+        return json.dumps(self.core())
+
+    def core(self) -> dict[str, Any]:
         """Return what `Core.listen` takes."""
-        return json.dumps(
-            {
-                "direction": self.direction,
-                "name": self.name,
-                "as": str(self.identity),
-                "listen": self.listen,
-                "protocol": self.protocol,
-                "service_port": self.service_port,
-                **dict(self.limits),
-                **self._own(),
-            }
-        )
+        return {
+            "direction": self.direction,
+            "name": self.name,
+            "as": str(self.identity),
+            "listen": self.listen,
+            "protocol": self.protocol,
+            "service_port": self.service_port,
+            **dict(self.limits),
+            **self._own(),
+        }
 
     def _own(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -114,8 +121,8 @@ class Outbound(Listener):
         return "outbound"
 
     @property
-    def on_tcp(self) -> bool:
-        """Whether local clients come by loopback TCP, where the kernel names their uid and nothing else."""
+    def told_by_uid(self) -> bool:
+        """Whether it listens on loopback TCP."""
         return not self.listen.startswith("unix:")
 
     def _own(self) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def parse_inbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fin
     return Inbound(
         **_common(section, trust_domain, ip_port),
         app_address=app.require("address", _app_address, "") if app_node is not None else "",
-        app_uid=app.parse("uid", _uid, None),
+        app_uid=app.parse("uid", uid, None),
     )
 
 
@@ -149,7 +156,7 @@ def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fi
         mode=section.parse("mode", _mode, None),
     )
     mode = section.get("mode")
-    if mode is not None and found.on_tcp:
+    if mode is not None and found.told_by_uid:
         findings.add(mode.at, section.path("mode"), "a file mode has a meaning for a Unix socket only")
     return found
 
@@ -185,7 +192,8 @@ def _name(value: str) -> str:
     return value
 
 
-def _uid(value: str) -> int | None:
+def uid(value: str) -> int | None:
+    """Read the number of a user."""
     return integer(0, HIGHEST_UID)(value)
 
 

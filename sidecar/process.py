@@ -27,6 +27,7 @@ from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, St
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.metrics import MetricsServer, Snapshot
 from firedoor.sidecar.policy_files import read_policy
+from firedoor.sidecar.probes import ProbeServer
 from firedoor.sidecar.records import Sink, output_for
 from firedoor.sidecar.report import Parts, Report
 from firedoor.sidecar.sockets import Sockets
@@ -101,6 +102,7 @@ class Process:
             )
         )
         self.sockets = Sockets(self.core, config)
+        self.probes = ProbeServer(config.probes)
         self.metrics = MetricsServer(Snapshot(self.report.values, self.report.expiries), self.report.missing)
 
     async def _fetch_token(self, entry_id: str, audience: tuple[str, ...]) -> str:
@@ -186,12 +188,22 @@ class Process:
         await self.sockets.open_auth(self.apis.workload, self.apis.auth, self.report.ready)
         await self.sockets.open_admin(self.report, self.report.ready, self.apis.delegated)
         await self.broker_endpoint.start()
+        await self._open_probes()
         if self.config.metrics is not None:
             try:
                 await self.metrics.start(self.config.metrics)
             except OSError as error:
                 raise ConfigError([f"metrics: {self.config.metrics} cannot be bound: {error.strerror}"]) from error
             log.info("metrics", extra={"address": self.metrics.address})
+
+    async def _open_probes(self) -> None:
+        if self.config.capture is None:
+            return
+        try:
+            await self.probes.start(self.config.capture.probe_port)
+        except OSError as error:
+            port = self.config.capture.probe_port
+            raise ConfigError([f"capture.probe_port: {port} cannot be bound: {error.strerror}"]) from error
 
     async def _watch(self) -> None:
         """Open and close listeners as identities come and go, and say once when everything is there."""
@@ -221,6 +233,7 @@ class Process:
         await self.broker_endpoint.close()
         await self.sockets.close()
         await self.metrics.stop()
+        await self.probes.stop()
         await self.agent.close()
         drained = await asyncio.to_thread(self.core.drain, DRAIN_SECONDS)
         if not drained:

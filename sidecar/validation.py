@@ -2,6 +2,7 @@
 """What `firedoor sidecar validate` checks beyond the form: files, and listeners against the policy when it is known."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -10,7 +11,9 @@ from google.protobuf.message import DecodeError
 from firedoor import segments
 from firedoor.segments import PolicySet, Protocol
 from firedoor.sidecar import bundles, enrolment
+from firedoor.sidecar.captured import CaptureInbound
 from firedoor.sidecar.errors import ConfigError, NodeCertificateUnusable, OperatorError
+from firedoor.sidecar.listeners import Listener
 from firedoor.sidecar.policy_files import read_policy
 from firedoor.wire import control_pb2, policy_pb2
 
@@ -32,13 +35,21 @@ def validate(config: "Config") -> list[str]:
 def check_listeners(config: "Config", policy: PolicySet | policy_pb2.Table) -> list[str]:
     """Find the inbound listeners that would deny everything, because no flow with their protocol leads to them."""
     findings = []
-    for listener in config.inbound:
-        protocol = cast(Protocol, listener.protocol)
-        flows = segments.flows_for_listener(policy, listener.identity, listener.service_port, protocol)
-        problem = flows.problem(listener.identity, listener.service_port, protocol)
+    for listener, port, word in _arrivals(config):
+        protocol = cast(Protocol, word)
+        flows = segments.flows_for_listener(policy, listener.identity, port, protocol)
+        problem = flows.problem(listener.identity, port, protocol)
         if problem and flows.other:
             findings.append(f"{listener.at}: inbound listener {listener.name}: {problem}")
     return findings
+
+
+def _arrivals(config: "Config") -> Iterator[tuple[Listener, int, str]]:
+    """Yield the service ports that are configured, with their protocols."""
+    yield from ((one, one.service_port, one.protocol) for one in config.inbound)
+    for listener in config.captured:
+        if isinstance(listener, CaptureInbound):
+            yield from ((listener, one.port, one.protocol) for one in listener.ports)
 
 
 def _check_bootstrap(config: "Config", findings: list[str]) -> None:

@@ -264,7 +264,7 @@ def test_findings_name_place_and_key(tmp_path: Path, case: str) -> None:
 
 
 def test_the_base_of_the_bad_cases_is_good(tmp_path: Path) -> None:
-    assert load(tmp_path, MIN + LISTENER).outbound[0].on_tcp
+    assert load(tmp_path, MIN + LISTENER).outbound[0].told_by_uid
 
 
 def test_all_findings_at_once(tmp_path: Path) -> None:
