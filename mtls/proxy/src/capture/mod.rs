@@ -113,7 +113,7 @@ fn leaves(shared: &Shared, wanted: SocketAddr) -> Result<SocketAddr, &'static st
         return Err(METADATA);
     }
     // The same port of another machine is not ours.
-    if shared.listens_on(wanted) && (wanted.ip().is_loopback() || original::is_own(wanted.ip())) {
+    if shared.listens_on(wanted) && original::is_own(wanted.ip()) {
         return Err(LOOP);
     }
     Ok(wanted)

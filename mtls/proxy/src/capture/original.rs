@@ -23,7 +23,8 @@ pub(crate) fn destination(socket: impl AsFd) -> Option<SocketAddr> {
     (wanted != here && wanted.port() != 0).then_some(wanted)
 }
 
-/// Say whether an address is one of this network namespace: the kernel routes to it from itself.
+/// Say whether an address is one of this network namespace: the kernel routes to it from itself, or, in all of
+/// 127.0.0.0/8, from 127.0.0.1.
 pub(crate) fn is_own(ip: IpAddr) -> bool {
     let routed = || {
         let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -31,7 +32,7 @@ pub(crate) fn is_own(ip: IpAddr) -> bool {
         connect(&socket, &SocketAddr::new(ip, ANY_PORT)).ok()?;
         SocketAddr::try_from(getsockname(&socket).ok()?).ok()
     };
-    routed().is_some_and(|from| from.ip() == ip)
+    ip.is_loopback() || routed().is_some_and(|from| from.ip() == ip)
 }
 
 /// An IPv4-mapped IPv6 address names the same end as the IPv4 address in it; scope and flow belong to no policy.
