@@ -318,7 +318,9 @@ def test_a_name_is_taken_once(machine: Machine) -> None:
     assert len(machine.processes()) >= 3
 
 
-@pytest.mark.parametrize(("uid", "sentence"), [(0, "it is root"), (SIDECAR_UID, "the sidecar's uid")])
+@pytest.mark.parametrize(
+    ("uid", "sentence"), [(0, "it is root"), (SIDECAR_UID, "the sidecar's uid")], ids=["root", "sidecar"]
+)
 def test_a_user_that_could_go_round_is_refused(machine: Machine, uid: int, sentence: str) -> None:
     process = machine.start("true", uid=uid)
     assert process.wait(DEADLINE) == 2
