@@ -213,12 +213,12 @@ def test_a_stolen_identity_is_cut_off_when_its_authority_is_revoked(
     let_in = {"peer": MODELS, "echo": "hello hello\n"}
     assert client.ask("dial", "-to", to, "-allow", MODELS) == let_in
     cli = site.server.cli
+    serials = lambda: {a["x509svid_serial_number"] for a in cli.json("agent", "list")["agents"]}  # noqa: E731
+    before = serials()
     first = cli.json("localauthority", "x509", "show")["active"]["authority_id"]
     second = cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
     cli.ok("localauthority", "x509", "activate", "-authorityID", second)
     cli.ok("localauthority", "x509", "taint", "-authorityID", first)
-    serials = lambda: {a["x509svid_serial_number"] for a in cli.json("agent", "list")["agents"]}  # noqa: E731
-    before = serials()
     wait_for(lambda: not serials() & before, "other certificates of both agents", 90)
     wait_for(lambda: _renewed(agent, stolen.leaf.serial_number), "another certificate of the program", 60)
     wait_for(lambda: first not in signers(models), "another certificate of the models", 60)
