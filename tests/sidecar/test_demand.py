@@ -173,5 +173,5 @@ async def test_tokens_stop_growing(bench: Bench, trust: SimulatedTrustDomain, ca
     finally:
         tracemalloc.stop()
     assert len(tokens) == cap
-    # Twenty times as many as there is room for take no more room.
-    assert later - full < (full - empty) / 2
+    # Twenty times as many as there is room for would take twenty times the room; what else the process does takes some.
+    assert later - full < 2 * (full - empty)
