@@ -15,9 +15,9 @@ from firedoor.certs import HTTP_CHALLENGE, CertsError, HttpChallenge, HttpNode
 from firedoor.segments.setting_values import split_host_port
 from firedoor.sidecar.errors import AttestationRefused, ChallengeNotServed
 from firedoor.sidecar.evidence import Shown
+from firedoor.sidecar.short_talks import ShortTalks
 
 REQUEST_SECONDS = 5.0
-LARGEST_HEAD_BYTES = 4096
 # The server asks once. Others may knock; this many at once have our time.
 CONNECTIONS = 16
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -47,13 +47,13 @@ class HttpNonce:
         return Shown(self.node.message(), server.take, lambda: server.serving(self.listen))
 
 
-class NonceServer:
+class NonceServer(ShortTalks):
     """Serves one nonce, once there is one."""
 
     def __init__(self, path: str) -> None:
+        super().__init__(CONNECTIONS)
         self._request = f"GET {path} ".encode()
         self._nonce: str | None = None
-        self._open: set[asyncio.StreamWriter] = set()
 
     def take(self, challenge: bytes) -> bytes:
         """Take the server's nonce and return the answer, which says that it can be had. Raise AttestationRefused."""
@@ -69,29 +69,19 @@ class NonceServer:
         """Listen while the context is open. Raise ChallengeNotServed."""
         host, port = split_host_port(listen)
         try:
-            server = await asyncio.start_server(self._serve, host, port, limit=LARGEST_HEAD_BYTES)
+            server = await self._listen(host, port)
         except OSError as error:
             what = f"{listen} cannot be listened on: {error.strerror}"
             raise ChallengeNotServed(f"http_challenge.listen: {what}") from error
         try:
             yield
         finally:
-            server.close()
-            for writer in tuple(self._open):
-                writer.transport.abort()
+            self._close(server)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        try:
-            if len(self._open) <= CONNECTIONS:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
-                    await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+            await writer.drain()
 
     def _answer(self, head: bytes) -> bytes:
         if self._nonce is None or not head.startswith(self._request):

@@ -25,6 +25,7 @@ import grpc.aio
 from firedoor.segments import document as yaml_text
 from firedoor.segments.setting_values import MAX_PORT, integer
 from firedoor.segments.settings import Findings, Section
+from firedoor.sidecar.short_talks import LARGEST_HEAD_BYTES, ShortTalks
 from firedoor.wire import health_grpc, health_pb2
 
 KINDS: Final = ("http", "tcp", "grpc")
@@ -37,7 +38,6 @@ MEMORY_SECONDS: Final = 0.5
 # This many who ask have our time at once.
 CONNECTIONS: Final = 32
 REQUEST_SECONDS: Final = 5.0
-LARGEST_HEAD_BYTES: Final = 4096
 _HOST: Final = "127.0.0.1"
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PATH: Final = re.compile(r"/[!-~]{0,1023}")
@@ -167,41 +167,31 @@ class _Remembered:
             return self._passed
 
 
-class ProbeServer:
+class ProbeServer(ShortTalks):
     """Answers `GET /probe/NAME` for the declared probes."""
 
     def __init__(self, probes: Sequence[Probe]) -> None:
+        super().__init__(CONNECTIONS)
         self._probes = {f"/probe/{one.name}": _Remembered(one) for one in probes}
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int) -> None:
         """Listen on every address, unless there is nothing to answer. Raise OSError."""
         if self._probes:
-            self._server = await asyncio.start_server(self._serve, None, port, limit=LARGEST_HEAD_BYTES)
+            self._server = await self._listen(None, port)
 
     async def stop(self) -> None:
         """Stop listening, and end what is open."""
         if self._server:
-            self._server.close()
-            for writer in tuple(self._open):
-                writer.transport.abort()
+            self._close(self._server)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        try:
-            if len(self._open) <= CONNECTIONS:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                # As long as others wait for the same probe, one answer is as old as the next.
-                async with asyncio.timeout(REQUEST_SECONDS + MOST_SECONDS):
-                    writer.write(_response(await self._answer(head)))
-                    await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
+        # As long as others wait for the same probe, one answer is as old as the next.
+        async with asyncio.timeout(REQUEST_SECONDS + MOST_SECONDS):
+            writer.write(_response(await self._answer(head)))
+            await writer.drain()
 
     async def _answer(self, head: bytes) -> str:
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
