@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import string
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 from sqlalchemy import Connection
 
@@ -37,9 +37,6 @@ from firedoor.certs import (
 )
 from firedoor.certs.authority import SlotName, key_id
 from firedoor.certs.certificate import read_certificate
-
-if TYPE_CHECKING:
-    pass
 
 # A root stays in the bundle for a day after its end, as in SPIRE, so that nobody's clock makes a difference.
 _PRUNE_AFTER: Final = 86400

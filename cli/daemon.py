@@ -3,11 +3,12 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from firedoor.cli.errors import UsageError
+from firedoor.cli.errors import PartMissing, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 
@@ -46,3 +47,16 @@ def usage_error(lines: Iterable[str]) -> UsageError:
     """Say each finding on a line of its own, with the file, line and key that it names."""
     found = list(lines)
     return UsageError(found[0] if len(found) == 1 else "the configuration is wrong:\n  " + "\n  ".join(found))
+
+
+@contextmanager
+def capture_errors() -> Iterator[None]:
+    """Say what capture of a network namespace refuses, as the command line does."""
+    from firedoor.sidecar.errors import CaptureError, ToolMissing
+
+    try:
+        yield
+    except ToolMissing as error:
+        raise PartMissing(str(error)) from None
+    except CaptureError as error:
+        raise UsageError(str(error)) from None

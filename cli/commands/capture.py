@@ -4,11 +4,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firedoor.cli.errors import PartMissing, Refused, UsageError
+from firedoor.cli.daemon import capture_errors
+from firedoor.cli.errors import Refused, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import Group
@@ -46,7 +46,7 @@ def run_apply(options: argparse.Namespace) -> int:
     from firedoor.sidecar.capture import nft, privileges
 
     config, capture, rules = _configured(options)
-    with _said():
+    with capture_errors():
         for warning in _look_at_apps(options, capture):
             sys.stderr.write(f"firedoor: warning: {warning}\n")
         if not privileges.may_administer_network(privileges.read("self")):
@@ -74,7 +74,7 @@ def run_remove(options: argparse.Namespace) -> int:
     """Take the rules away."""
     from firedoor.sidecar.capture import nft
 
-    with _said():
+    with capture_errors():
         removed = nft.Nft().remove()
     if options.output == "json":
         show_json({"removed": removed})
@@ -102,7 +102,7 @@ def run_check(options: argparse.Namespace) -> int:
     from firedoor.sidecar.capture import nft
 
     _, _, rules = _configured(options)
-    with _said():
+    with capture_errors():
         changed = _differences(rules, nft.Nft())
     if options.output == "json":
         show_json({"stands": not changed, "differences": changed})
@@ -128,10 +128,11 @@ def _configured(options: argparse.Namespace) -> "tuple[Config, Capture, Ruleset]
 def _look_at_apps(options: argparse.Namespace, capture: "Capture") -> list[str]:
     """Refuse the programs that are named and could go round the rules; return what could be better."""
     from firedoor.segments.setting_values import integer
-    from firedoor.sidecar.capture import privileges, settings
+    from firedoor.sidecar.capture import privileges
+    from firedoor.sidecar.listeners import HIGHEST_UID
 
     warnings = []
-    for uid in _numbers("--app-uid", options.app_uid, integer(0, settings.HIGHEST_UID)):
+    for uid in _numbers("--app-uid", options.app_uid, integer(0, HIGHEST_UID)):
         privileges.check(f"uid {uid}", privileges.uid_refusals(uid, capture.uid))
     for pid in _numbers("--app-pid", options.app_pid, integer(1, 2**22)):
         found = privileges.read(pid)
@@ -165,16 +166,3 @@ def _explained(rules: "Ruleset") -> Iterator[str]:
     for chain in rules.chains:
         yield f"{chain.name}: {chain.hook}, else {chain.policy}"
         yield from dict.fromkeys(f"  {one.sentence}" for one in rules.rules if one.chain == chain.name)
-
-
-@contextmanager
-def _said() -> Iterator[None]:
-    """Say what the sidecar's package says, as the command line does."""
-    from firedoor.sidecar.errors import CaptureError, ToolMissing
-
-    try:
-        yield
-    except ToolMissing as error:
-        raise PartMissing(str(error)) from None
-    except CaptureError as error:
-        raise UsageError(str(error)) from None

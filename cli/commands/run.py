@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from firedoor.cli.errors import PartMissing, UsageError
+from firedoor.cli.errors import UsageError
 from firedoor.cli.parsing import finish
 
 EXAMPLE = """\
@@ -22,27 +22,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it to its end, and return its exit code."""
-    from firedoor.cli.daemon import usage_error
+    from firedoor.cli.daemon import capture_errors, usage_error
     from firedoor.segments.setting_values import integer
     from firedoor.sidecar import config
-    from firedoor.sidecar.capture import settings
-    from firedoor.sidecar.errors import CaptureError, ConfigError, ToolMissing
+    from firedoor.sidecar.errors import ConfigError
+    from firedoor.sidecar.listeners import HIGHEST_UID
     from firedoor.sidecar.namespace import run as namespace
 
     command = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)
     if not command:
         raise UsageError("which command? it stands after --")
     try:
-        uid = integer(0, settings.HIGHEST_UID)(options.uid)
+        uid = integer(0, HIGHEST_UID)(options.uid)
     except ValueError as error:
         raise UsageError(f"--uid {options.uid!r} {error}") from None
     try:
         found = config.load(Path(options.config), os.environ, {})
         order = namespace.Order(file=options.config, uid=uid, command=command)
-        return namespace.run(found, order, config.defaults(found, os.environ))
+        with capture_errors():
+            return namespace.run(found, order, config.defaults(found, os.environ))
     except ConfigError as error:
         raise usage_error(error.findings) from None
-    except ToolMissing as error:
-        raise PartMissing(str(error)) from None
-    except CaptureError as error:
-        raise UsageError(str(error)) from None

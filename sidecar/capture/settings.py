@@ -18,6 +18,7 @@ from typing import Literal, cast
 from firedoor.segments import document as yaml_text
 from firedoor.segments.setting_values import MAX_PORT, choice, integer, split_host_port, text
 from firedoor.segments.settings import Findings, Option, Section
+from firedoor.sidecar.listeners import HIGHEST_UID
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -25,7 +26,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 INBOUND_PORT, OUTBOUND_PORT, PROBE_PORT, DNS_PORT = 14006, 14001, 14020, 14053
 # Below it a program needs a capability (ip(7)), and the sidecar has none.
 LOWEST_PORT = 1024
-HIGHEST_UID = 2**32 - 2
 MOST_EXCLUSIONS = 100
 LONGEST_REASON = 200
 

@@ -3,7 +3,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,27 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 INSIDE_V4, OUTSIDE_V4 = "10.77.0.2", "10.77.0.1"
 INSIDE_V6, OUTSIDE_V6 = "fd77::2", "fd77::1"
 SIDECAR_UID, APP_UID = 63990, 63991
 ACTOR = Path(__file__).with_name("actor.py")
-
-
-def missing() -> str:
-    """Say what keeps these tests from running here; nothing when they can."""
-    if os.geteuid() != 0:
-        return "network namespaces are made by root"
-    for name, package in (("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")):
-        if shutil.which(name, path=PATH) is None:
-            return f"{name} is not installed: apt-get install {package}"
-    probe = f"fdt-{os.getpid()}-probe"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespace can be made: {made.stderr.strip()}"
-    tables = subprocess.run(["ip", "netns", "exec", probe, "nft", "list", "tables"], capture_output=True, text=True)
-    subprocess.run(["ip", "netns", "del", probe], check=True)
-    return f"nftables cannot be used: {tables.stderr.strip()}" if tables.returncode else ""
 
 
 class Actor:

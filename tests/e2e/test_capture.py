@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from firedoor.sidecar import capture, config
+from tests import netns
 from tests.e2e import namespaces
 from tests.e2e.namespaces import (
     APP_UID,
@@ -27,7 +28,7 @@ from tests.e2e.namespaces import (
     wired,
 )
 
-MISSING = namespaces.missing()
+MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 INBOUND, OUTBOUND, PROBE, DNS, NAMED = 14006, 14001, 14020, 14053, 19000

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import netns
 from tests.e2e import namespaces
 from tests.e2e.conftest import DEADLINE, World, until
 from tests.e2e.namespaces import Namespace
 
-MISSING = namespaces.missing()
+MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 NAME = f"t{os.getpid() % 1000000}"

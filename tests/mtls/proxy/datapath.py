@@ -244,15 +244,20 @@ class World:
 
     def records(self, core: mtls.Core, count: int) -> list[dict[str, Any]]:
         """Drain exactly so many records, in their order."""
-        found: list[dict[str, Any]] = []
+        return records(core, count)
 
-        def enough() -> bool:
-            found.extend(json.loads(line) for line in core.drain_records(1000).splitlines())
-            return len(found) >= count
 
-        eventually(enough, f"{count} records")
-        assert len(found) == count, found
-        return found
+def records(core: mtls.Core, count: int) -> list[dict[str, Any]]:
+    """Drain exactly so many records, in their order."""
+    found: list[dict[str, Any]] = []
+
+    def enough() -> bool:
+        found.extend(json.loads(line) for line in core.drain_records(1000).splitlines())
+        return len(found) >= count
+
+    eventually(enough, f"{count} records")
+    assert len(found) == count, found
+    return found
 
 
 def svid(identity: Identity, *, clients: Sequence[mtls.ClientRule] = (), **more: Any) -> mtls.Svid:

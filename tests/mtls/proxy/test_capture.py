@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, eventually, flow, policy, svid
+from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, eventually, flow, policy, records, svid
 from tests.netns import Place, missing, wired
 from tests.simulator import SimulatedTrustDomain
 
@@ -154,15 +154,7 @@ class World:
         return self.here.run(_as_app, host, port)
 
     def records(self, core: mtls.Core, count: int = 1) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-
-        def enough() -> bool:
-            found.extend(json.loads(line) for line in core.drain_records(1000).splitlines())
-            return len(found) >= count
-
-        eventually(enough, f"{count} records")
-        assert len(found) == count, found
-        return found
+        return records(core, count)
 
     def said(self, core: mtls.Core) -> tuple[str, str]:
         [record] = self.records(core)
