@@ -17,6 +17,7 @@ __all__ = [
     "ControlServer",
     "Core",
     "Decision",
+    "DnsRelay",
     "Engine",
     "Front",
     "ListenError",
@@ -31,6 +32,7 @@ __all__ = [
     "VerifyError",
     "WebFront",
     "canonical_path",
+    "check_dns_pattern",
     "check_path_pattern",
     "check_pattern",
     "check_spiffe_id",
@@ -108,6 +110,7 @@ class Revocation:
 class Material:
     """What the data path runs on, as one value. `table` is a firedoor.policy.v1.Table; empty denies everything.
 
+    `tainted`: roots of the bundles that will be revoked soon; connections that hang on one take no more requests.
     `intermediates`: the whole list of CAs below our own roots, (SHA-256 of its key, segments) each; None is no list.
     """
 
@@ -116,6 +119,7 @@ class Material:
         *,
         trust_domain: str,
         bundles: Mapping[str, Sequence[bytes]],
+        tainted: Sequence[bytes] = ...,
         svids: Sequence[Svid] = ...,
         revocations: Sequence[Revocation] = ...,
         intermediates: Sequence[tuple[bytes, AbstractSet[str]]] | None = ...,
@@ -189,9 +193,10 @@ class Connector:
 class ControlServer:
     """The broker's end of the control streams: fans encoded FromBroker messages out to sidecars."""
 
-    def publish(self, views: Sequence[tuple[Sequence[str], bytes]]) -> None:
+    def publish(self, views: Sequence[tuple[Sequence[str], bytes]], *, lasting: bool = True) -> None:
         """Set the latest message of each agent ID in each group; live streams get it at once, later ones on connect.
 
+        Unless it is not lasting: then later streams get nothing before the next one.
         An older message that has not left yet is replaced, never queued behind. Nothing is sent before a stream's
         Hello. Raise MtlsError when a message is larger than 64 MiB; nothing is published then.
         """
@@ -224,6 +229,9 @@ class ControlClient:
     def send(self, message: bytes) -> None:
         """Send an encoded FromSidecar on the present stream; dropped when there is none."""
 
+    def spread(self, milliseconds: int) -> None:
+        """Say over how long to come back, at random, when the server ends a stream that worked; 30 s at most."""
+
     def drain(self, limit: int) -> list[tuple[Literal["connected", "message", "disconnected", "unsupported"], bytes]]:
         """Return waiting events; a message carries an encoded FromBroker, the others an UTF-8 reason.
 
@@ -244,6 +252,22 @@ class Listener:
 
     def stop(self) -> None:
         """Stop accepting for good; connections that run go on."""
+
+@final
+class DnsRelay:
+    """Takes queries by UDP and TCP and asks them of resolvers; each leaves a record."""
+
+    # "host:port" as bound.
+    addresses: list[str]
+
+    def update(self, resolvers: Sequence[str], *, seconds: int, attempts: int) -> None:
+        """Ask these ("IP:port") from the next query on, in this order; nobody when there are none.
+
+        A round over all of them takes `seconds`, and there are `attempts` rounds. Raise ListenError and change nothing.
+        """
+
+    def stop(self) -> None:
+        """Listen no more. Queries that are under way get no answer."""
 
 @final
 class Core:
@@ -311,6 +335,12 @@ class Core:
     def control_client(self, *, addresses: Sequence[str], as_id: str, expect: str) -> ControlClient: ...
     def listen(self, spec: str) -> Listener:
         """Open an inbound or outbound data-path listener from its JSON form (see `firedoor.sidecar.config`)."""
+
+    def dns_relay(self, *, listen: Sequence[str], names: Sequence[str] | None = None) -> DnsRelay:
+        """Open the DNS relay at loopback addresses; without `names` every name may be asked for.
+
+        It asks nobody before `update`.
+        """
 
     def listeners(self) -> str:
         """Return all data-path listeners as a JSON array: name, direction, as, address, open, reason, ..."""
@@ -403,6 +433,9 @@ def verify_svid(
 
 def canonical_path(target: str) -> list[str]:
     """Return the decoded segments of an HTTP request target's path; raise MtlsError when it is ambiguous."""
+
+def check_dns_pattern(text: str) -> None:
+    """Raise MtlsError unless the text is a pattern of DNS names: whole labels, `*` one, `**` one or more and first."""
 
 def check_path_pattern(text: str) -> None:
     """Raise MtlsError unless the text is a path pattern of an `http` action."""

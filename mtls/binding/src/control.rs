@@ -37,9 +37,11 @@ type ServerEvent = (&'static str, String, u64, Bytes);
 
 #[pymethods]
 impl ControlServer {
-    /// Set the latest message of each agent ID in each group; live streams get it at once, later ones on connect.
-    fn publish(&self, py: Python<'_>, views: Vec<(Vec<String>, Bytes)>) -> PyResult<()> {
-        let published = py.detach(|| self.server.publish(&views));
+    /// Set the latest message of each agent ID in each group; live streams get it at once, later ones on connect if it
+    /// is lasting.
+    #[pyo3(signature = (views, *, lasting = true))]
+    fn publish(&self, py: Python<'_>, views: Vec<(Vec<String>, Bytes)>, lasting: bool) -> PyResult<()> {
+        let published = py.detach(|| self.server.publish(&views, lasting));
         published.map_err(|error| errors::base("view_too_large", error.to_string()))
     }
 
@@ -86,6 +88,11 @@ impl ControlClient {
     /// Send an encoded FromSidecar on the present stream; dropped when there is none.
     fn send(&self, py: Python<'_>, message: Bytes) {
         py.detach(|| self.0.send(&message));
+    }
+
+    /// Say over how many milliseconds to come back when the server ends the stream.
+    fn spread(&self, milliseconds: u64) {
+        self.0.spread(milliseconds);
     }
 
     /// Return waiting events; a message carries an encoded FromBroker, the others an UTF-8 reason.

@@ -20,7 +20,7 @@ use crate::control::{ControlClient, ControlServer};
 use crate::errors;
 use crate::front::{Connector, Front, Kind, WebFront, web_certificate};
 use crate::material::Material;
-use crate::proxy::Listener;
+use crate::proxy::{self, DnsRelay, Listener};
 
 /// What every part of a process works with. Fronts, control streams and the data path hold a clone of it.
 #[derive(Clone)]
@@ -216,6 +216,18 @@ impl Core {
         self.0.check_running()?;
         let opened = py.detach(|| self.0.proxy.listen(spec));
         opened.map(Listener).map_err(|error| errors::listener(&error))
+    }
+
+    /// Open the DNS relay of a captured network namespace.
+    #[pyo3(signature = (*, listen, names=None))]
+    fn dns_relay(&self, py: Python<'_>, listen: Vec<String>, names: Option<Vec<String>>) -> PyResult<DnsRelay> {
+        self.0.check_running()?;
+        let listen = proxy::addresses(&listen)?;
+        let opened = py.detach(|| self.0.proxy.dns_relay(&listen, names.as_deref()));
+        let relay = Arc::new(opened.map_err(|error| errors::listener(&error))?);
+        let closing = relay.clone();
+        self.0.on_stop(move || closing.stop());
+        Ok(DnsRelay(relay))
     }
 
     /// Return the state of all data-path listeners as a JSON array.

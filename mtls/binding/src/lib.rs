@@ -31,7 +31,7 @@ mod _mtls {
     #[pymodule_export]
     use crate::material::{ClientRule, Material, Revocation, Svid};
     #[pymodule_export]
-    use crate::proxy::Listener;
+    use crate::proxy::{DnsRelay, Listener, check_dns_pattern};
     #[pymodule_export]
     use crate::signing::SigningKey;
     #[pymodule_export]

@@ -108,13 +108,15 @@ pub struct Material(MaterialParts);
 #[pymethods]
 impl Material {
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     #[pyo3(signature = (
-        *, trust_domain, bundles, svids=Vec::new(), revocations=Vec::new(), intermediates=None, table=Vec::new(),
-        generation=(0, 0)
+        *, trust_domain, bundles, tainted=Vec::new(), svids=Vec::new(), revocations=Vec::new(), intermediates=None,
+        table=Vec::new(), generation=(0, 0)
     ))]
     fn new(
         trust_domain: &str,
         bundles: BTreeMap<String, Vec<PyBackedBytes>>,
+        tainted: Vec<PyBackedBytes>,
         svids: Vec<Py<Svid>>,
         revocations: Vec<Py<Revocation>>,
         intermediates: Option<Vec<(PyBackedBytes, BTreeSet<String>)>>,
@@ -124,6 +126,7 @@ impl Material {
         Ok(Self(MaterialParts {
             trust_domain: self::trust_domain(trust_domain)?,
             bundles: self::bundles(&bundles)?,
+            tainted: owned(&tainted),
             svids: svids.iter().map(|svid| svid.get().0.clone()).collect(),
             revocations: revocations.iter().map(|revocation| revocation.get().0.clone()).collect(),
             intermediates: intermediates.as_deref().map(listed).transpose()?,

@@ -11,12 +11,20 @@ use tokio::sync::watch;
 /// Connections of one agent at once: one that works and some that it has lost and we have not noticed yet.
 const MAX_CONNECTIONS: usize = 8;
 
+/// What an agent is told.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) framed: Bytes,
+    /// Whether streams that open later get it too. What is built upon what a sidecar said is not for the next one.
+    pub(crate) lasting: bool,
+}
+
 /// What is shared by all connections of one agent.
 #[derive(Debug)]
 struct Agent {
     id: Arc<str>,
-    /// The latest message, framed; None before Python published one.
-    view: watch::Sender<Option<Bytes>>,
+    /// The latest message; None before Python published one.
+    view: watch::Sender<Option<View>>,
     /// Serial numbers of the certificates that may listen; None before Python said.
     allowed: watch::Sender<Option<Arc<[String]>>>,
     /// True once the agent was forgotten; its connections end.
@@ -37,11 +45,11 @@ impl Agents {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Set the latest framed message of some agents; their live streams wake up.
-    pub(crate) fn publish(&self, ids: &[String], framed: &Bytes) {
+    /// Set the latest message of some agents; their live streams wake up.
+    pub(crate) fn publish(&self, ids: &[String], view: &View) {
         let mut agents = self.lock();
         for id in ids {
-            entry(&mut agents, id).view.send_replace(Some(framed.clone()));
+            entry(&mut agents, id).view.send_replace(Some(view.clone()));
         }
     }
 
@@ -133,7 +141,7 @@ impl Seat {
     }
 
     /// Count a stream, and watch the agent's view.
-    pub(crate) fn open(self: &Arc<Self>) -> (StreamSeat, watch::Receiver<Option<Bytes>>) {
+    pub(crate) fn open(self: &Arc<Self>) -> (StreamSeat, watch::Receiver<Option<View>>) {
         for count in [&self.agents.streams, &self.agent.streams, &*self.streams] {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -172,7 +180,7 @@ mod tests {
         let agents = Arc::new(Agents::default());
         drop(agents.seat(ID, "1").unwrap());
         assert!(agents.lock().is_empty());
-        agents.publish(&[ID.into()], &Bytes::from_static(b"v"));
+        agents.publish(&[ID.into()], &View { framed: Bytes::from_static(b"v"), lasting: true });
         drop(agents.seat(ID, "1").unwrap());
         assert_eq!(agents.lock().len(), 1);
         assert_eq!(agents.forget(ID), 0);

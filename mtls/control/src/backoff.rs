@@ -20,6 +20,11 @@ impl Backoff {
         self.0 = FIRST;
     }
 
+    /// The same after a stream that worked was ended by the server: all sidecars lost theirs, and come back over so long.
+    pub(crate) fn lost(&mut self, spread: Duration) -> Duration {
+        self.failed() + spread.min(LONGEST).mul_f64(random())
+    }
+
     /// How long to wait now: half of the present wait and a random part of the other half.
     pub(crate) fn failed(&mut self) -> Duration {
         let half = self.0 / 2;
@@ -41,6 +46,23 @@ fn random() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_who_lost_the_server_together_come_back_over_the_spread() {
+        let mut backoff = Backoff::new();
+        let mut waits = Vec::new();
+        for _ in 0..200 {
+            backoff.succeeded();
+            waits.push(backoff.lost(Duration::from_secs(10)));
+        }
+        assert!(waits.iter().all(|wait| FIRST / 2 <= *wait && *wait <= FIRST + Duration::from_secs(10)));
+        // Each half of it is empty once in 2^200.
+        assert!(waits.iter().any(|wait| *wait < Duration::from_secs(5)));
+        assert!(waits.iter().any(|wait| *wait > Duration::from_secs(5)));
+        backoff.succeeded();
+        assert!(backoff.lost(Duration::ZERO) <= FIRST);
+        assert!(backoff.lost(Duration::MAX) <= LONGEST * 2);
+    }
 
     #[test]
     fn waits_double_to_the_longest_and_start_again() {

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub struct ClientConfig {
 pub struct ControlClient {
     inbox: Arc<Inbox>,
     outgoing: Outgoing,
+    spread: Arc<AtomicU64>,
     running: AbortHandle,
 }
 
@@ -68,9 +70,11 @@ impl ControlClient {
     ) -> Result<Self, VerifyError> {
         let expect = [IdPattern::parse(config.expect.as_str())?].into();
         let (inbox, outgoing) = (Arc::new(Inbox::new(wake)), Outgoing::default());
-        let running = Running { config, expect, store, inbox: inbox.clone(), outgoing: outgoing.clone() };
+        let spread = Arc::<AtomicU64>::default();
+        let (events, sender, told) = (inbox.clone(), outgoing.clone(), spread.clone());
+        let running = Running { config, expect, store, inbox: events, outgoing: sender, spread: told };
         let running = runtime.spawn(running.run()).abort_handle();
-        Ok(Self { inbox, outgoing, running })
+        Ok(Self { inbox, outgoing, spread, running })
     }
 
     /// Send an encoded `FromSidecar` on the present stream; dropped when there is none, or when it is stuck.
@@ -79,6 +83,11 @@ impl ControlClient {
         if let Some(sender) = &*outgoing {
             _ = sender.try_send(frame(message));
         }
+    }
+
+    /// Say over how long to come back when the server ends a stream that worked: with it, all others lost theirs.
+    pub fn spread(&self, milliseconds: u64) {
+        self.spread.store(milliseconds, Ordering::Relaxed);
     }
 
     /// Take up to `limit` events.
@@ -105,6 +114,16 @@ struct Running {
     store: Arc<MaterialStore>,
     inbox: Arc<Inbox>,
     outgoing: Outgoing,
+    /// Milliseconds.
+    spread: Arc<AtomicU64>,
+}
+
+/// How a stream ended.
+enum End {
+    /// By the server, or on the way to it.
+    Lost(String),
+    /// By us, or before it began.
+    Other(String),
 }
 
 impl Running {
@@ -112,23 +131,30 @@ impl Running {
         let mut backoff = Backoff::new();
         loop {
             let dialled = dial(&self.config.addresses, &self.config.as_id, &self.expect, &self.store).await;
-            let (kind, reason) = match dialled {
-                Ok(dialled) => (ClientEventKind::Disconnected, self.stream(dialled, &mut backoff).await),
-                Err(DialError::Failed(reason)) => (ClientEventKind::Disconnected, reason),
-                Err(DialError::Unsupported(reason)) => (ClientEventKind::Unsupported, reason),
+            let (kind, reason, wait) = match dialled {
+                Ok(dialled) => match self.stream(dialled, &mut backoff).await {
+                    End::Lost(reason) => (ClientEventKind::Disconnected, reason, backoff.lost(self.spread())),
+                    End::Other(reason) => (ClientEventKind::Disconnected, reason, backoff.failed()),
+                },
+                Err(DialError::Failed(reason)) => (ClientEventKind::Disconnected, reason, backoff.failed()),
+                Err(DialError::Unsupported(reason)) => (ClientEventKind::Unsupported, reason, backoff.failed()),
             };
             set(&self.outgoing, None);
             self.inbox.news(kind, reason);
-            tokio::time::sleep(backoff.failed()).await;
+            tokio::time::sleep(wait).await;
         }
     }
 
+    fn spread(&self) -> Duration {
+        Duration::from_millis(self.spread.load(Ordering::Relaxed))
+    }
+
     /// Run a stream to its end; return why it ended.
-    async fn stream(&self, dialled: Dialled, backoff: &mut Backoff) -> String {
+    async fn stream(&self, dialled: Dialled, backoff: &mut Backoff) -> End {
         let Dialled { tls, peer, identity } = dialled;
         let (mut requests, driver) = match http2().handshake(TokioIo::new(tls)).await {
             Ok(opened) => opened,
-            Err(error) => return format!("the connection broke: {error}"),
+            Err(error) => return End::Other(format!("the connection broke: {error}")),
         };
         let _driver = AbortOnDrop(Handle::current().spawn(async move {
             // Its end is the end of the stream, which says why.
@@ -138,8 +164,8 @@ impl Running {
         set(&self.outgoing, Some(sender));
         self.inbox.news(ClientEventKind::Connected, peer.id().to_string());
         tokio::select! {
-            reason = self.receive(requests.send_request(request(messages)), backoff) => reason,
-            reason = self.must_end(&identity, &peer) => reason,
+            reason = self.receive(requests.send_request(request(messages)), backoff) => End::Lost(reason),
+            reason = self.must_end(&identity, &peer) => End::Other(reason),
         }
     }
 

@@ -9,6 +9,7 @@ use firedoor_front::{ControlReceiver, WakeSource};
 use firedoor_identity::MaterialStore;
 use tokio::runtime::Handle;
 
+use crate::agents::View;
 use crate::events::{Event, Events};
 use crate::message::{MAX_FROM_BROKER, frame};
 use crate::serve::Hub;
@@ -37,14 +38,14 @@ impl ControlServer {
         Self(hub)
     }
 
-    /// Set the latest message of each agent in each group. Live streams get it at once, later ones after their Hello;
-    /// a message that has not left yet is replaced.
-    pub fn publish(&self, groups: &[(Vec<String>, Bytes)]) -> Result<(), ViewTooLarge> {
+    /// Set the latest message of each agent in each group. Live streams get it at once, later ones after their Hello if
+    /// it is `lasting`; a message that has not left yet is replaced.
+    pub fn publish(&self, groups: &[(Vec<String>, Bytes)], lasting: bool) -> Result<(), ViewTooLarge> {
         if let Some((_, view)) = groups.iter().find(|(_, view)| view.len() > MAX_FROM_BROKER) {
             return Err(ViewTooLarge(view.len()));
         }
         for (agents, view) in groups {
-            self.0.agents.publish(agents, &frame(view));
+            self.0.agents.publish(agents, &View { framed: frame(view), lasting });
         }
         Ok(())
     }

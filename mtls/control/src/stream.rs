@@ -18,7 +18,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Status, Streaming};
 
-use crate::agents::{Seat, StreamSeat};
+use crate::agents::{Seat, StreamSeat, View};
 use crate::events::Events;
 use crate::message::{Kind, MAX_FROM_SIDECAR, Unread, kind};
 
@@ -31,7 +31,7 @@ pub(crate) struct Views {
     /// What the reading side found in the end.
     end: oneshot::Receiver<Status>,
     gate: Gate,
-    views: WatchStream<Option<Bytes>>,
+    views: WatchStream<Option<View>>,
     done: bool,
     _stream: OpenStream,
 }
@@ -60,7 +60,10 @@ impl Views {
             _ = ended.send(status);
         });
         let stream = OpenStream { number, events: events.clone(), reading: reading.abort_handle(), _counted: counted };
-        Self { end, gate: Gate::Waiting(hello), views: WatchStream::new(views), done: false, _stream: stream }
+        // What is not lasting was for the streams of then.
+        let lasting = views.borrow().as_ref().is_none_or(|view| view.lasting);
+        let views = if lasting { WatchStream::new(views) } else { WatchStream::from_changes(views) };
+        Self { end, gate: Gate::Waiting(hello), views, done: false, _stream: stream }
     }
 
     fn finish(&mut self, status: &Status) -> Frame<Bytes> {
@@ -96,7 +99,7 @@ impl Body for Views {
         }
         loop {
             match Pin::new(&mut self.views).poll_next(context) {
-                Poll::Ready(Some(Some(view))) => return Poll::Ready(Some(Ok(Frame::data(view)))),
+                Poll::Ready(Some(Some(view))) => return Poll::Ready(Some(Ok(Frame::data(view.framed)))),
                 Poll::Ready(Some(None)) => {}
                 Poll::Ready(None) => {
                     let status = Status::unavailable("the broker stops");

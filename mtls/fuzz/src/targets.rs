@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use firedoor_control::{Kind, kind};
+use firedoor_dns::{Fault, MAX_QUERY, Names, Query, Rcode, rcode, type_text};
 use firedoor_identity::{
     Csr, Direction, IdPattern, Revocations, Roots, RootsByDomain, SpiffeId, TrustDomain, verify_chain,
 };
@@ -24,7 +25,7 @@ pub struct Target {
     pub words: &'static [&'static [u8]],
 }
 
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "spiffe_id", run: spiffe_id, words: &[b"spiffe://", b"/", b"..", b".", b"td", b"%2f", b"\xc3\xa4"] },
     Target { name: "pattern", run: pattern, words: &[b"spiffe://td/", b"/*", b"/**", b"*", b"\n", b"/..;x", b"%41"] },
     Target {
@@ -60,6 +61,11 @@ pub const TARGETS: [Target; 8] = [
             b"#",
             b":1",
         ],
+    },
+    Target {
+        name: "dns_message",
+        run: dns_message,
+        words: &[b"\x00\x01\x00\x01", b"\xc0\x0c", b"\x00\x00\x29\x10\x00", b"\x3f", b"\x01\x00\x00\x01", b"\x81\x80"],
     },
     Target { name: "control_message", run: control_message, words: &[b"\x0a\x00", b"\x12\x00", b"\x1a\x00", b"\xff"] },
 ];
@@ -236,6 +242,35 @@ fn head(bytes: &[u8], two: bool) -> Option<Parts> {
         request = request.header(&line[..colon], line[colon + 1..].trim_ascii());
     }
     Some(request.body(()).ok()?.into_parts().0)
+}
+
+/// What is sent on is what was read and nothing more, its answer is known, and what is shown of it is plain text. The
+/// same octets as an answer are looked at too.
+fn dns_message(input: &[u8]) {
+    let known = Query::read(b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01");
+    let known = known.expect("a query");
+    if known.is_answered_by(input, 0x1234) {
+        assert!(input[..2] == [0x12, 0x34] && input[2] & 0xf8 == 0x80 && input[13].eq_ignore_ascii_case(&b'a'));
+    }
+    let query = match Query::read(input) {
+        Ok(query) => query,
+        Err(Fault::Said(answer)) => return assert_eq!(Query::read(&answer), Err(Fault::Silent)),
+        Err(Fault::Silent) => return,
+    };
+    assert!(input.len() <= MAX_QUERY && query.udp_limit() <= MAX_QUERY);
+    let onward = query.onward(0xabcd);
+    assert!(onward.len() <= input.len() && onward[..2] == [0xab, 0xcd]);
+    assert_eq!(Query::read(&onward).map(|again| again.onward(0xabcd)), Ok(onward.clone()));
+    let mut answer = onward;
+    answer[2] |= 0x80;
+    assert!(query.is_answered_by(&answer, 0xabcd) && !query.is_answered_by(&answer, 0xabcc));
+    query.give_back_id(&mut answer);
+    assert_eq!(answer[..2], input[..2]);
+    assert_eq!(rcode(&query.answer(Rcode::Refused)), 5);
+    let shown = format!("{} {}", query.name(), type_text(query.kind()));
+    assert!(shown.len() <= 1040 && shown.bytes().all(|octet| (b' '..=b'~').contains(&octet)));
+    let all = Names::parse(&["**"]).expect("a pattern");
+    assert_eq!(all.contain(query.name()), query.name().labels().next().is_some());
 }
 
 /// A message has one of three kinds, and is not too large for it.

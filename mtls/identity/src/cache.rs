@@ -71,7 +71,7 @@ mod tests {
     fn chain() -> Arc<VerifiedChain> {
         Arc::new(VerifiedChain {
             id: SpiffeId::parse("spiffe://td/a").unwrap(),
-            serial: "1".to_owned(),
+            serial: "1".into(),
             not_before: 0,
             not_after: 1,
             valid_from: 0,

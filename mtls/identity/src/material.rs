@@ -4,7 +4,7 @@
 //! Bad material is refused here, so that no handshake ever meets it.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +13,7 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::ServerConfig;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::error::{MaterialError, VerifyError};
@@ -72,6 +73,8 @@ pub struct SvidParts {
 pub struct MaterialParts {
     pub trust_domain: TrustDomain,
     pub bundles: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
+    /// Roots of those bundles (DER) that will be revoked soon: what hangs on one still counts, and is replaced.
+    pub tainted: Vec<Vec<u8>>,
     pub svids: Vec<SvidParts>,
     pub revocations: Vec<Revocation>,
     /// The whole list of CAs below the roots of the own trust domain; none: nobody keeps one.
@@ -114,10 +117,12 @@ impl Material {
             revocations = revocations.with_intermediates(intermediates);
         }
         let revocations = Arc::new(revocations);
+        let tainted: Arc<BTreeSet<[u8; 32]>> =
+            Arc::new(parts.tainted.iter().map(|der| Sha256::digest(der).into()).collect());
         let mut material = Self {
             trust_domain: parts.trust_domain.clone(),
             identities: BTreeMap::new(),
-            verifier: Verifier { roots, revocations, shared: shared.clone() },
+            verifier: Verifier { roots, tainted, revocations, shared: shared.clone() },
             table,
             generation: parts.generation,
             revision: 0,
@@ -188,6 +193,7 @@ fn read_bundles(parts: &MaterialParts) -> Result<RootsByDomain, MaterialError> {
 fn restricted<'a>(whole: &Verifier, domains: impl Iterator<Item = &'a TrustDomain>) -> Arc<Verifier> {
     Arc::new(Verifier {
         roots: Arc::new(whole.roots.restrict(domains)),
+        tainted: whole.tainted.clone(),
         revocations: whole.revocations.clone(),
         shared: whole.shared.clone(),
     })
@@ -260,6 +266,11 @@ impl Identity {
 
     pub(crate) fn roots(&self) -> &RootsByDomain {
         &self.verifier.roots
+    }
+
+    /// Whether a root, by the hash of its certificate, will be revoked soon.
+    pub(crate) fn is_tainted(&self, root: &[u8; 32]) -> bool {
+        self.verifier.tainted.contains(root)
     }
 
     pub(crate) fn revocations(&self) -> &Revocations {

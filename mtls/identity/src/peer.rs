@@ -26,6 +26,11 @@ impl VerifiedPeer {
         &self.0.serial
     }
 
+    /// The same, for who keeps it.
+    pub fn shared_serial(&self) -> Arc<str> {
+        self.0.serial.clone()
+    }
+
     /// The leaf's notBefore, Unix seconds.
     pub fn not_before(&self) -> i64 {
         self.0.not_before
@@ -66,6 +71,12 @@ impl VerifiedPeer {
     pub fn recheck_outliving(&self, identity: &Identity, now: i64) -> Result<(), VerifyError> {
         self.check_root(identity, |trusted| trusted || now > self.0.anchor_expires)?;
         identity.revocations().check(&self.0)
+    }
+
+    /// Whether the root that this peer hangs on will be revoked soon: no request should begin on its connection that a
+    /// new handshake could carry.
+    pub fn is_tainted(&self, identity: &Identity) -> bool {
+        identity.is_tainted(&self.0.anchor)
     }
 
     fn check_root(&self, identity: &Identity, enough: impl FnOnce(bool) -> bool) -> Result<(), VerifyError> {

@@ -59,7 +59,7 @@ impl Revocations {
 
     pub(crate) fn check(&self, chain: &VerifiedChain) -> Result<(), VerifyError> {
         if self.serials.contains(chain.serial.trim_start_matches('0')) {
-            return Err(VerifyError::with(Code::RevokedSerial, &chain.serial));
+            return Err(VerifyError::with(Code::RevokedSerial, &*chain.serial));
         }
         if let Some(id) = chain.authority_ids.iter().find(|id| self.authorities.contains(*id)) {
             return Err(VerifyError::with(Code::RevokedAuthority, id));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! All that rustls is told: TLS 1.3 alone, no resumption, no hints about who we trust, and our verifier.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -72,6 +73,8 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Verifier {
     pub roots: Arc<RootsByDomain>,
+    /// SHA-256 over the certificates of roots that will be revoked soon.
+    pub tainted: Arc<BTreeSet<[u8; 32]>>,
     pub revocations: Arc<Revocations>,
     pub shared: Arc<Shared>,
 }

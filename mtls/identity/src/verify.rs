@@ -23,6 +23,9 @@ use crate::tls;
 
 /// A leaf and at most six CAs, which is what webpki builds.
 const MAX_CHAIN: usize = 7;
+/// How long before its notBefore a certificate counts, in seconds: whoever issued it has a clock that is so much ahead of
+/// ours. As much as a clock may be set back without a word (`certs/verify.py`). Nothing counts after its notAfter.
+const EARLY: i64 = 300;
 
 /// The part that the owner of the chain plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct VerifiedChain {
     pub(crate) id: SpiffeId,
-    pub(crate) serial: String,
+    pub(crate) serial: Arc<str>,
     pub(crate) not_before: i64,
     pub(crate) not_after: i64,
     /// The path's own window: the latest notBefore and the earliest notAfter over leaf, CAs and root.
@@ -61,7 +64,7 @@ impl VerifiedChain {
     }
 }
 
-/// Verify a chain (leaf first) at a time, in the order of the codes in `error.rs`.
+/// Verify a chain (leaf first) at a time, in the order of the codes in `error.rs`. What begins within five minutes counts.
 pub fn verify_chain(
     chain: &[CertificateDer<'_>],
     roots: &RootsByDomain,
@@ -73,12 +76,13 @@ pub fn verify_chain(
     check_length(chain)?;
     let key = cache::key(chain, roots, direction);
     let remembered = cache.and_then(|cache| cache.get(&key));
+    // What counts before it begins is looked at each time: until then another path may be the one that is found.
     if let Some(found) = remembered.filter(|found| found.valid_from <= now && now <= found.deadline) {
         revocations.check(&found)?;
         return Ok(found);
     }
     let verified = Arc::new(verify_path(chain, roots, direction, now)?);
-    if let Some(cache) = cache {
+    if let Some(cache) = cache.filter(|_| verified.valid_from <= now) {
         cache.put(key, verified.clone());
     }
     revocations.check(&verified)?;
@@ -111,14 +115,14 @@ fn verify_path(
         Direction::PeerIsServer => KeyUsage::server_auth(),
         Direction::PeerIsClient => KeyUsage::client_auth(),
     };
-    let at = Duration::from_secs(u64::try_from(now).unwrap_or(0));
-    let accept = |path: &VerifiedPath<'_>| accept_path(path, roots, now);
+    let begun = judged_at(&facts, now);
+    let accept = |path: &VerifiedPath<'_>| accept_path(path, roots, now, begun);
     let path = certificate
         .verify_for_usage(
             tls::ALGORITHMS.all,
             &roots.anchors,
             &chain[1..],
-            UnixTime::since_unix_epoch(at),
+            unix_time(begun),
             usage,
             None,
             Some(&accept),
@@ -127,9 +131,19 @@ fn verify_path(
     summarize(id, leaf, chain, &path, roots).ok_or_else(|| Code::ChainUntrusted.into())
 }
 
+/// When all of a chain has begun that begins soon; it must not have ended then. Now, for most.
+fn judged_at(chain: &[Certificate], now: i64) -> i64 {
+    let soon = |start: &i64| *start <= now.saturating_add(EARLY);
+    chain.iter().map(|certificate| certificate.not_before).filter(soon).fold(now, i64::max)
+}
+
+fn unix_time(seconds: i64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
 /// Refuse a path that webpki allows: CAs that may not sign, more CAs than the root wants below it, and a root outside its
 /// own validity.
-fn accept_path(path: &VerifiedPath<'_>, roots: &Roots, now: i64) -> Result<(), webpki::Error> {
+fn accept_path(path: &VerifiedPath<'_>, roots: &Roots, now: i64, begun: i64) -> Result<(), webpki::Error> {
     let may_sign = |ca: &webpki::Cert<'_>| Certificate::parse(&ca.der()).is_ok_and(|facts| profile::may_sign(&facts));
     if !path.intermediate_certificates().all(may_sign) {
         return Err(webpki::Error::EndEntityUsedAsCa);
@@ -139,12 +153,11 @@ fn accept_path(path: &VerifiedPath<'_>, roots: &Roots, now: i64) -> Result<(), w
     if root.path_length.is_some_and(|longest| below > longest as usize) {
         return Err(webpki::Error::PathLenConstraintViolated);
     }
-    let time = |seconds: i64| UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-    if now < root.not_before {
-        return Err(webpki::Error::CertNotValidYet { time: time(now), not_before: time(root.not_before) });
+    if now.saturating_add(EARLY) < root.not_before {
+        return Err(webpki::Error::CertNotValidYet { time: unix_time(now), not_before: unix_time(root.not_before) });
     }
-    if now > root.not_after {
-        return Err(webpki::Error::CertExpired { time: time(now), not_after: time(root.not_after) });
+    if begun > root.not_after {
+        return Err(webpki::Error::CertExpired { time: unix_time(begun), not_after: unix_time(root.not_after) });
     }
     Ok(())
 }
@@ -162,7 +175,7 @@ fn summarize(
     let authorities = || between.iter().chain([root]);
     Some(VerifiedChain {
         id,
-        serial: leaf.serial.clone(),
+        serial: leaf.serial.as_str().into(),
         not_before: leaf.not_before,
         not_after: leaf.not_after,
         valid_from: authorities().map(|ca| ca.not_before).fold(leaf.not_before, i64::max),

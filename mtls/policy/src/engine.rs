@@ -83,6 +83,12 @@ impl Engine {
         self.segments.of(id).map(|index| self.segments.get(index))
     }
 
+    /// Say whether one of these is of a segment whose records are alerts.
+    pub fn alerts<'a>(&self, ids: impl IntoIterator<Item = &'a SpiffeId>) -> bool {
+        let is_one = |id: &SpiffeId| self.segment_of(id).is_some_and(|segment| segment.alert);
+        self.segments.any_alerts() && ids.into_iter().any(is_one)
+    }
+
     /// Find a segment by its name.
     pub fn segment(&self, name: &str) -> Option<&Segment> {
         self.segments.named(name).map(|index| self.segments.get(index))

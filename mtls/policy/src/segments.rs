@@ -51,6 +51,8 @@ pub struct Segment {
     pub trust: Trust,
     pub audit_loss: AuditLoss,
     pub expiry: Expiry,
+    /// Records say so of who comes from it, or goes to it.
+    pub alert: bool,
 }
 
 /// A segment's place in the table.
@@ -114,6 +116,8 @@ pub(crate) struct Segments {
     by_name: HashMap<Arc<str>, SegmentIndex>,
     domains: HashMap<Box<str>, Node>,
     fallback: Option<SegmentIndex>,
+    /// Whether any segment is worth an alert.
+    alerts: bool,
 }
 
 impl Segments {
@@ -130,6 +134,11 @@ impl Segments {
     }
 
     /// Add a segment; false when one of that name is there or a second one is the fallback.
+    /// Say whether any segment is worth an alert.
+    pub(crate) fn any_alerts(&self) -> bool {
+        self.alerts
+    }
+
     pub(crate) fn add(&mut self, segment: Segment, members: Vec<IdPattern>, fallback: bool) -> bool {
         let Ok(index) = SegmentIndex::try_from(self.segments.len()) else {
             return false;
@@ -141,6 +150,7 @@ impl Segments {
             let (domain, steps) = split(pattern.as_str());
             self.domains.entry(domain.into()).or_default().insert(steps.split('/'), index);
         }
+        self.alerts |= segment.alert;
         let fresh = self.by_name.insert(segment.name.clone(), index).is_none();
         self.segments.push(segment);
         self.members.push(members);

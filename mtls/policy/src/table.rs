@@ -134,6 +134,7 @@ impl Loader {
             trust: trust(&segment)?,
             audit_loss: audit_loss(&segment)?,
             expiry: expiry(&segment),
+            alert: segment.alert,
             name: segment.name.as_str().into(),
         };
         if !self.loaded.segments.add(compiled, members, segment.fallback) {

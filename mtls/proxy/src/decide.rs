@@ -51,6 +51,8 @@ pub struct Verdict {
     pub grace: Duration,
     /// Nothing may pass without its record.
     pub must_record: bool,
+    /// One of both ends is of a segment that is for emergencies.
+    pub alert: bool,
 }
 
 /// Return the material's decision table; one that is not there denies everything.
@@ -84,6 +86,7 @@ pub fn judge(engine: &Engine, direction: Direction, input: &Input, time: i64) ->
             Some(Expiry::Close) | None => Duration::ZERO,
         },
         must_record: own.is_some_and(|segment| segment.audit_loss == AuditLoss::Deny),
+        alert: engine.alerts([source, destination]),
     }
 }
 
@@ -107,6 +110,7 @@ pub fn unmet(engine: &Engine, direction: Direction, own: &SpiffeId, reason: &'st
         destination_segment,
         grace: Duration::ZERO,
         must_record: segment.is_some_and(|segment| segment.audit_loss == AuditLoss::Deny),
+        alert: segment.is_some_and(|segment| segment.alert),
     }
 }
 

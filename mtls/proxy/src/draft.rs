@@ -2,11 +2,12 @@
 //! The record of one connection or request while it is being decided on. It is written exactly once: by the decision,
 //! or, when the task ends without one, as a denial.
 
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use firedoor_identity::{Material, SpiffeId};
+use firedoor_identity::{Material, SpiffeId, VerifiedPeer};
 
 use crate::decide::{self, Verdict};
 use crate::local::rules::hex;
@@ -63,9 +64,12 @@ impl Draft {
             flow: empty(),
             reason: ABORTED,
             peer_address: None,
+            peer_serial: empty(),
             generation: material.as_deref().map_or((0, 0), Material::generation),
             revision: material.as_deref().map_or(0, Material::revision),
             client: None,
+            alert: false,
+            dns: None,
         };
         match direction {
             Direction::Inbound => record.destination = common.as_id.text(),
@@ -84,18 +88,20 @@ impl Draft {
     }
 
     /// Note who the peer proved to be, and the value that both ends can derive from this TLS connection.
-    pub fn peer<D>(&mut self, id: &SpiffeId, tls: &rustls::ConnectionCommon<D>) {
-        self.link(id, &correlation(tls));
+    pub fn peer<D>(&mut self, peer: &VerifiedPeer, tls: &rustls::ConnectionCommon<D>) {
+        self.link(peer, &correlation(tls));
     }
 
     /// The same, of a connection whose value is known.
-    pub fn link(&mut self, id: &SpiffeId, correlation: &Arc<str>) {
+    pub fn link(&mut self, peer: &VerifiedPeer, correlation: &Arc<str>) {
+        let id = peer.id();
         self.ends.peer = Some(id.clone());
         self.edit(|record| {
             match record.direction {
                 Direction::Inbound => record.source = id.text(),
                 Direction::Outbound => record.destination = id.text(),
             }
+            record.peer_serial = peer.shared_serial();
             record.correlation.link = Some(correlation.clone());
         });
     }
@@ -142,6 +148,7 @@ impl Draft {
         self.edit(|record| {
             record.decision = verdict.outcome;
             record.reason = verdict.reason;
+            record.alert = verdict.alert;
             record.flow = verdict.flow.clone().unwrap_or_else(empty);
             record.source_segment = verdict.source_segment.clone().unwrap_or_else(empty);
             record.destination_segment = verdict.destination_segment.clone().unwrap_or_else(empty);
@@ -162,6 +169,7 @@ impl Drop for Draft {
         if let Some(material) = &self.material {
             let engine = decide::engine(material);
             let segment = |id: &SpiffeId| engine.segment_of(id).map(|segment| segment.name.clone());
+            record.alert = engine.alerts(iter::once(&self.ends.own).chain(&self.ends.peer));
             let (own, peer) = (segment(&self.ends.own), self.ends.peer.as_ref().and_then(segment));
             let (source, destination) = match record.direction {
                 Direction::Inbound => (peer, own),

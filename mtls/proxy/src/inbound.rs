@@ -41,7 +41,7 @@ pub(crate) async fn serve(mut accepted: Accepted, inbound: &Inbound, fd: OwnedFd
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
-    draft.peer(peer.id(), tls.get_ref().1);
+    draft.peer(&peer, tls.get_ref().1);
     match Box::pin(admit(&mut accepted, inbound, own, &tls, peer, &mut draft)).await {
         Err(denied) => {
             // A peer that is refused sees a reset, which no program takes for an answer.

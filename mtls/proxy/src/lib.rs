@@ -4,7 +4,8 @@
 //! An outbound connection begins in [`outbound`] with the local client ([`local`]) and ends with a verified peer
 //! ([`dial`]); an inbound one begins in [`inbound`] with a handshake and ends at the app. Both are decided on by the
 //! same function ([`decide`]), leave one record ([`records`]), stand in the [`registry`] while they live, and are
-//! carried by [`relay`], or, request by request, by [`http`]. What the packet filter redirected begins in [`capture`].
+//! carried by [`relay`], or, request by request, by [`http`]. What the packet filter redirected begins in [`capture`], but
+//! for DNS, which [`dns`] hands to the configured resolvers.
 #![forbid(unsafe_code)]
 
 mod caps;
@@ -12,6 +13,7 @@ mod capture;
 mod connection;
 mod decide;
 mod dial;
+pub mod dns;
 mod draft;
 mod http;
 mod inbound;

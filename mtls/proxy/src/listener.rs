@@ -58,13 +58,14 @@ struct State {
 
 #[derive(Debug)]
 struct Open {
-    accepting: AbortHandle,
-    /// Disconnected when the socket is closed.
+    /// One for each socket.
+    accepting: Vec<AbortHandle>,
+    /// Disconnected when the sockets are closed.
     closed: mpsc::Receiver<()>,
     /// Of a Unix listener: the socket's file, and (device, inode) of ours.
     file: Option<(PathBuf, (u64, u64))>,
-    /// Of a TCP listener: its place among those that captured connections must not lead to.
-    _bound: Option<Bound>,
+    /// Of a TCP listener: its places among those that captured connections must not lead to.
+    _bound: Vec<Bound>,
 }
 
 impl Listener {
@@ -196,27 +197,33 @@ impl Listener {
     }
 
     fn open(&self, state: &mut State) -> Result<(), ListenError> {
-        let socket = self.bind(state.address)?;
-        state.address = socket.address();
+        let sockets = self.bind(state.address)?;
+        state.address = sockets.first().and_then(Socket::address);
         let (holding, closed) = mpsc::channel();
         let file = match &self.spec.common.listen {
             Endpoint::Unix(path) => file_identity(path).map(|identity| (path.clone(), identity)),
             Endpoint::Tcp(_) => None,
         };
-        let accepting = accept_all(self.shared.clone(), self.spec.clone(), self.caps.clone(), socket, holding);
-        let accepting = self.acceptor.spawn(accepting).abort_handle();
-        let bound = state.address.map(|address| self.shared.bound(address));
-        state.open = Some(Open { accepting, closed, file, _bound: bound });
+        let bound = sockets.iter().filter_map(Socket::address).map(|address| self.shared.bound(address)).collect();
+        let serving = Serving::new(self.shared.clone(), self.spec.clone(), self.caps.clone());
+        let accept = |socket| self.acceptor.spawn(accept_all(serving.clone(), socket, holding.clone())).abort_handle();
+        state.open = Some(Open { accepting: sockets.into_iter().map(accept).collect(), closed, file, _bound: bound });
         state.reason.clear();
         Ok(())
     }
 
-    fn bind(&self, before: Option<SocketAddr>) -> Result<Socket, ListenError> {
+    /// Bind all of its ports, or none.
+    fn bind(&self, before: Option<SocketAddr>) -> Result<Vec<Socket>, ListenError> {
         let bound = match (&self.spec.common.listen, &self.spec.side) {
-            (Endpoint::Tcp(address), _) => bind_tcp(&before.unwrap_or(*address).to_string()).map(Socket::Tcp),
-            (Endpoint::Unix(path), Side::Outbound(outbound)) => {
-                UnixPath::parse(path).and_then(|path| bind_unix(&path, outbound.mode)).map(Socket::Unix)
+            (Endpoint::Tcp(address), side) => {
+                let first = before.unwrap_or(*address);
+                let ports = first.port()..=first.port().saturating_add(side.ports().saturating_sub(1));
+                let each = ports.map(|port| bind_tcp(&SocketAddr::new(first.ip(), port).to_string()));
+                each.map(|bound| bound.map(Socket::Tcp)).collect()
             }
+            (Endpoint::Unix(path), Side::Outbound(outbound)) => UnixPath::parse(path)
+                .and_then(|path| bind_unix(&path, outbound.mode))
+                .map(|socket| vec![Socket::Unix(socket)]),
             (Endpoint::Unix(path), _) => {
                 return Err(ListenError::new("bad_listener", format!("no such listener can be on {}", path.display())));
             }
@@ -240,7 +247,7 @@ enum Closed {
 fn close(state: &mut State, reason: &str) {
     state.reason = reason.to_owned();
     let Some(open) = state.open.take() else { return };
-    open.accepting.abort();
+    open.accepting.iter().for_each(AbortHandle::abort);
     // Disconnected is what is waited for; after a timeout the socket closes a little later.
     _ = open.closed.recv_timeout(CLOSE_PATIENCE);
     if let Some((path, ours)) = open.file
@@ -294,30 +301,46 @@ impl Accepting {
     }
 }
 
-async fn accept_all(
+/// What the sockets of a listener share.
+#[derive(Clone)]
+struct Serving {
     shared: Arc<Shared>,
     spec: Arc<Spec>,
     caps: Arc<Caps<Who>>,
+    peers: Arc<Peers>,
+    resets: Arc<Resets>,
+    routes: Arc<Routes>,
+}
+
+impl Serving {
+    fn new(shared: Arc<Shared>, spec: Arc<Spec>, caps: Arc<Caps<Who>>) -> Self {
+        let resets = Resets::new(spec.common.resets_per_second);
+        Serving { shared, spec, caps, peers: Arc::default(), resets, routes: Arc::default() }
+    }
+
+    fn accepted(&self) -> Accepted {
+        let (place, Serving { shared, spec, peers, resets, routes, .. }) = (self.caps.enter(), self.clone());
+        Accepted { shared, spec, peers, resets, routes, captured: None, place }
+    }
+}
+
+async fn accept_all(
+    serving: Serving,
     socket: Socket,
     // Dropped after the socket: variables go in the reverse order of their declaration, parameters last.
     _holding: mpsc::Sender<()>,
 ) {
     let Ok(socket) = Accepting::new(socket) else { return };
-    let (peers, resets) = (Arc::<Peers>::default(), Resets::new(spec.common.resets_per_second));
-    let routes = Arc::<Routes>::default();
     let mut backoff = Backoff::new();
     for turn in (1..=ACCEPT_BURST).cycle() {
         match socket.accept().await {
             Ok(fd) => {
                 backoff.succeeded();
-                let place = caps.enter();
-                let (shared, spec, peers, resets) = (shared.clone(), spec.clone(), peers.clone(), resets.clone());
-                let (routes, captured) = (routes.clone(), None);
-                serve(Accepted { shared, spec, peers, resets, routes, captured, place }, fd);
+                serve(serving.accepted(), fd);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(_) => {
-                shared.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
+                serving.shared.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(backoff.failed()).await;
             }
         }

@@ -57,7 +57,7 @@ async fn admit(
     let own = accepted.later(own);
     let address = stream::peer_address(tls.tcp());
     draft.peer_address(address);
-    draft.peer(peer.id(), tls.get_ref().1);
+    draft.peer(&peer, tls.get_ref().1);
     let met = accepted.met(own, peer, address);
     let admitted = accepted.judge(own, met, Some(Arc::new(client)), Asked::Tcp, draft);
     let live = admitted.and_then(|admitted| accepted.enter(admitted));

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::decide;
+use crate::dns::{self, Relay};
 use crate::listener::Listener;
 use crate::local::executable::Executables;
 use crate::records::{Direction, Records};
@@ -32,12 +33,15 @@ pub(crate) struct Shared {
     pub registry: Arc<Registry>,
     pub executables: Arc<Executables>,
     pub counters: Counters,
+    pub dns: dns::Counters,
     // Handles, not the threads themselves: tasks hold this value, and would keep the threads that run them alive.
     data: Vec<Handle>,
     /// Connections that each data thread serves now, in the same order.
     loads: Vec<AtomicUsize>,
     /// Where our TCP listeners are.
     listening: RwLock<Vec<SocketAddr>>,
+    /// The newest revision by which all live connections have been decided on again.
+    pub reviewed: watch::Sender<u64>,
     /// Turns true when requests may not begin any more.
     pub draining: watch::Sender<bool>,
     /// Told when the last connection has ended.
@@ -96,6 +100,11 @@ impl Shared {
     fn review(&self, material: &Material) {
         let cut = self.registry.review(material, self.now());
         self.counters.cut.fetch_add(cut as u64, Ordering::Relaxed);
+        self.reviewed.send_if_modified(|newest| {
+            let newer = *newest < material.revision();
+            *newest = material.revision().max(*newest);
+            newer
+        });
     }
 
     /// Wait for all connections to end; say whether they did.
@@ -202,9 +211,11 @@ impl Proxy {
             registry: Arc::default(),
             executables: Arc::default(),
             counters: Counters::default(),
+            dns: Default::default(),
             loads: data.iter().map(|_| AtomicUsize::new(0)).collect(),
             data,
             listening: RwLock::default(),
+            reviewed: watch::Sender::new(0),
             draining: watch::Sender::new(false),
             idle: Default::default(),
         };
@@ -231,6 +242,14 @@ impl Proxy {
         listener.open_first(self.shared.store.present().as_deref())?;
         listeners.push(listener.clone());
         Ok(listener)
+    }
+
+    /// Open a DNS relay; without `names` every name may be asked for. It asks nobody until it is told whom.
+    ///
+    /// # Errors
+    /// An address is not on loopback or cannot be bound, or one of the names is none.
+    pub fn dns_relay(&self, listen: &[SocketAddr], names: Option<&[String]>) -> Result<Relay, ListenError> {
+        Relay::open(&self.shared, &self.acceptor(self.shared.data.len() - 1), listen, names)
     }
 
     /// The runtime on which the next listener accepts.
@@ -317,12 +336,14 @@ impl Proxy {
             ("decisions", counts.decisions),
             ("allowed", tally.allowed),
             ("audit", tally.audit),
+            ("alerts", tally.alerts),
             ("denied", tally.denied.values().sum()),
             ("records_drained", counts.drained),
             ("records_waiting", counts.waiting),
             ("records_lost", counts.lost),
         ];
         let mut all: BTreeMap<_, _> = plain.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        all.extend(shared.dns.read().into_iter().map(|(name, value)| (name.to_owned(), value)));
         all.extend(shared.registry.cut().into_iter().map(|(reason, count)| (format!("cut_{reason}"), count)));
         all.extend(tally.denied.into_iter().map(|(reason, count)| (format!("denied_{reason}"), count)));
         all

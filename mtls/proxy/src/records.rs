@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Decision records: one a connection or request at each end, kept in a bounded ring until somebody drains them.
 //!
-//! A quarter of the ring takes denials alone, so that a busy allowed listener cannot push them out. What finds no
-//! room is counted, never waited for: `decisions = drained + waiting + lost` at every moment. Who may let nothing
+//! A quarter of the ring takes denials alone, so that a busy allowed listener cannot push them out, and half of it no
+//! DNS queries, which cost a program next to nothing. What finds no room is counted, never waited for: `decisions = drained + waiting + lost` at every moment. Who may let nothing
 //! pass without its record asks for a promise of room first.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
@@ -66,6 +67,19 @@ impl Serialize for Correlation {
     }
 }
 
+/// What a DNS query asked for, and what was answered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Asked {
+    /// In printable ASCII, 1020 octets at most: four for each octet of a name.
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: Cow<'static, str>,
+    pub transport: &'static str,
+    pub rcode: Cow<'static, str>,
+    /// From the query to the answer.
+    pub microseconds: u64,
+}
+
 /// One decision. Unknown parts are empty, so that every line has every field.
 #[derive(Debug, Clone, Serialize)]
 pub struct Record {
@@ -91,11 +105,24 @@ pub struct Record {
     pub reason: &'static str,
     #[serde(serialize_with = "peer_address")]
     pub peer_address: Option<SocketAddr>,
+    /// Of the certificate that the peer proved to hold, as revocations name it: lower-case hex.
+    pub peer_serial: Arc<str>,
     /// (epoch, number) of the policy, as the broker counts.
     pub generation: (u64, u64),
     /// The material, as this process counts.
     pub revision: u64,
     pub client: Option<ClientId>,
+    /// One of both ends is of a segment that is for emergencies.
+    #[serde(skip_serializing_if = "is_not")]
+    pub alert: bool,
+    /// Of a DNS query alone; `peer_address` is then the resolver that answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Box<Asked>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_not(value: &bool) -> bool {
+    !value
 }
 
 fn peer_address<S: serde::Serializer>(address: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
@@ -119,6 +146,8 @@ pub struct RecordCounts {
 pub struct Tally {
     pub allowed: u64,
     pub audit: u64,
+    /// Of all, those with an end in a segment that is for emergencies.
+    pub alerts: u64,
     pub denied: BTreeMap<&'static str, u64>,
 }
 
@@ -140,6 +169,7 @@ impl Ring {
 
     fn count(&mut self, record: &Record) {
         self.decisions += 1;
+        self.tally.alerts += u64::from(record.alert);
         match record.decision {
             Outcome::Allowed => self.tally.allowed += 1,
             Outcome::Audit => self.tally.audit += 1,
@@ -172,7 +202,8 @@ impl Records {
     pub fn push(&self, record: Record) {
         let mut ring = self.lock();
         ring.count(&record);
-        if ring.taken() >= self.room_for(record.decision) {
+        let room = if record.dns.is_some() { self.capacity / 2 } else { self.room_for(record.decision) };
+        if ring.taken() >= room {
             ring.lost += 1;
             return;
         }
@@ -298,10 +329,29 @@ pub(crate) mod tests {
             flow: "f".into(),
             reason: "allowed",
             peer_address: Some("127.0.0.1:5".parse().unwrap()),
+            peer_serial: "0a".into(),
             generation: (1, 2),
             revision: 3,
             client: None,
+            alert: false,
+            dns: None,
         }
+    }
+
+    pub(crate) fn query(decision: Outcome) -> Record {
+        let name = "s3.example.org".to_owned();
+        let asked = Asked { name, kind: "A".into(), transport: "udp", rcode: "NOERROR".into(), microseconds: 81 };
+        Record { dns: Some(Box::new(asked)), ..record(decision) }
+    }
+
+    #[test]
+    fn an_alert_says_so_and_is_counted() {
+        let records = ring(8);
+        records.push(Record { alert: true, ..record(Outcome::Denied) });
+        records.push(record(Outcome::Allowed));
+        let lines = String::from_utf8(records.drain(10)).unwrap();
+        let said: Vec<bool> = lines.lines().map(|line| line.ends_with(r#","alert":true}"#)).collect();
+        assert_eq!((said, records.tally().alerts), (vec![true, false], 1));
     }
 
     #[test]
@@ -320,7 +370,7 @@ pub(crate) mod tests {
                 r#"{"time":"2023-11-14T22:13:20.250Z","direction":"inbound","listener":"models","correlation":"00ff-7","#,
                 r#""source":"spiffe://td/a","source_segment":"a","destination":"spiffe://td/b","#,
                 r#""destination_segment":"b","port":9000,"protocol":"tcp","method":"","path":"","decision":"allowed","flow":"f","#,
-                r#""reason":"allowed","peer_address":"","generation":[1,2],"revision":3,"#,
+                r#""reason":"allowed","peer_address":"","peer_serial":"0a","generation":[1,2],"revision":3,"#,
                 r#""client":{"uid":5,"pid":null}}"#,
                 "\n"
             )
@@ -338,6 +388,30 @@ pub(crate) mod tests {
             records.push(record(Outcome::Denied));
         }
         assert_eq!(records.counts(), RecordCounts { decisions: 10, waiting: 8, lost: 2, drained: 0 });
+    }
+
+    #[test]
+    fn a_query_is_at_the_end_of_its_line() {
+        let records = ring(8);
+        records.push(query(Outcome::Allowed));
+        let line = String::from_utf8(records.drain(10)).unwrap();
+        let end = concat!(
+            r#","client":null,"dns":{"name":"s3.example.org","type":"A","transport":"udp","rcode":"NOERROR","#,
+            r#""microseconds":81}}"#,
+            "\n"
+        );
+        assert!(line.ends_with(end), "{line}");
+    }
+
+    #[test]
+    fn half_is_kept_from_queries() {
+        let records = ring(8);
+        for decision in [Outcome::Denied, Outcome::Allowed].repeat(4) {
+            records.push(query(decision));
+        }
+        assert_eq!(records.counts(), RecordCounts { decisions: 8, waiting: 4, lost: 4, drained: 0 });
+        records.push(record(Outcome::Allowed));
+        assert_eq!(records.counts(), RecordCounts { decisions: 9, waiting: 5, lost: 4, drained: 0 });
     }
 
     #[test]

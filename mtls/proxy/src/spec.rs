@@ -115,6 +115,17 @@ pub enum Side {
     CaptureOutbound(CaptureOutbound),
 }
 
+impl Side {
+    /// How many ports it has, from that of `listen` on.
+    #[must_use]
+    pub fn ports(&self) -> u16 {
+        match self {
+            Side::CaptureOutbound(outbound) => outbound.ports,
+            Side::Inbound(_) | Side::Outbound(_) | Side::CaptureInbound(_) => 1,
+        }
+    }
+}
+
 /// A checked listener specification.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -440,7 +451,7 @@ mod tests {
         let own = match direction {
             "capture_inbound" => json!({"listen": "[::]:15006", "app": {"address": "own"}, "reserved": [9091],
                                         "ports": [{"port": 80, "protocol": "http"}]}),
-            _ => json!({"listen": "127.0.0.1:15001", "clients": "entry"}),
+            _ => json!({"listen": "127.0.0.1:15001", "ports": 2, "clients": "entry"}),
         };
         let (Value::Object(mut all), Value::Object(own)) = (common, own) else { unreachable!() };
         all.extend(own);
@@ -469,6 +480,7 @@ mod tests {
         assert!(side.is_reserved(9091) && !side.is_reserved(9092));
         let spec = Spec::parse(&capture("capture_outbound").to_string()).unwrap();
         assert_eq!((spec.direction(), spec.clients()), (Direction::Outbound, Some(Clients::Entry)));
+        assert_eq!(spec.side.ports(), 2);
         with(capture("capture_outbound"), "clients", json!("network-namespace")).unwrap();
     }
 
@@ -485,6 +497,8 @@ mod tests {
             (inbound(), "service_port", json!(1), "unknown field"),
             (outbound(), "listen", json!("0.0.0.0:15001"), "loopback"),
             (outbound(), "clients", json!("anybody"), "network-namespace"),
+            (outbound(), "ports", json!(0), "ports"),
+            (outbound(), "listen", json!("127.0.0.1:65535"), "ports"),
             (outbound(), "expect", json!([]), "unknown field"),
         ] {
             let error = with(base, field, value.clone()).unwrap_err();

@@ -33,6 +33,9 @@ pub struct Segment {
     pub audit_loss: i32,
     #[prost(message, optional, tag = "7")]
     pub expiry: ::core::option::Option<Expiry>,
+    /// Whoever comes from it, or goes to it, is worth a look: records say so.
+    #[prost(bool, tag = "8")]
+    pub alert: bool,
 }
 /// What happens to a stream when the SVID that opened it expires.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

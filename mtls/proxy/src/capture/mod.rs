@@ -152,15 +152,25 @@ fn refuse(accepted: Accepted, fd: OwnedFd, wanted: Option<SocketAddr>, reason: &
 mod tests {
     use super::*;
 
+    /// The cases that the rules of the packet filter are tested by too.
+    #[derive(serde::Deserialize)]
+    struct Vectors {
+        metadata: Vec<IpAddr>,
+        link_local: Vec<IpAddr>,
+        others: Vec<IpAddr>,
+    }
+
     #[test]
     fn credentials_of_the_machine_are_no_apps_business() {
-        for text in
-            ["169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"]
-        {
-            assert!(is_metadata(text.parse().unwrap()), "{text}");
+        let text = include_str!("../../../../tests/vectors/metadata_addresses.json");
+        let Vectors { metadata, link_local, others } = serde_json::from_str(text).unwrap();
+        for ip in metadata.iter().chain(&link_local) {
+            assert!(is_metadata(*ip), "{ip}");
         }
-        for text in ["10.0.0.1", "100.100.100.201", "fd00:ec2::1", "fe80::1"] {
-            assert!(!is_metadata(text.parse().unwrap()), "{text}");
+        for ip in others {
+            assert!(!is_metadata(ip), "{ip}");
         }
+        let mut own = METADATA_V4.map(IpAddr::from).into_iter().chain(METADATA_V6.map(IpAddr::from));
+        assert!(own.all(|ip| metadata.contains(&ip)));
     }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where a connection was going to before the kernel's packet filter redirected it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 
 use rustix::net::sockopt::{ip_original_dst, ipv6_original_dst};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, getsockname, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, getsockname, socket_with};
 
 /// Where nothing is sent: connecting a UDP socket only asks for the route.
 const ANY_PORT: u16 = 9;
@@ -23,19 +23,27 @@ pub(crate) fn destination(socket: impl AsFd) -> Option<SocketAddr> {
     (wanted != here && wanted.port() != 0).then_some(wanted)
 }
 
-/// Say whether an address is one of this network namespace: the kernel routes to it from itself, or, in all of
-/// 127.0.0.0/8, from 127.0.0.1.
+/// Whether an address is one of this network namespace's.
+///
+/// A route to an own address starts there, but for a further address of a network, whose route starts at the first: that
+/// one can be bound. Where anything can be (`ip_nonlocal_bind`), that proves nothing and does not count.
 pub(crate) fn is_own(ip: IpAddr) -> bool {
+    let (family, nobodys): (_, IpAddr) = if ip.is_ipv4() {
+        (AddressFamily::INET, Ipv4Addr::new(192, 0, 2, 1).into())
+    } else {
+        (AddressFamily::INET6, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
+    };
+    let open = || socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok();
     let routed = || {
-        let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+        let socket = open()?;
         connect(&socket, &SocketAddr::new(ip, ANY_PORT)).ok()?;
         SocketAddr::try_from(getsockname(&socket).ok()?).ok()
     };
-    ip.is_loopback() || routed().is_some_and(|from| from.ip() == ip)
+    let bound = |ip| open().is_some_and(|socket| bind(&socket, &SocketAddr::new(ip, 0)).is_ok());
+    let one = !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST);
+    ip.is_loopback() || one && (routed().is_some_and(|from| from.ip() == ip) || bound(ip) && !bound(nobodys))
 }
 
-/// An IPv4-mapped IPv6 address names the same end as the IPv4 address in it; scope and flow belong to no policy.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -73,6 +73,9 @@ impl CaptureInbound {
 #[derive(Debug, Clone)]
 pub struct CaptureOutbound {
     pub clients: Clients,
+    /// How many ports it has. A program may use one port of its own towards several destinations; all redirected to
+    /// one port of ours, the kernel has to give all but the first another port, by which nobody is found any more.
+    pub ports: u16,
 }
 
 impl CaptureOutbound {
@@ -129,6 +132,7 @@ pub(crate) struct RawCaptureOutbound {
     name: String,
     r#as: String,
     listen: String,
+    ports: u16,
     clients: String,
     limits: RawLimits,
 }
@@ -168,6 +172,11 @@ impl RawCaptureOutbound {
         })?;
         let common = self.limits.common(self.name, &self.r#as, &self.listen)?;
         spec::check_local(&common.name, &common.listen)?;
-        Ok(Spec { common, side: Side::CaptureOutbound(CaptureOutbound { clients }) })
+        let (name, ports) = (&common.name, self.ports);
+        match &common.listen {
+            Endpoint::Tcp(first) if ports > 0 && first.port().checked_add(ports - 1).is_some() => {}
+            _ => return Err(bad(format!("listener {name}: there are no {ports} ports from that of listen on"))),
+        }
+        Ok(Spec { common, side: Side::CaptureOutbound(CaptureOutbound { clients, ports }) })
     }
 }

@@ -21,7 +21,7 @@ use super::headers;
 use super::interim::Between;
 use super::reply::Refusal;
 use super::resets::Budget;
-use super::serve::{Activity, Closed, Life, Versions, drain_at};
+use super::serve::{Activity, Closed, Life, Versions, Welcome, drain_at};
 use crate::connection::{Accepted, Met, Who};
 use crate::decide;
 use crate::draft::{Draft, correlation};
@@ -61,7 +61,7 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
         Ok(met) => met,
         Err(reason) => return draft.deny(reason),
     };
-    draft.peer(peer.id(), tls.get_ref().1);
+    draft.peer(&peer, tls.get_ref().1);
     let budget = accepted.resets.of(Who::Peer(peer.id().clone()));
     let admitted = claim(&mut accepted, &peer, &budget).and_then(|()| versions(spec.common.protocol, &tls));
     let versions = match admitted {
@@ -129,16 +129,21 @@ fn xfcc(tls: &Peer, by: &str, peer: &str) -> HeaderValue {
 }
 
 impl Link {
-    fn welcome(&self) -> bool {
+    fn welcome(&self) -> Welcome {
         let material = self.accepted.shared.store.present();
-        let own = self.accepted.own(material.as_deref());
-        own.is_ok_and(|own| self.met.peer.recheck_outliving(own.identity, own.now).is_ok())
+        let peer = &self.met.peer;
+        match self.accepted.own(material.as_deref()) {
+            Ok(own) if peer.recheck_outliving(own.identity, own.now).is_err() => Welcome::Gone,
+            Ok(own) if peer.is_tainted(own.identity) => Welcome::Leaves,
+            Ok(_) => Welcome::Stays,
+            Err(_) => Welcome::Gone,
+        }
     }
 
     fn draft(&self, material: &Option<Arc<Material>>) -> Draft {
         let mut draft = Draft::new(self.accepted.shared.clone(), &self.accepted.spec, material.clone());
         draft.peer_address(self.met.address);
-        draft.link(self.met.peer.id(), &self.correlation);
+        draft.link(&self.met.peer, &self.correlation);
         draft
     }
 

@@ -63,7 +63,7 @@ pub(crate) async fn serve(mut accepted: Accepted, fd: OwnedFd) {
     let (peers, budget) = (accepted.peers.here(), accepted.resets.of(Who::User(client.id().uid)));
     let link = Arc::new(Link { accepted, client, activity: activity.clone(), peers });
     let versions = if spec.common.protocol == Protocol::Grpc { Versions::Two } else { Versions::Either };
-    let welcome = || link.welcome();
+    let welcome = || link.welcome().into();
     let life = Life {
         shared: &shared,
         common: &spec.common,
@@ -174,7 +174,7 @@ impl Link {
         let peer = self.reach(own, draft).await?;
         let own = accepted.later(own);
         draft.peer_address(peer.met.address);
-        draft.link(peer.met.peer.id(), &peer.correlation);
+        draft.link(&peer.met.peer, &peer.correlation);
         let admitted = accepted.judge(own, peer.met.clone(), Some(self.client.clone()), head.asked.clone(), draft);
         let live = admitted.and_then(|admitted| accepted.enter(admitted));
         Ok((head, peer, live.map_err(Refusal::forbidden)?))
@@ -214,7 +214,7 @@ impl Decided {
     fn moved(&mut self, peer: &PeerLink) {
         if let Some(draft) = &mut self.draft {
             draft.peer_address(peer.met.address);
-            draft.link(peer.met.peer.id(), &peer.correlation);
+            draft.link(&peer.met.peer, &peer.correlation);
         }
     }
 }

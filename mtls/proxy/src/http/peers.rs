@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Id};
 use tokio::time::timeout;
@@ -26,6 +26,9 @@ const WRONG_ALPN: &str = "alpn_mismatch";
 const BUSY: &str = "connect_timeout";
 /// How often in a row a caller waits for others that connect.
 const PATIENCE: u32 = 2;
+/// While a peer shows a tainted authority, how long a connection takes requests before another handshake looks whether it
+/// has a better one. An emergency leaves a second for what is under way.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// One connection to a peer.
 pub(crate) struct PeerLink {
@@ -35,6 +38,8 @@ pub(crate) struct PeerLink {
     pub(super) activity: Arc<Activity>,
     own: [u8; 32],
     drain_at: i64,
+    /// When a handshake with this peer came to no better authority than a tainted one.
+    tainted: Option<Instant>,
 }
 
 impl PeerLink {
@@ -43,6 +48,7 @@ impl PeerLink {
             && own.now < self.drain_at
             && self.own == *own.identity.chain_hash()
             && self.met.peer.recheck(own.identity, own.now).is_ok()
+            && (!self.met.peer.is_tainted(own.identity) || self.tainted.is_some_and(|at| at.elapsed() < LOOK_AGAIN))
     }
 }
 
@@ -142,6 +148,7 @@ async fn connect(accepted: &Accepted, outbound: &Outbound, own: Own<'_>) -> Resu
     Ok(PeerLink {
         two,
         drain_at: drain_at(&met.limits, own.now),
+        tainted: met.peer.is_tainted(own.identity).then(Instant::now),
         met,
         correlation,
         activity,

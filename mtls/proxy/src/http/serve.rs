@@ -127,6 +127,21 @@ impl Drop for Busy {
     }
 }
 
+/// What a client is to new material.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Welcome {
+    Stays,
+    /// It takes no more requests, and ends with the last: its authority will be revoked soon.
+    Leaves,
+    Gone,
+}
+
+impl From<bool> for Welcome {
+    fn from(welcome: bool) -> Self {
+        if welcome { Welcome::Stays } else { Welcome::Gone }
+    }
+}
+
 /// Which versions a connection may speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Versions {
@@ -149,8 +164,8 @@ pub(super) struct Life<'a> {
     /// When it drains and when it ends, Unix seconds.
     pub ends: Option<(i64, i64)>,
     pub process: Option<Arc<Process>>,
-    /// Asked after each publish.
-    pub welcome: &'a (dyn Fn() -> bool + Sync),
+    /// Asked after each publish, when requests that it does not admit have been cut.
+    pub welcome: &'a (dyn Fn() -> Welcome + Sync),
     /// What its client may still reset.
     pub budget: Budget,
 }
@@ -189,7 +204,7 @@ impl Life<'_> {
     }
 
     async fn run(&self, connection: &mut impl Serving) -> Closed {
-        let mut revisions = self.shared.store.watch();
+        let mut reviewed = self.shared.reviewed.subscribe();
         let mut stopping = self.shared.draining.subscribe();
         let mut gone = pin!(end_of(self.process.as_deref()));
         let mut leave: Option<Instant> = None;
@@ -207,7 +222,20 @@ impl Life<'_> {
             tokio::select! {
                 biased;
                 closed = poll_fn(|cx| connection.poll(cx, self.activity)) => return closed,
-                changed = revisions.changed() => if changed.is_err() || !(self.welcome)() { return Closed::Over },
+                changed = reviewed.changed() => {
+                    if changed.is_err() {
+                        return Closed::Over;
+                    }
+                    match (self.welcome)() {
+                        Welcome::Stays => {}
+                        Welcome::Leaves => drained = true,
+                        Welcome::Gone => {
+                            // So that who reads it is told which of its requests were cut.
+                            drained = true;
+                            leave.get_or_insert(Instant::now() + GRACE);
+                        }
+                    }
+                }
                 changed = stopping.changed(), if !drained => drained = changed.is_err() || *stopping.borrow(),
                 () = &mut gone, if leave.is_none() => leave = Some(Instant::now() + GRACE),
                 () = sleep(wait) => {}
