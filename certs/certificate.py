@@ -25,7 +25,7 @@ MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 MAX_CERTIFICATES: Final = 1024
 
 # No SHA-1, no MD5, no DSA: what webpki and aws-lc take too.
-_SIGNATURES: Final = frozenset(
+SIGNATURES: Final = frozenset(
     {
         Sig.ECDSA_WITH_SHA256,
         Sig.ECDSA_WITH_SHA384,
@@ -42,7 +42,7 @@ _PROCESSED: Final = frozenset(
     for extension in (x509.SubjectAlternativeName, x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 ) | {x509.NameConstraints.oid}
 
-_PARSE_ERRORS: Final = (
+PARSE_ERRORS: Final = (
     ValueError,
     TypeError,
     OverflowError,
@@ -99,7 +99,7 @@ def read_certificate(der: bytes) -> Certificate:
         raise ValueError("too long")
     try:
         return _read(der)
-    except _PARSE_ERRORS as error:
+    except PARSE_ERRORS as error:
         raise ValueError("malformed certificate") from error
 
 
@@ -121,7 +121,7 @@ def _read(der: bytes) -> Certificate:
         serial=format(certificate.serial_number, "x"),
         subject=subject,
         issuer=issuer,
-        signature_allowed=certificate.signature_algorithm_oid in _SIGNATURES,
+        signature_allowed=certificate.signature_algorithm_oid in SIGNATURES,
         not_before=int(certificate.not_valid_before_utc.timestamp()),
         not_after=int(certificate.not_valid_after_utc.timestamp()),
         key=_key(certificate),

@@ -15,11 +15,14 @@
     ├── PeerError
     │   ├── SvidError            an X.509-SVID or its chain, as a peer presents it
     │   ├── JwtSvidError         a JWT-SVID, as a peer presents it
+    │   ├── CrlError             a revocation list, as somebody hands it on
     │   ├── WitSvidError         a WIT-SVID, as a peer presents it
     │   ├── NodeCertificateError a node's certificate, as a node presents it
+    │   ├── PodTokenError        a service account's token, as a pod presents it
     │   └── SshCertificateError  a host's SSH certificate, as a node presents it
     └── OurError
         ├── KeyManagerError      a key that is missing, damaged or locked
+        │   └── KeyManagerAway   the device or service that holds keys does not answer
         └── JournalError         an authority journal that cannot be read back
 
 `code` is stable, and shared with the Rust core where both check the same thing (tests/vectors); `str()` is a sentence
@@ -151,6 +154,8 @@ class IssueError(CallerError):
             "unsupported_key": "the key is none of ECDSA P-256, ECDSA P-384, RSA of an allowed size and Ed25519",
             "subject_equals_issuer": "the subject would equal the issuer's, which OpenSSL takes for self-signed",
             "key_mismatch": "the authority's key does not belong to its certificate",
+            "crl_sign_missing": "the authority's certificate does not let it sign revocation lists (keyUsage cRLSign)",
+            "crl_too_long": "a revocation list has 2000 entries at most",
             "algorithm_mismatch": "the signing algorithm does not go with the key",
             "audience_missing": "at least one audience is required",
             "audience_too_long": "a JWT-SVID names 64 audiences at most, none of them empty, with 4096 bytes in all",
@@ -195,6 +200,8 @@ class EvidenceError(CallerError):
             ),
             "bad_agent_name": "an agent's name is a letter, then letters, digits and dashes, at most 32 in all",
             "bad_port": "a port is a whole number from 1 to 65535",
+            "bad_cluster_name": "a cluster's name has letters, digits, dots, dashes and underscores, at most 63 in all",
+            "bad_pod_token": "the token is missing or longer than 8 KiB",
         }
     )
 
@@ -232,6 +239,24 @@ class SvidError(PeerError):
             "revoked_id": "certificates of this SPIFFE ID issued before a certain time are revoked",
             "intermediate_not_listed": "a CA certificate in the chain is not among those that the broker lists",
             "segment_not_listed": "a CA in the chain is not listed for the segment of this SPIFFE ID",
+        }
+    )
+
+
+class CrlError(PeerError):
+    """A revocation list does not hold: RFC 5280 section 5, in the order in which the rules are checked."""
+
+    sentences = MappingProxyType(
+        {
+            "crl_too_long": "the revocation list is longer than 128 KiB",
+            "malformed_crl": "the revocation list cannot be read",
+            "partial_crl": "the revocation list is of some certificates only, or has an unknown critical extension",
+            "crl_incomplete": "the revocation list has no number, no authority key identifier or no next update",
+            "crl_untrusted": "the authority that signed the revocation list does not chain to the trust bundle",
+            "crl_sign_missing": "the authority's certificate does not let it sign revocation lists",
+            "crl_of_another": "the revocation list is another authority's than the one that is said to have signed it",
+            "bad_crl_signature": "the revocation list's signature does not hold",
+            "crl_expired": "the revocation list should have been replaced by now",
         }
     )
 
@@ -296,6 +321,32 @@ class NodeCertificateError(PeerError):
     )
 
 
+class PodTokenError(PeerError):
+    """A service account's token does not prove which pod shows it, in the order in which the rules are checked."""
+
+    grpc_status = "PERMISSION_DENIED"
+    sentences = MappingProxyType(
+        {
+            "not_of_a_pod": "the token is bound to no pod: it must come from a projected volume of the pod",
+            "token_id_missing": "the token has no jti; Kubernetes gives one from version 1.30 on",
+            "malformed_pod_claim": "the token's namespace, service account, pod or node is not what Kubernetes writes",
+            "other_subject": "the token's sub is not the service account that its other claims name",
+            "other_issuer": "the token's iss is not the issuer that is configured for its cluster",
+            "key_unknown": "the cluster's keys have none of the token's kid",
+            "lives_too_long": "the token lives longer than an hour, and nobody is asked whether its pod is still there",
+            "not_authenticated": (
+                "the cluster's API server does not vouch for the token: its pod is gone, or another cluster signed it"
+            ),
+            "review_differs": "the cluster's API server names another pod or service account than the token",
+            "pod_gone": "the pod that the token names is not there any more",
+            "pod_ended": "the pod that the token names has ended or is being deleted",
+            "pod_differs": "the pod of that name is another than the token's: its UID, service account or node differs",
+            "namespace_gone": "the namespace that the token names is not there any more, or is being deleted",
+            "too_many_labels": "the pod or its namespace has more than 256 labels",
+        }
+    )
+
+
 class SshCertificateError(PeerError):
     """An SSH certificate does not prove which host it is, in the order in which the rules are checked."""
 
@@ -345,6 +396,7 @@ class AuthorityError(CallerError):
         {
             "unknown_authority": "no slot holds an authority of that ID",
             "illegal_event": "the authority's state does not allow this",
+            "illegal_step": "the rotation's stage does not allow this",
             "no_free_slot": "the next slot cannot be used",
         }
     )
@@ -360,6 +412,29 @@ class KeyManagerError(OurError):
             "key_damaged": "the stored key cannot be read",
             "wrong_passphrase": "the stored key is encrypted and the passphrase is missing or wrong",
             "unknown_key_type": "a key type is ec-p256, ec-p384, rsa-2048 or rsa-4096",
+            "key_extractable": "the key manager made a key that can be copied out of it, which none may be",
+        }
+    )
+
+
+class KeyManagerAway(KeyManagerError):
+    """The device or service that holds our keys does not answer, or does not let us in; it may be back later."""
+
+    grpc_status = "UNAVAILABLE"
+    sentences = MappingProxyType(
+        {
+            "no_module": "the PKCS#11 module does not begin",
+            "no_token": "the PKCS#11 module has no token of this label",
+            "no_pin": "the token's PIN cannot be had",
+            "wrong_pin": "the token refused the PIN; correct pin_file, it is not tried again before (or before SIGHUP)",
+            "pin_locked": "the token's PIN is locked; its security officer unlocks it, then send SIGHUP",
+            "last_try": "one wrong PIN more locks the token; log in with another program once, then send SIGHUP",
+            "device_failed": "the key manager failed",
+            "refused": "the key manager refuses; let this broker use its keys",
+            "too_slow": "the key manager did not answer in time",
+            "key_gone": "the key manager holds this key no more",
+            "wrong_signature": "the key manager returned a signature that its own key did not make",
+            "forked": "keys of a device cannot be used in a process that was forked off",
         }
     )
 

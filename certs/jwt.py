@@ -27,7 +27,7 @@ firedoor.certs.errors.JwtSvidError: the token has expired
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol, final
@@ -183,7 +183,7 @@ def validate_jwt_svid(
     Of a revocation, `serial` names a `jti` and `authority_id` a `kid`; a pattern counts by `iat`.
     """
     signed, header, body, signature = split_token(token)
-    algorithm, key_id = _read_header(header)
+    algorithm, key_id = read_header(header, _TYPES)
     claims = read_part(body, "malformed_claims")
     subject = read_subject(claims)
     names = _audience(claims)
@@ -228,15 +228,18 @@ def split_token(token: str) -> tuple[bytes, bytes, bytes, bytes]:
     return token.rpartition(".")[0].encode("ascii"), header, body, signature
 
 
-def _read_header(part: bytes) -> tuple[str, str]:
-    """Return alg and kid. JWT-SVID.md 2.1 to 2.3; `crit`, `jwk`, `x5u` and all others have no place."""
+def read_header(part: bytes, types: Collection[str]) -> tuple[str, str]:
+    """Return alg and kid; `types`: what typ may be, where there is one.
+
+    JWT-SVID.md 2.1 to 2.3; `crit`, `jwk`, `x5u` and all others have no place. Raise JwtSvidError.
+    """
     header = read_part(part, "malformed_header")
     if not header.keys() <= _HEADER_NAMES:
         raise JwtSvidError("header_not_allowed")
     algorithm, key_id = header.get("alg"), header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in jose.ALGORITHMS:
         raise JwtSvidError("algorithm_not_allowed")
-    if "typ" in header and header["typ"] not in _TYPES:
+    if "typ" in header and header["typ"] not in types:
         raise JwtSvidError("type_not_allowed")
     if not isinstance(key_id, str) or not key_id:
         raise JwtSvidError("key_id_missing")

@@ -147,19 +147,19 @@ class MemoryKeyManager:
     def generate(self, key_id: str, key_type: KeyType) -> PrivateKey:
         """Make a key."""
         key = generate_key(key_type)
-        self._keys[_checked(key_id)] = key
+        self._keys[check_key_id(key_id)] = key
         return key
 
     def get(self, key_id: str) -> PrivateKey:
         """Return the key."""
-        key = self._keys.get(_checked(key_id))
+        key = self._keys.get(check_key_id(key_id))
         if key is None:
             raise KeyManagerError("key_not_found", key_id)
         return key
 
     def delete(self, key_id: str) -> None:
         """Forget the key."""
-        self._keys.pop(_checked(key_id), None)
+        self._keys.pop(check_key_id(key_id), None)
 
 
 class DiskKeyManager:
@@ -209,11 +209,12 @@ class DiskKeyManager:
         return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def _checked(key_id: str) -> str:
+def check_key_id(key_id: str) -> str:
+    """Return a key's ID. Raise KeyManagerError."""
     if not _KEY_ID.fullmatch(key_id):
         raise KeyManagerError("bad_key_id")
     return key_id
 
 
 def _name(key_id: str) -> str:
-    return f"{_checked(key_id)}.pem"
+    return f"{check_key_id(key_id)}.pem"

@@ -105,6 +105,9 @@ class Paths:
         return True
 
 
-def valid_at(path: Path, at: int) -> bool:
-    """Say whether a whole path is valid at a time. RFC 5280 section 4.1.2.5: both ends belong to the validity."""
-    return all(certificate.not_before <= at <= certificate.not_after for certificate in path)
+def valid_at(path: Path, at: int, early: int = 0) -> bool:
+    """Say whether a whole path is valid at a time, or begins within so many seconds and has not ended.
+
+    RFC 5280 section 4.1.2.5: both ends belong to the validity.
+    """
+    return all(certificate.not_before - early <= at <= certificate.not_after for certificate in path)

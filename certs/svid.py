@@ -125,6 +125,12 @@ class X509Issuer:
         return self.certificate.public_bytes(serialization.Encoding.DER)
 
     @cached_property
+    def may_sign_crls(self) -> bool:
+        """Whether its certificate says so (RFC 5280 section 4.2.1.3); one that somebody upstream made may not."""
+        usage = read_certificate(self.der).key_usage
+        return usage is not None and usage.crl_sign
+
+    @cached_property
     def above(self) -> tuple[bytes, ...]:
         """What a chain has above the leaf: this certificate and those between it and the root, that one excluded."""
         is_root = self.certificate.subject == self.certificate.issuer

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 from firedoor.certs.bundle import TrustBundle
 from firedoor.certs.certificate import Certificate, read_certificate
@@ -26,6 +26,10 @@ from firedoor.certs.intermediates import Intermediates
 from firedoor.certs.paths import Path, Paths, TooManySignatures, valid_at
 from firedoor.certs.patterns import IdPattern
 from firedoor.certs.svid import NOT_BEFORE_CUSHION, X509Svid, read_chain
+
+# How long before its notBefore a certificate counts, in seconds: whoever issued it has a clock that is so much ahead of
+# ours. As much as a clock may be set back without a word. Nothing counts after its notAfter.
+EARLY: Final = 300
 
 
 @final
@@ -73,6 +77,7 @@ def verify_x509_svid(
 ) -> VerifiedSvid:
     """Verify a chain of DER certificates, leaf first, at a time in Unix seconds. Raise SvidError.
 
+    What begins within `EARLY` seconds counts already.
     `intermediates`: the CAs below roots that may sign; None: nobody keeps a list, and any may.
     """
     svid, certificates = read_chain(chain)
@@ -82,8 +87,9 @@ def verify_x509_svid(
     for certificate in certificates[1:]:
         _check_authority_id(certificate, svid.id.trust_domain)
     roots = [read_certificate(root.der) for root in bundle.x509_roots]
-    path = _path(certificates, roots, at)
-    _check_times(path, at)
+    begun = _begun(certificates, at)
+    path = _path(certificates, roots, begun)
+    _check_times(path, at, begun)
     authority_ids = tuple(authority.authority_id for authority in path[1:])
     _check_revocations(svid, authority_ids, revocations)
     if intermediates is not None:
@@ -102,11 +108,11 @@ def _check_authority_id(certificate: Certificate, trust_domain: TrustDomain) -> 
 
 
 def _path(certificates: Sequence[Certificate], roots: Sequence[Certificate], at: int) -> Path:
-    """Return a path to a root; where there are several, one that is valid now is preferred. Raise SvidError."""
+    """Return a path to a root; where there are several, one that is valid then is preferred. Raise SvidError."""
     paths, outdated = Paths(certificates, roots), None
     try:
         for path in paths:
-            if valid_at(path, at):
+            if valid_at(path, at, EARLY):
                 return path
             outdated = outdated or path
     except TooManySignatures:
@@ -116,12 +122,17 @@ def _path(certificates: Sequence[Certificate], roots: Sequence[Certificate], at:
     return outdated
 
 
-def _check_times(path: Iterable[Certificate], at: int) -> None:
+def _begun(certificates: Iterable[Certificate], at: int) -> int:
+    """Return when all has begun that begins soon: now, for most. Nothing may have ended then."""
+    return max([at, *(one.not_before for one in certificates if one.not_before <= at + EARLY)])
+
+
+def _check_times(path: Iterable[Certificate], at: int, begun: int) -> None:
     """RFC 5280 section 4.1.2.5: both ends belong to the validity. Our roots too must be valid, as Go has it."""
     for certificate in path:
-        if at < certificate.not_before:
+        if at + EARLY < certificate.not_before:
             raise SvidError("not_yet_valid")
-        if at > certificate.not_after:
+        if begun > certificate.not_after:
             raise SvidError("expired")
 
 
