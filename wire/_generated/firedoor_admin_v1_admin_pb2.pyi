@@ -152,6 +152,92 @@ class ApplyPolicyResponse(_message.Message):
 Global___ApplyPolicyResponse: _TypeAlias = ApplyPolicyResponse  # noqa: Y015
 
 @_typing.final
+class ListServicesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    address: _builtins.bytes
+    """4 or 16 bytes: only what has this address."""
+    page_size: _builtins.int
+    """At most so many a page; 0: all of them."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.bytes = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServicesRequest: _TypeAlias = ListServicesRequest  # noqa: Y015
+
+@_typing.final
+class ListServicesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def generation(self) -> _control_pb2.Generation: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectoryService]:
+        """By name. Where documents and a cluster's objects have one address and port, the document's is here alone."""
+
+    @_builtins.property
+    def trouble(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why what was derived is not as the cluster's objects would have it."""
+
+    def __init__(
+        self,
+        *,
+        generation: _control_pb2.Generation | None = ...,
+        services: _abc.Iterable[Global___DirectoryService] | None = ...,
+        next_page_token: _builtins.str = ...,
+        trouble: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "next_page_token", b"next_page_token", "services", b"services", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServicesResponse: _TypeAlias = ListServicesResponse  # noqa: Y015
+
+@_typing.final
+class DirectoryService(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"policy", or what it was derived from: "Service models/store"."""
+    @_builtins.property
+    def service(self) -> _policy_pb2.Service: ...
+    def __init__(
+        self,
+        *,
+        service: _policy_pb2.Service | None = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectoryService: _TypeAlias = DirectoryService  # noqa: Y015
+
+@_typing.final
 class Change(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -197,6 +283,75 @@ class Change(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class ListOriginsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entry_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        entry_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_ids", b"entry_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOriginsRequest: _TypeAlias = ListOriginsRequest  # noqa: Y015
+
+@_typing.final
+class ListOriginsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def origins(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntryOrigin]:
+        """Of those that are there and have one."""
+
+    def __init__(
+        self,
+        *,
+        origins: _abc.Iterable[Global___EntryOrigin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOriginsResponse: _TypeAlias = ListOriginsResponse  # noqa: Y015
+
+@_typing.final
+class EntryOrigin(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    origin: _builtins.str
+    """kubernetes:<cluster>/<kind>/<name>, or kubernetes:<cluster>/sidecars."""
+    kept: _builtins.bool
+    """Whether what made it keeps it as it is, so that it is not changed by hand."""
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "kept", b"kept", "origin", b"origin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntryOrigin: _TypeAlias = EntryOrigin  # noqa: Y015
 
 @_typing.final
 class RevokeDownstreamCaRequest(_message.Message):
@@ -349,6 +504,778 @@ class DownstreamCa(_message.Message):
 Global___DownstreamCa: _TypeAlias = DownstreamCa  # noqa: Y015
 
 @_typing.final
+class ListCrlsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCrlsRequest: _TypeAlias = ListCrlsRequest  # noqa: Y015
+
+@_typing.final
+class ListCrlsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def crls(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedCrl]: ...
+    def __init__(
+        self,
+        *,
+        crls: _abc.Iterable[Global___SignedCrl] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crls", b"crls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCrlsResponse: _TypeAlias = ListCrlsResponse  # noqa: Y015
+
+@_typing.final
+class SignedCrl(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRL_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """How many revoked certificates it has no room for."""
+    @_builtins.property
+    def crl(self) -> _control_pb2.Crl: ...
+    def __init__(
+        self,
+        *,
+        crl: _control_pb2.Crl | None = ...,
+        left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["crl", b"crl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crl", b"crl", "left_out", b"left_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedCrl: _TypeAlias = SignedCrl  # noqa: Y015
+
+@_typing.final
+class ListRevocationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevocationsRequest: _TypeAlias = ListRevocationsRequest  # noqa: Y015
+
+@_typing.final
+class ListRevocationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevocationInForce]: ...
+    def __init__(
+        self,
+        *,
+        revocations: _abc.Iterable[Global___RevocationInForce] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevocationsResponse: _TypeAlias = ListRevocationsResponse  # noqa: Y015
+
+@_typing.final
+class RevocationInForce(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOCATION_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    expires_at: _builtins.int
+    """From when on nothing that it names can be valid any more."""
+    @_builtins.property
+    def revocation(self) -> _control_pb2.Revocation: ...
+    def __init__(
+        self,
+        *,
+        revocation: _control_pb2.Revocation | None = ...,
+        expires_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revocation", b"revocation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "revocation", b"revocation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevocationInForce: _TypeAlias = RevocationInForce  # noqa: Y015
+
+@_typing.final
+class RevokeSvidsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DELETE_ENTRIES_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    """An ID of our trust domain, or a pattern; `{td}` is our trust domain. JWT- and WIT-SVIDs too."""
+    serial: _builtins.str
+    """Of one X.509-SVID; hex, in either case."""
+    segment: _builtins.str
+    """Everything that a segment's member patterns match. JWT- and WIT-SVIDs too."""
+    agent_id: _builtins.str
+    """What was issued through an agent; not the agent's own SVID."""
+    reason: _builtins.str
+    """Why, for the audit log."""
+    delete_entries: _builtins.bool
+    """Delete the entries through which it was issued, so that nobody gets another."""
+    dry_run: _builtins.bool
+    """Change nothing, and say what would be."""
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        delete_entries: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "segment", b"segment", "serial", b"serial", "spiffe_id", b"spiffe_id", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "delete_entries", b"delete_entries", "dry_run", b"dry_run", "reason", b"reason", "segment", b"segment", "serial", b"serial", "spiffe_id", b"spiffe_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["spiffe_id", "serial", "segment", "agent_id"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___RevokeSvidsRequest: _TypeAlias = RevokeSvidsRequest  # noqa: Y015
+
+@_typing.final
+class RevokeSvidsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    SVIDS_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    svids: _builtins.int
+    """How many live X.509-SVIDs end."""
+    @_builtins.property
+    def generation(self) -> _control_pb2.Generation: ...
+    @_builtins.property
+    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevocationInForce]: ...
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevokedEntry]:
+        """The entries through which their holders had them: deleted, or good for another SVID."""
+
+    def __init__(
+        self,
+        *,
+        generation: _control_pb2.Generation | None = ...,
+        revocations: _abc.Iterable[Global___RevocationInForce] | None = ...,
+        svids: _builtins.int = ...,
+        entries: _abc.Iterable[Global___RevokedEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "generation", b"generation", "revocations", b"revocations", "svids", b"svids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeSvidsResponse: _TypeAlias = RevokeSvidsResponse  # noqa: Y015
+
+@_typing.final
+class RevokedEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    spiffe_id: _builtins.str
+    deleted: _builtins.bool
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "entry_id", b"entry_id", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokedEntry: _TypeAlias = RevokedEntry  # noqa: Y015
+
+@_typing.final
+class RequestAccessRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    ttl: _builtins.int
+    """Seconds."""
+    segment: _builtins.str
+    """A segment whose admission says `breakglass: true`; empty where there is one alone."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        ttl: _builtins.int = ...,
+        segment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "segment", b"segment", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestAccessRequest: _TypeAlias = RequestAccessRequest  # noqa: Y015
+
+@_typing.final
+class ApproveAccessRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveAccessRequest: _TypeAlias = ApproveAccessRequest  # noqa: Y015
+
+@_typing.final
+class TakeAccessRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    csr: _builtins.bytes
+    """PKCS #10, DER. What it names counts for nothing."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeAccessRequest: _TypeAlias = TakeAccessRequest  # noqa: Y015
+
+@_typing.final
+class TakeAccessResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    CERT_CHAIN_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    @_builtins.property
+    def grant(self) -> Global___Grant: ...
+    @_builtins.property
+    def cert_chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DER, the leaf first."""
+
+    def __init__(
+        self,
+        *,
+        grant: Global___Grant | None = ...,
+        spiffe_id: _builtins.str = ...,
+        cert_chain: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cert_chain", b"cert_chain", "grant", b"grant", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeAccessResponse: _TypeAlias = TakeAccessResponse  # noqa: Y015
+
+@_typing.final
+class EndAccessRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndAccessRequest: _TypeAlias = EndAccessRequest  # noqa: Y015
+
+@_typing.final
+class ListAccessRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccessRequest: _TypeAlias = ListAccessRequest  # noqa: Y015
+
+@_typing.final
+class ListAccessResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]:
+        """The latest first."""
+
+    def __init__(
+        self,
+        *,
+        grants: _abc.Iterable[Global___Grant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccessResponse: _TypeAlias = ListAccessResponse  # noqa: Y015
+
+@_typing.final
+class Grant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    APPROVED_AT_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    ENDS_AT_FIELD_NUMBER: _builtins.int
+    ENDED_BY_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    segment: _builtins.str
+    requester: _builtins.str
+    reason: _builtins.str
+    ttl: _builtins.int
+    state: _builtins.str
+    """"waiting", "approved", "open", "ended", or "lapsed": it waited too long."""
+    requested_at: _builtins.int
+    """Unix seconds; 0: not yet."""
+    approver: _builtins.str
+    approved_at: _builtins.int
+    serial: _builtins.str
+    issued_at: _builtins.int
+    ends_at: _builtins.int
+    ended_by: _builtins.str
+    ended_at: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        requester: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        ttl: _builtins.int = ...,
+        state: _builtins.str = ...,
+        requested_at: _builtins.int = ...,
+        approver: _builtins.str = ...,
+        approved_at: _builtins.int = ...,
+        serial: _builtins.str = ...,
+        issued_at: _builtins.int = ...,
+        ends_at: _builtins.int = ...,
+        ended_by: _builtins.str = ...,
+        ended_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_at", b"approved_at", "approver", b"approver", "ended_at", b"ended_at", "ended_by", b"ended_by", "ends_at", b"ends_at", "id", b"id", "issued_at", b"issued_at", "reason", b"reason", "requested_at", b"requested_at", "requester", b"requester", "segment", b"segment", "serial", b"serial", "state", b"state", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class Authority(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    UPSTREAM_AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    LIVE_SVIDS_FIELD_NUMBER: _builtins.int
+    KEY_LOST_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"x509", "jwt" or "wit"."""
+    slot: _builtins.str
+    """"A" or "B"."""
+    authority_id: _builtins.str
+    status: _builtins.str
+    """"prepared", "active", "old", "tainted" or "revoked"."""
+    issued_at: _builtins.int
+    not_after: _builtins.int
+    upstream_authority_id: _builtins.str
+    """Subject key ID of the root above it, empty when it is a root itself."""
+    live_svids: _builtins.int
+    """Certificates of workloads, agents and servers below that it signed and that have not expired; X.509 alone."""
+    key_lost: _builtins.bool
+    """Its key is gone from the key manager: once the broker ends, nothing more can be signed with it."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        slot: _builtins.str = ...,
+        authority_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        issued_at: _builtins.int = ...,
+        not_after: _builtins.int = ...,
+        upstream_authority_id: _builtins.str = ...,
+        live_svids: _builtins.int = ...,
+        key_lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_id", b"authority_id", "issued_at", b"issued_at", "key_lost", b"key_lost", "kind", b"kind", "live_svids", b"live_svids", "not_after", b"not_after", "slot", b"slot", "status", b"status", "upstream_authority_id", b"upstream_authority_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authority: _TypeAlias = Authority  # noqa: Y015
+
+@_typing.final
+class ListAuthoritiesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuthoritiesRequest: _TypeAlias = ListAuthoritiesRequest  # noqa: Y015
+
+@_typing.final
+class ListAuthoritiesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    ROTATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]: ...
+    @_builtins.property
+    def rotations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rotation]: ...
+    def __init__(
+        self,
+        *,
+        authorities: _abc.Iterable[Global___Authority] | None = ...,
+        rotations: _abc.Iterable[Global___Rotation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "rotations", b"rotations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuthoritiesResponse: _TypeAlias = ListAuthoritiesResponse  # noqa: Y015
+
+@_typing.final
+class Rotation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    OLD_AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    NEW_AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    EMERGENCY_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    ASKED_COUNT_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    OVER_COUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    stage: _builtins.str
+    """"prepare", "spread", "reissue", "retire", "done" or "aborted"."""
+    by: _builtins.str
+    started_at: _builtins.int
+    since: _builtins.int
+    """When the stage began."""
+    old_authority_id: _builtins.str
+    new_authority_id: _builtins.str
+    force: _builtins.bool
+    patience: _builtins.int
+    """Seconds that a stage waits for who is missing, when it is forced."""
+    emergency: _builtins.bool
+    missing_count: _builtins.int
+    asked_count: _builtins.int
+    over_count: _builtins.int
+    reason: _builtins.str
+    """Why it was aborted."""
+    trouble: _builtins.str
+    """What keeps the broker from going on; it tries again."""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingFollower]:
+        """Whom the stage waits for, the first thousand, and how many in all; out of how many."""
+
+    @_builtins.property
+    def over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Over whom it went on, the first hundred, and how many in all."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        by: _builtins.str = ...,
+        started_at: _builtins.int = ...,
+        since: _builtins.int = ...,
+        old_authority_id: _builtins.str = ...,
+        new_authority_id: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        patience: _builtins.int = ...,
+        emergency: _builtins.bool = ...,
+        missing: _abc.Iterable[Global___MissingFollower] | None = ...,
+        missing_count: _builtins.int = ...,
+        asked_count: _builtins.int = ...,
+        over: _abc.Iterable[_builtins.str] | None = ...,
+        over_count: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_count", b"asked_count", "by", b"by", "emergency", b"emergency", "force", b"force", "kind", b"kind", "missing", b"missing", "missing_count", b"missing_count", "new_authority_id", b"new_authority_id", "old_authority_id", b"old_authority_id", "over", b"over", "over_count", b"over_count", "patience", b"patience", "reason", b"reason", "since", b"since", "stage", b"stage", "started_at", b"started_at", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rotation: _TypeAlias = Rotation  # noqa: Y015
+
+@_typing.final
+class MissingFollower(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHO_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    who: _builtins.str
+    """The ID of an agent, of a server below or of a minted SVID; else what is waited for."""
+    why: _builtins.str
+    until: _builtins.int
+    """When it is over by itself; 0 where that is not known."""
+    def __init__(
+        self,
+        *,
+        who: _builtins.str = ...,
+        why: _builtins.str = ...,
+        until: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["until", b"until", "who", b"who", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingFollower: _TypeAlias = MissingFollower  # noqa: Y015
+
+@_typing.final
+class StartRotationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    EMERGENCY_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Only say whom it would wait for."""
+    force: _builtins.bool
+    """Go on without who is missing, after `patience` seconds in a stage; 0 is the default of 30, in an emergency of 3."""
+    patience: _builtins.int
+    drain: _builtins.int
+    """How long requests may go on over the old authority's certificates, in seconds; the default is 10."""
+    emergency: _builtins.bool
+    """Within seconds; whoever has not followed by then is cut off."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[_builtins.str] | None = ...,
+        dry_run: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        patience: _builtins.int = ...,
+        drain: _builtins.int | None = ...,
+        emergency: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain", b"_drain", "drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain", b"_drain", "drain", b"drain", "dry_run", b"dry_run", "emergency", b"emergency", "force", b"force", "kinds", b"kinds", "patience", b"patience"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__drain: _TypeAlias = _typing.Literal["drain"]  # noqa: Y015
+    _WhichOneofArgType__drain: _TypeAlias = _typing.Literal["_drain", b"_drain"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drain) -> _WhichOneofReturnType__drain | None: ...
+
+Global___StartRotationRequest: _TypeAlias = StartRotationRequest  # noqa: Y015
+
+@_typing.final
+class StartRotationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATIONS_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rotations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rotation]: ...
+    @_builtins.property
+    def joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The kinds whose rotation was under way."""
+
+    def __init__(
+        self,
+        *,
+        rotations: _abc.Iterable[Global___Rotation] | None = ...,
+        joined: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "rotations", b"rotations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRotationResponse: _TypeAlias = StartRotationResponse  # noqa: Y015
+
+@_typing.final
+class WatchRotationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRotationsRequest: _TypeAlias = WatchRotationsRequest  # noqa: Y015
+
+@_typing.final
+class WatchRotationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rotations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rotation]: ...
+    def __init__(
+        self,
+        *,
+        rotations: _abc.Iterable[Global___Rotation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rotations", b"rotations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRotationsResponse: _TypeAlias = WatchRotationsResponse  # noqa: Y015
+
+@_typing.final
+class AbortRotationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortRotationRequest: _TypeAlias = AbortRotationRequest  # noqa: Y015
+
+@_typing.final
+class AbortRotationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rotations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rotation]: ...
+    def __init__(
+        self,
+        *,
+        rotations: _abc.Iterable[Global___Rotation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rotations", b"rotations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortRotationResponse: _TypeAlias = AbortRotationResponse  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -402,6 +1329,8 @@ class GetStatusResponse(_message.Message):
     AUTHORIZED_DELEGATES_FIELD_NUMBER: _builtins.int
     NOT_ADMITTED_FIELD_NUMBER: _builtins.int
     CAPTURE_EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    DNS_FIELD_NUMBER: _builtins.int
+    NOT_ENFORCING_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     agent_id: _builtins.str
     server: _builtins.str
@@ -409,6 +1338,8 @@ class GetStatusResponse(_message.Message):
     revision: _builtins.int
     broker_api: _builtins.str
     """Where the SPIFFE Broker API is served, empty where it is not, and who may call."""
+    not_enforcing: _builtins.str
+    """Why the app can be reached past this sidecar; empty where it cannot, or where nobody here knows."""
     @_builtins.property
     def generation(self) -> _control_pb2.Generation: ...
     @_builtins.property
@@ -437,6 +1368,10 @@ class GetStatusResponse(_message.Message):
     def capture_exclusions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What passes by this sidecar where its network namespace is captured, each with its reason."""
 
+    @_builtins.property
+    def dns(self) -> Global___DnsStatus:
+        """The DNS relay; not there where nothing is captured."""
+
     def __init__(
         self,
         *,
@@ -455,14 +1390,52 @@ class GetStatusResponse(_message.Message):
         authorized_delegates: _abc.Iterable[_builtins.str] | None = ...,
         not_admitted: _abc.Iterable[_builtins.str] | None = ...,
         capture_exclusions: _abc.Iterable[_builtins.str] | None = ...,
+        dns: Global___DnsStatus | None = ...,
+        not_enforcing: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authorized_delegates", b"authorized_delegates", "broker_api", b"broker_api", "broker_api_clients", b"broker_api_clients", "capture_exclusions", b"capture_exclusions", "connected", b"connected", "counters", b"counters", "generation", b"generation", "listeners", b"listeners", "missing", b"missing", "not_admitted", b"not_admitted", "revision", b"revision", "server", b"server", "svids", b"svids", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authorized_delegates", b"authorized_delegates", "broker_api", b"broker_api", "broker_api_clients", b"broker_api_clients", "capture_exclusions", b"capture_exclusions", "connected", b"connected", "counters", b"counters", "dns", b"dns", "generation", b"generation", "listeners", b"listeners", "missing", b"missing", "not_admitted", b"not_admitted", "not_enforcing", b"not_enforcing", "revision", b"revision", "server", b"server", "svids", b"svids", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DnsStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LISTEN_FIELD_NUMBER: _builtins.int
+    RESOLVERS_FIELD_NUMBER: _builtins.int
+    EVERY_NAME_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    every_name: _builtins.bool
+    """Else `names` alone may be asked for."""
+    @_builtins.property
+    def listen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where it listens, by UDP and TCP; empty while it is not open."""
+
+    @_builtins.property
+    def resolvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Whom it asks; empty when resolv.conf names nobody."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        listen: _abc.Iterable[_builtins.str] | None = ...,
+        resolvers: _abc.Iterable[_builtins.str] | None = ...,
+        every_name: _builtins.bool = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_name", b"every_name", "listen", b"listen", "names", b"names", "resolvers", b"resolvers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DnsStatus: _TypeAlias = DnsStatus  # noqa: Y015
 
 @_typing.final
 class SvidStatus(_message.Message):

@@ -25,6 +25,11 @@ class PolicyAdminStub:
                 request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ApplyPolicyRequest.SerializeToString,
                 response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ApplyPolicyResponse.FromString,
                 _registered_method=True)
+        self.ListServices = channel.unary_unary(
+                '/firedoor.admin.v1.PolicyAdmin/ListServices',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListServicesRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListServicesResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyAdminServicer:
@@ -46,6 +51,13 @@ class PolicyAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListServices(self, request, context):
+        """The directory: the policy's services, and those that were derived from a cluster's objects.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,11 +71,59 @@ def add_PolicyAdminServicer_to_server(servicer, server):
                     request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ApplyPolicyRequest.FromString,
                     response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ApplyPolicyResponse.SerializeToString,
             ),
+            'ListServices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServices,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListServicesRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListServicesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'firedoor.admin.v1.PolicyAdmin', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
     server.add_registered_method_handlers('firedoor.admin.v1.PolicyAdmin', rpc_method_handlers)
+
+
+class EntryAdminStub:
+    """The broker's admin socket: what SPIRE's Entry API has no field for.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListOrigins = channel.unary_unary(
+                '/firedoor.admin.v1.EntryAdmin/ListOrigins',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListOriginsRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListOriginsResponse.FromString,
+                _registered_method=True)
+
+
+class EntryAdminServicer:
+    """The broker's admin socket: what SPIRE's Entry API has no field for.
+    """
+
+    def ListOrigins(self, request, context):
+        """What made entries that nobody made by hand. At most 1,000 IDs; INVALID_ARGUMENT for more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EntryAdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListOrigins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrigins,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListOriginsRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListOriginsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'firedoor.admin.v1.EntryAdmin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('firedoor.admin.v1.EntryAdmin', rpc_method_handlers)
 
 
 class DownstreamAdminStub:
@@ -126,6 +186,291 @@ def add_DownstreamAdminServicer_to_server(servicer, server):
             'firedoor.admin.v1.DownstreamAdmin', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
     server.add_registered_method_handlers('firedoor.admin.v1.DownstreamAdmin', rpc_method_handlers)
+
+
+class RevocationAdminStub:
+    """The broker's admin APIs. Certificates that end before their time.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListRevocations = channel.unary_unary(
+                '/firedoor.admin.v1.RevocationAdmin/ListRevocations',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
+        self.RevokeSvids = channel.unary_unary(
+                '/firedoor.admin.v1.RevocationAdmin/RevokeSvids',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeSvidsRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeSvidsResponse.FromString,
+                _registered_method=True)
+        self.ListCrls = channel.unary_unary(
+                '/firedoor.admin.v1.RevocationAdmin/ListCrls',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListCrlsRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListCrlsResponse.FromString,
+                _registered_method=True)
+
+
+class RevocationAdminServicer:
+    """The broker's admin APIs. Certificates that end before their time.
+    """
+
+    def ListRevocations(self, request, context):
+        """What is revoked and could still be valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSvids(self, request, context):
+        """Revokes what lives of the target, in the next generation. Whoever is entitled gets another SVID at once, unless
+        `delete_entries` takes that away too. NOT_FOUND when the target is nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCrls(self, request, context):
+        """The revocation lists of all X.509 authorities of the trust domain's brokers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RevocationAdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListRevocationsResponse.SerializeToString,
+            ),
+            'RevokeSvids': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSvids,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeSvidsRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RevokeSvidsResponse.SerializeToString,
+            ),
+            'ListCrls': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCrls,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListCrlsRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListCrlsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'firedoor.admin.v1.RevocationAdmin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('firedoor.admin.v1.RevocationAdmin', rpc_method_handlers)
+
+
+class BreakGlassStub:
+    """The broker's admin APIs, over the network alone: at the admin socket nobody has a name. Emergency access for one person
+    whom another one has approved; operators and administrators.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RequestAccess = channel.unary_unary(
+                '/firedoor.admin.v1.BreakGlass/RequestAccess',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RequestAccessRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.Grant.FromString,
+                _registered_method=True)
+        self.ApproveAccess = channel.unary_unary(
+                '/firedoor.admin.v1.BreakGlass/ApproveAccess',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ApproveAccessRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.Grant.FromString,
+                _registered_method=True)
+        self.TakeAccess = channel.unary_unary(
+                '/firedoor.admin.v1.BreakGlass/TakeAccess',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.TakeAccessRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.TakeAccessResponse.FromString,
+                _registered_method=True)
+        self.EndAccess = channel.unary_unary(
+                '/firedoor.admin.v1.BreakGlass/EndAccess',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.EndAccessRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.Grant.FromString,
+                _registered_method=True)
+        self.ListAccess = channel.unary_unary(
+                '/firedoor.admin.v1.BreakGlass/ListAccess',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAccessRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAccessResponse.FromString,
+                _registered_method=True)
+
+
+class BreakGlassServicer:
+    """The broker's admin APIs, over the network alone: at the admin socket nobody has a name. Emergency access for one person
+    whom another one has approved; operators and administrators.
+    """
+
+    def RequestAccess(self, request, context):
+        """Asks for access; it waits for 15 minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveAccess(self, request, context):
+        """Approves what somebody else asked for. PERMISSION_DENIED for what the caller asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeAccess(self, request, context):
+        """Gives whoever asked an SVID of the segment, once and within 15 minutes; its TTL begins here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndAccess(self, request, context):
+        """Ends a grant: what waits is withdrawn, what was issued is revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAccess(self, request, context):
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_BreakGlassServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RequestAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestAccess,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.RequestAccessRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.Grant.SerializeToString,
+            ),
+            'ApproveAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveAccess,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ApproveAccessRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.Grant.SerializeToString,
+            ),
+            'TakeAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeAccess,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.TakeAccessRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.TakeAccessResponse.SerializeToString,
+            ),
+            'EndAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndAccess,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.EndAccessRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.Grant.SerializeToString,
+            ),
+            'ListAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccess,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAccessRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAccessResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'firedoor.admin.v1.BreakGlass', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('firedoor.admin.v1.BreakGlass', rpc_method_handlers)
+
+
+class AuthorityAdminStub:
+    """The broker's admin socket. A rotation replaces the authority of one kind, step by step, each when everybody has followed
+    the one before; the broker goes on with it whether somebody watches or not.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListAuthorities = channel.unary_unary(
+                '/firedoor.admin.v1.AuthorityAdmin/ListAuthorities',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAuthoritiesRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAuthoritiesResponse.FromString,
+                _registered_method=True)
+        self.StartRotation = channel.unary_unary(
+                '/firedoor.admin.v1.AuthorityAdmin/StartRotation',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.StartRotationRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.StartRotationResponse.FromString,
+                _registered_method=True)
+        self.WatchRotations = channel.unary_stream(
+                '/firedoor.admin.v1.AuthorityAdmin/WatchRotations',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.WatchRotationsRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.WatchRotationsResponse.FromString,
+                _registered_method=True)
+        self.AbortRotation = channel.unary_unary(
+                '/firedoor.admin.v1.AuthorityAdmin/AbortRotation',
+                request_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.AbortRotationRequest.SerializeToString,
+                response_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.AbortRotationResponse.FromString,
+                _registered_method=True)
+
+
+class AuthorityAdminServicer:
+    """The broker's admin socket. A rotation replaces the authority of one kind, step by step, each when everybody has followed
+    the one before; the broker goes on with it whether somebody watches or not.
+    """
+
+    def ListAuthorities(self, request, context):
+        """The authorities in their slots, and the rotation of each kind that is under way or was last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRotation(self, request, context):
+        """Starts rotations, or joins those under way. FailedPrecondition for what cannot be done below an authority upstream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRotations(self, request, context):
+        """Answers now, after each change, and every second. The stream ends after a while, and is to be opened again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortRotation(self, request, context):
+        """Ends a rotation where it stands; FailedPrecondition once the old authority is tainted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AuthorityAdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListAuthorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuthorities,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAuthoritiesRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.ListAuthoritiesResponse.SerializeToString,
+            ),
+            'StartRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRotation,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.StartRotationRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.StartRotationResponse.SerializeToString,
+            ),
+            'WatchRotations': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRotations,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.WatchRotationsRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.WatchRotationsResponse.SerializeToString,
+            ),
+            'AbortRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortRotation,
+                    request_deserializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.AbortRotationRequest.FromString,
+                    response_serializer=firedoor_dot_admin_dot_v1_dot_admin__pb2.AbortRotationResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'firedoor.admin.v1.AuthorityAdmin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('firedoor.admin.v1.AuthorityAdmin', rpc_method_handlers)
 
 
 class SidecarAdminStub:

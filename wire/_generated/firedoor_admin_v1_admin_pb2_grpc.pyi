@@ -35,6 +35,8 @@ class PolicyAdminStub:
     """Replaces the whole set, or changes nothing. FailedPrecondition when the policy's source is not the database, or
     when `if_generation` is not the generation in force.
     """
+    ListServices: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListServicesRequest, _admin_pb2.ListServicesResponse]
+    """The directory: the policy's services, and those that were derived from a cluster's objects."""
 
 @_typing.type_check_only
 class PolicyAdminAsyncStub(PolicyAdminStub):
@@ -47,6 +49,8 @@ class PolicyAdminAsyncStub(PolicyAdminStub):
     """Replaces the whole set, or changes nothing. FailedPrecondition when the policy's source is not the database, or
     when `if_generation` is not the generation in force.
     """
+    ListServices: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListServicesRequest, _admin_pb2.ListServicesResponse]  # type: ignore[assignment]
+    """The directory: the policy's services, and those that were derived from a cluster's objects."""
 
 class PolicyAdminServicer(metaclass=_abc_1.ABCMeta):
     """The broker's admin socket."""
@@ -69,7 +73,46 @@ class PolicyAdminServicer(metaclass=_abc_1.ABCMeta):
         when `if_generation` is not the generation in force.
         """
 
+    @_abc_1.abstractmethod
+    def ListServices(
+        self,
+        request: _admin_pb2.ListServicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListServicesResponse, _abc.Awaitable[_admin_pb2.ListServicesResponse]]:
+        """The directory: the policy's services, and those that were derived from a cluster's objects."""
+
 def add_PolicyAdminServicer_to_server(servicer: PolicyAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class EntryAdminStub:
+    """The broker's admin socket: what SPIRE's Entry API has no field for."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EntryAdminAsyncStub: ...
+    ListOrigins: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListOriginsRequest, _admin_pb2.ListOriginsResponse]
+    """What made entries that nobody made by hand. At most 1,000 IDs; INVALID_ARGUMENT for more."""
+
+@_typing.type_check_only
+class EntryAdminAsyncStub(EntryAdminStub):
+    """The broker's admin socket: what SPIRE's Entry API has no field for."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListOrigins: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListOriginsRequest, _admin_pb2.ListOriginsResponse]  # type: ignore[assignment]
+    """What made entries that nobody made by hand. At most 1,000 IDs; INVALID_ARGUMENT for more."""
+
+class EntryAdminServicer(metaclass=_abc_1.ABCMeta):
+    """The broker's admin socket: what SPIRE's Entry API has no field for."""
+
+    @_abc_1.abstractmethod
+    def ListOrigins(
+        self,
+        request: _admin_pb2.ListOriginsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListOriginsResponse, _abc.Awaitable[_admin_pb2.ListOriginsResponse]]:
+        """What made entries that nobody made by hand. At most 1,000 IDs; INVALID_ARGUMENT for more."""
+
+def add_EntryAdminServicer_to_server(servicer: EntryAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class DownstreamAdminStub:
     """The broker's admin socket. A downstream entry is written by SPIRE's Entry API, with the segments that it may issue for
@@ -119,6 +162,222 @@ class DownstreamAdminServicer(metaclass=_abc_1.ABCMeta):
         """Takes one CA, and all others with its key, off the sidecars' list, for good. NOT_FOUND unless it counts."""
 
 def add_DownstreamAdminServicer_to_server(servicer: DownstreamAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class RevocationAdminStub:
+    """The broker's admin APIs. Certificates that end before their time."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RevocationAdminAsyncStub: ...
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRevocationsRequest, _admin_pb2.ListRevocationsResponse]
+    """What is revoked and could still be valid."""
+    RevokeSvids: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeSvidsRequest, _admin_pb2.RevokeSvidsResponse]
+    """Revokes what lives of the target, in the next generation. Whoever is entitled gets another SVID at once, unless
+    `delete_entries` takes that away too. NOT_FOUND when the target is nobody.
+    """
+    ListCrls: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListCrlsRequest, _admin_pb2.ListCrlsResponse]
+    """The revocation lists of all X.509 authorities of the trust domain's brokers."""
+
+@_typing.type_check_only
+class RevocationAdminAsyncStub(RevocationAdminStub):
+    """The broker's admin APIs. Certificates that end before their time."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRevocationsRequest, _admin_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """What is revoked and could still be valid."""
+    RevokeSvids: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeSvidsRequest, _admin_pb2.RevokeSvidsResponse]  # type: ignore[assignment]
+    """Revokes what lives of the target, in the next generation. Whoever is entitled gets another SVID at once, unless
+    `delete_entries` takes that away too. NOT_FOUND when the target is nobody.
+    """
+    ListCrls: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListCrlsRequest, _admin_pb2.ListCrlsResponse]  # type: ignore[assignment]
+    """The revocation lists of all X.509 authorities of the trust domain's brokers."""
+
+class RevocationAdminServicer(metaclass=_abc_1.ABCMeta):
+    """The broker's admin APIs. Certificates that end before their time."""
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _admin_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRevocationsResponse, _abc.Awaitable[_admin_pb2.ListRevocationsResponse]]:
+        """What is revoked and could still be valid."""
+
+    @_abc_1.abstractmethod
+    def RevokeSvids(
+        self,
+        request: _admin_pb2.RevokeSvidsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeSvidsResponse, _abc.Awaitable[_admin_pb2.RevokeSvidsResponse]]:
+        """Revokes what lives of the target, in the next generation. Whoever is entitled gets another SVID at once, unless
+        `delete_entries` takes that away too. NOT_FOUND when the target is nobody.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCrls(
+        self,
+        request: _admin_pb2.ListCrlsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListCrlsResponse, _abc.Awaitable[_admin_pb2.ListCrlsResponse]]:
+        """The revocation lists of all X.509 authorities of the trust domain's brokers."""
+
+def add_RevocationAdminServicer_to_server(servicer: RevocationAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class BreakGlassStub:
+    """The broker's admin APIs, over the network alone: at the admin socket nobody has a name. Emergency access for one person
+    whom another one has approved; operators and administrators.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> BreakGlassAsyncStub: ...
+    RequestAccess: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RequestAccessRequest, _admin_pb2.Grant]
+    """Asks for access; it waits for 15 minutes."""
+    ApproveAccess: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ApproveAccessRequest, _admin_pb2.Grant]
+    """Approves what somebody else asked for. PERMISSION_DENIED for what the caller asked for."""
+    TakeAccess: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TakeAccessRequest, _admin_pb2.TakeAccessResponse]
+    """Gives whoever asked an SVID of the segment, once and within 15 minutes; its TTL begins here."""
+    EndAccess: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EndAccessRequest, _admin_pb2.Grant]
+    """Ends a grant: what waits is withdrawn, what was issued is revoked."""
+    ListAccess: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAccessRequest, _admin_pb2.ListAccessResponse]
+
+@_typing.type_check_only
+class BreakGlassAsyncStub(BreakGlassStub):
+    """The broker's admin APIs, over the network alone: at the admin socket nobody has a name. Emergency access for one person
+    whom another one has approved; operators and administrators.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    RequestAccess: _aio.UnaryUnaryMultiCallable[_admin_pb2.RequestAccessRequest, _admin_pb2.Grant]  # type: ignore[assignment]
+    """Asks for access; it waits for 15 minutes."""
+    ApproveAccess: _aio.UnaryUnaryMultiCallable[_admin_pb2.ApproveAccessRequest, _admin_pb2.Grant]  # type: ignore[assignment]
+    """Approves what somebody else asked for. PERMISSION_DENIED for what the caller asked for."""
+    TakeAccess: _aio.UnaryUnaryMultiCallable[_admin_pb2.TakeAccessRequest, _admin_pb2.TakeAccessResponse]  # type: ignore[assignment]
+    """Gives whoever asked an SVID of the segment, once and within 15 minutes; its TTL begins here."""
+    EndAccess: _aio.UnaryUnaryMultiCallable[_admin_pb2.EndAccessRequest, _admin_pb2.Grant]  # type: ignore[assignment]
+    """Ends a grant: what waits is withdrawn, what was issued is revoked."""
+    ListAccess: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAccessRequest, _admin_pb2.ListAccessResponse]  # type: ignore[assignment]
+
+class BreakGlassServicer(metaclass=_abc_1.ABCMeta):
+    """The broker's admin APIs, over the network alone: at the admin socket nobody has a name. Emergency access for one person
+    whom another one has approved; operators and administrators.
+    """
+
+    @_abc_1.abstractmethod
+    def RequestAccess(
+        self,
+        request: _admin_pb2.RequestAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Grant, _abc.Awaitable[_admin_pb2.Grant]]:
+        """Asks for access; it waits for 15 minutes."""
+
+    @_abc_1.abstractmethod
+    def ApproveAccess(
+        self,
+        request: _admin_pb2.ApproveAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Grant, _abc.Awaitable[_admin_pb2.Grant]]:
+        """Approves what somebody else asked for. PERMISSION_DENIED for what the caller asked for."""
+
+    @_abc_1.abstractmethod
+    def TakeAccess(
+        self,
+        request: _admin_pb2.TakeAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.TakeAccessResponse, _abc.Awaitable[_admin_pb2.TakeAccessResponse]]:
+        """Gives whoever asked an SVID of the segment, once and within 15 minutes; its TTL begins here."""
+
+    @_abc_1.abstractmethod
+    def EndAccess(
+        self,
+        request: _admin_pb2.EndAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Grant, _abc.Awaitable[_admin_pb2.Grant]]:
+        """Ends a grant: what waits is withdrawn, what was issued is revoked."""
+
+    @_abc_1.abstractmethod
+    def ListAccess(
+        self,
+        request: _admin_pb2.ListAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAccessResponse, _abc.Awaitable[_admin_pb2.ListAccessResponse]]: ...
+
+def add_BreakGlassServicer_to_server(servicer: BreakGlassServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class AuthorityAdminStub:
+    """The broker's admin socket. A rotation replaces the authority of one kind, step by step, each when everybody has followed
+    the one before; the broker goes on with it whether somebody watches or not.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AuthorityAdminAsyncStub: ...
+    ListAuthorities: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuthoritiesRequest, _admin_pb2.ListAuthoritiesResponse]
+    """The authorities in their slots, and the rotation of each kind that is under way or was last."""
+    StartRotation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartRotationRequest, _admin_pb2.StartRotationResponse]
+    """Starts rotations, or joins those under way. FailedPrecondition for what cannot be done below an authority upstream."""
+    WatchRotations: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchRotationsRequest, _admin_pb2.WatchRotationsResponse]
+    """Answers now, after each change, and every second. The stream ends after a while, and is to be opened again."""
+    AbortRotation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AbortRotationRequest, _admin_pb2.AbortRotationResponse]
+    """Ends a rotation where it stands; FailedPrecondition once the old authority is tainted."""
+
+@_typing.type_check_only
+class AuthorityAdminAsyncStub(AuthorityAdminStub):
+    """The broker's admin socket. A rotation replaces the authority of one kind, step by step, each when everybody has followed
+    the one before; the broker goes on with it whether somebody watches or not.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListAuthorities: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuthoritiesRequest, _admin_pb2.ListAuthoritiesResponse]  # type: ignore[assignment]
+    """The authorities in their slots, and the rotation of each kind that is under way or was last."""
+    StartRotation: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartRotationRequest, _admin_pb2.StartRotationResponse]  # type: ignore[assignment]
+    """Starts rotations, or joins those under way. FailedPrecondition for what cannot be done below an authority upstream."""
+    WatchRotations: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchRotationsRequest, _admin_pb2.WatchRotationsResponse]  # type: ignore[assignment]
+    """Answers now, after each change, and every second. The stream ends after a while, and is to be opened again."""
+    AbortRotation: _aio.UnaryUnaryMultiCallable[_admin_pb2.AbortRotationRequest, _admin_pb2.AbortRotationResponse]  # type: ignore[assignment]
+    """Ends a rotation where it stands; FailedPrecondition once the old authority is tainted."""
+
+class AuthorityAdminServicer(metaclass=_abc_1.ABCMeta):
+    """The broker's admin socket. A rotation replaces the authority of one kind, step by step, each when everybody has followed
+    the one before; the broker goes on with it whether somebody watches or not.
+    """
+
+    @_abc_1.abstractmethod
+    def ListAuthorities(
+        self,
+        request: _admin_pb2.ListAuthoritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuthoritiesResponse, _abc.Awaitable[_admin_pb2.ListAuthoritiesResponse]]:
+        """The authorities in their slots, and the rotation of each kind that is under way or was last."""
+
+    @_abc_1.abstractmethod
+    def StartRotation(
+        self,
+        request: _admin_pb2.StartRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.StartRotationResponse, _abc.Awaitable[_admin_pb2.StartRotationResponse]]:
+        """Starts rotations, or joins those under way. FailedPrecondition for what cannot be done below an authority upstream."""
+
+    @_abc_1.abstractmethod
+    def WatchRotations(
+        self,
+        request: _admin_pb2.WatchRotationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchRotationsResponse], _abc.AsyncIterator[_admin_pb2.WatchRotationsResponse]]:
+        """Answers now, after each change, and every second. The stream ends after a while, and is to be opened again."""
+
+    @_abc_1.abstractmethod
+    def AbortRotation(
+        self,
+        request: _admin_pb2.AbortRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AbortRotationResponse, _abc.Awaitable[_admin_pb2.AbortRotationResponse]]:
+        """Ends a rotation where it stands; FailedPrecondition once the old authority is tainted."""
+
+def add_AuthorityAdminServicer_to_server(servicer: AuthorityAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class SidecarAdminStub:
     """The sidecar's admin socket."""

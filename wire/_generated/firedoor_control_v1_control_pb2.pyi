@@ -91,7 +91,11 @@ class Hello(_message.Message):
         """Versions of this protocol that the sidecar speaks. This file is version 1."""
 
     @_builtins.property
-    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What else it takes. "delta": updates that say what changed, with a view hash made of the hashes of the parts.
+        "spread": updates that say over how long what all sidecars do at once is to be spread.
+        """
+
     @_builtins.property
     def running(self) -> Global___Generation:
         """What the sidecar runs on now; absent when it has never synced."""
@@ -227,19 +231,31 @@ class Update(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     VIEW_HASH_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    SPREAD_MS_FIELD_NUMBER: _builtins.int
     view_hash: _builtins.bytes
-    """SHA-256 over the canonical bytes of the view that results."""
+    """Of the view that results. To a sidecar without the feature "delta": SHA-256 over the canonical bytes of all parts. To
+    one with it: SHA-256 over the SHA-256s of its parts, see firedoor.wire.views.
+    """
+    spread_ms: _builtins.int
+    """Over how many milliseconds sidecars ask, each at a random time, for SVIDs in place of such that still serve, and come
+    back when they lose the broker. 0 in an emergency. To sidecars with the feature "spread" alone.
+    """
     @_builtins.property
     def generation(self) -> Global___Generation: ...
     @_builtins.property
     def base(self) -> Global___Generation:
-        """The generation that a delta applies to; absent when the update is full."""
+        """The generation that a delta applies to, one that the sidecar said it runs; absent when the update is full."""
 
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """A part with no kind set is one that the receiver does not know: it answers with a Nack and changes nothing. So it
         does with a field of this file's messages that it does not know.
         """
+
+    @_builtins.property
+    def delta(self) -> Global___Delta:
+        """In place of the parts when there is a base."""
 
     def __init__(
         self,
@@ -248,14 +264,124 @@ class Update(_message.Message):
         base: Global___Generation | None = ...,
         view_hash: _builtins.bytes = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
+        delta: Global___Delta | None = ...,
+        spread_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "generation", b"generation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_spread_ms", b"_spread_ms", "base", b"base", "delta", b"delta", "generation", b"generation", "spread_ms", b"spread_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "generation", b"generation", "parts", b"parts", "view_hash", b"view_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spread_ms", b"_spread_ms", "base", b"base", "delta", b"delta", "generation", b"generation", "parts", b"parts", "spread_ms", b"spread_ms", "view_hash", b"view_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__spread_ms: _TypeAlias = _typing.Literal["spread_ms"]  # noqa: Y015
+    _WhichOneofArgType__spread_ms: _TypeAlias = _typing.Literal["_spread_ms", b"_spread_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spread_ms) -> _WhichOneofReturnType__spread_ms | None: ...
+
+Global___Update: _TypeAlias = Update  # noqa: Y015
+
+@_typing.final
+class Delta(_message.Message):
+    """How a view differs from its base. Lists are kept by key and in a fixed order: entries by ID, bundles by trust domain
+    with our own first, CAs by key, keys for tokens by ID, segments, flows and services by name, revocations by kind and
+    value, revocation lists by authority. A delta that repeats a key, removes what is not there, or results in
+    another hash is answered with a Nack; then the broker sends a full update.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_HASH_FIELD_NUMBER: _builtins.int
+    PUT_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    base_hash: _builtins.bytes
+    """The hash of the view that it applies to."""
+    @_builtins.property
+    def put(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """Of the lists, what was added or changed alone; it replaces what has its key. All else that a part says stands as it
+        is to be. A part in which nothing was added or changed is left out.
+        """
+
+    @_builtins.property
+    def removed(self) -> Global___Keys:
+        """What is no more; each was in the base."""
+
+    def __init__(
+        self,
+        *,
+        base_hash: _builtins.bytes = ...,
+        put: _abc.Iterable[Global___Part] | None = ...,
+        removed: Global___Keys | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "put", b"put", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Update: _TypeAlias = Update  # noqa: Y015
+Global___Delta: _TypeAlias = Delta  # noqa: Y015
+
+@_typing.final
+class Keys(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    INTERMEDIATES_FIELD_NUMBER: _builtins.int
+    TOKEN_KEYS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    FLOWS_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    CRLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDs."""
+
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Trust domains."""
+
+    @_builtins.property
+    def intermediates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 over the subjectPublicKeyInfo."""
+
+    @_builtins.property
+    def token_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Key IDs."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names."""
+
+    @_builtins.property
+    def flows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
+        """Without reason and time."""
+
+    @_builtins.property
+    def crls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDs of their authorities."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[_builtins.str] | None = ...,
+        bundles: _abc.Iterable[_builtins.str] | None = ...,
+        intermediates: _abc.Iterable[_builtins.bytes] | None = ...,
+        token_keys: _abc.Iterable[_builtins.str] | None = ...,
+        segments: _abc.Iterable[_builtins.str] | None = ...,
+        flows: _abc.Iterable[_builtins.str] | None = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
+        revocations: _abc.Iterable[Global___Revocation] | None = ...,
+        crls: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "crls", b"crls", "entries", b"entries", "flows", b"flows", "intermediates", b"intermediates", "revocations", b"revocations", "segments", b"segments", "services", b"services", "token_keys", b"token_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Keys: _TypeAlias = Keys  # noqa: Y015
 
 @_typing.final
 class Part(_message.Message):
@@ -265,6 +391,7 @@ class Part(_message.Message):
     BUNDLES_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     REVOCATIONS_FIELD_NUMBER: _builtins.int
+    CRLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> Global___Entries: ...
     @_builtins.property
@@ -273,6 +400,10 @@ class Part(_message.Message):
     def policy(self) -> Global___Policy: ...
     @_builtins.property
     def revocations(self) -> Global___Revocations: ...
+    @_builtins.property
+    def crls(self) -> Global___Crls:
+        """Only for who says that it knows it: the feature "crls"."""
+
     def __init__(
         self,
         *,
@@ -280,12 +411,13 @@ class Part(_message.Message):
         bundles: Global___Bundles | None = ...,
         policy: Global___Policy | None = ...,
         revocations: Global___Revocations | None = ...,
+        crls: Global___Crls | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "entries", b"entries", "kind", b"kind", "policy", b"policy", "revocations", b"revocations"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "crls", b"crls", "entries", b"entries", "kind", b"kind", "policy", b"policy", "revocations", b"revocations"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "entries", b"entries", "kind", b"kind", "policy", b"policy", "revocations", b"revocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "crls", b"crls", "entries", b"entries", "kind", b"kind", "policy", b"policy", "revocations", b"revocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["entries", "bundles", "policy", "revocations"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["entries", "bundles", "policy", "revocations", "crls"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -498,3 +630,55 @@ class IssuedBefore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IssuedBefore: _TypeAlias = IssuedBefore  # noqa: Y015
+
+@_typing.final
+class Crls(_message.Message):
+    """For local programs that read revocation lists. Sidecars themselves go by `Revocations`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def crls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Crl]: ...
+    def __init__(
+        self,
+        *,
+        crls: _abc.Iterable[Global___Crl] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crls", b"crls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Crls: _TypeAlias = Crls  # noqa: Y015
+
+@_typing.final
+class Crl(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    DER_FIELD_NUMBER: _builtins.int
+    SIGNERS_FIELD_NUMBER: _builtins.int
+    authority_id: _builtins.str
+    """Subject key ID of the authority that the list is of, lower-case hex."""
+    der: _builtins.bytes
+    """RFC 5280 section 5, DER: what that authority, of our own trust domain, signed and is revoked."""
+    @_builtins.property
+    def signers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The authority's certificate, then those between it and a root in the bundle; DER."""
+
+    def __init__(
+        self,
+        *,
+        authority_id: _builtins.str = ...,
+        der: _builtins.bytes = ...,
+        signers: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_id", b"authority_id", "der", b"der", "signers", b"signers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Crl: _TypeAlias = Crl  # noqa: Y015

@@ -145,12 +145,15 @@ class Segment(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     AUDIT_LOSS_FIELD_NUMBER: _builtins.int
     EXPIRY_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     mode: Global___Mode.ValueType
     trust: Global___Trust.ValueType
     fallback: _builtins.bool
     """Takes the IDs of the table's own trust domain that no other segment claims."""
     audit_loss: Global___AuditLoss.ValueType
+    alert: _builtins.bool
+    """Whoever comes from it, or goes to it, is worth a look: records say so."""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ID patterns, "{td}" already expanded. `*` is exactly one path segment, `**` one or more and last."""
@@ -167,10 +170,11 @@ class Segment(_message.Message):
         fallback: _builtins.bool = ...,
         audit_loss: Global___AuditLoss.ValueType = ...,
         expiry: Global___Expiry | None = ...,
+        alert: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_loss", b"audit_loss", "expiry", b"expiry", "fallback", b"fallback", "members", b"members", "mode", b"mode", "name", b"name", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "audit_loss", b"audit_loss", "expiry", b"expiry", "fallback", b"fallback", "members", b"members", "mode", b"mode", "name", b"name", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
