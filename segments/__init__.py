@@ -5,7 +5,7 @@ A policy comes in as `Document`s and becomes a `PolicySet`; the broker signs wha
 data path runs on `compile_table()`. What a flow allows is decided by the engine in `firedoor.mtls` alone, never here.
 """
 
-from firedoor.segments.admission import Admitted, check_admission, check_entry, check_mint
+from firedoor.segments.admission import Admitted, check_admission, check_breakglass, check_entry, check_mint
 from firedoor.segments.changes import Change, diff, promoted
 from firedoor.segments.document import Document
 from firedoor.segments.errors import (
@@ -15,6 +15,7 @@ from firedoor.segments.errors import (
     MintRefused,
     NoSegment,
     OurError,
+    PodNotAsked,
     PolicyErrors,
     QuestionError,
     Refused,
@@ -24,7 +25,7 @@ from firedoor.segments.errors import (
 )
 from firedoor.segments.explain import Decided, Explanation, explain, nearest_answer
 from firedoor.segments.findings import Finding, Position, Severity
-from firedoor.segments.linter import accept, lint
+from firedoor.segments.linter import accept, lint, usable
 from firedoor.segments.listeners import ListenerFlows, Protocol, flows_for_listener, membership_of
 from firedoor.segments.membership import Membership
 from firedoor.segments.model import (
@@ -48,7 +49,7 @@ from firedoor.segments.model import (
     Trust,
     Validity,
 )
-from firedoor.segments.parse import load
+from firedoor.segments.parse import Loader, load
 from firedoor.segments.paths import PathPattern
 from firedoor.segments.questions import (
     Asked,
@@ -82,6 +83,7 @@ __all__ = [
     "GrpcAction",
     "HttpAction",
     "ListenerFlows",
+    "Loader",
     "Membership",
     "MintRefused",
     "Mode",
@@ -89,6 +91,7 @@ __all__ = [
     "OurError",
     "Part",
     "PathPattern",
+    "PodNotAsked",
     "PolicyErrors",
     "PolicySet",
     "Position",
@@ -111,6 +114,7 @@ __all__ = [
     "Views",
     "accept",
     "check_admission",
+    "check_breakglass",
     "check_entry",
     "check_mint",
     "compile_table",
@@ -129,5 +133,6 @@ __all__ = [
     "read_table",
     "table_bytes",
     "table_hash",
+    "usable",
     "view",
 ]

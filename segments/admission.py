@@ -2,7 +2,9 @@
 """Whether a segment admits an ID: the question before every signature.
 
 `entry` selectors are as trustworthy as the node's agent, which says that it saw them; only `node` selectors, which the
-broker attested itself, resist a compromised node. All that the segment names must be there.
+broker attested itself, resist a compromised node. All that the segment names must be there. A pod's sidecar is agent
+and workload in one, so that nothing stands behind what it says of itself: such an agent is admitted by `node` selectors
+or not at all, the fallback's IDs too.
 
 The answer is an `Admitted`, which nothing else can make, so that what signs can ask for one.
 """
@@ -13,25 +15,32 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, final
 
-from firedoor.certs import Selector, SpiffeId
-from firedoor.segments.errors import AdmissionEmpty, AdmissionRefused, MintRefused, NoSegment
+from firedoor.certs import K8S_POD, Selector, SpiffeId
+from firedoor.segments.errors import (
+    AdmissionEmpty,
+    AdmissionRefused,
+    BreakGlassRefused,
+    MintRefused,
+    NoSegment,
+    PodNotAsked,
+)
 from firedoor.segments.model import PolicySet, Segment
 
-Basis = Literal["workload", "mint"]
+Basis = Literal["workload", "mint", "breakglass"]
 
 
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Admitted:
-    """The segment of `spiffe_id` admits it. Made by `check_admission()` and `check_mint()` alone."""
+    """The segment of `spiffe_id` admits it. Made by the `check_...` functions alone."""
 
     spiffe_id: SpiffeId
     segment: Segment
-    # Whether selectors were checked, or the segment lets it be minted without a workload.
+    # Selectors were checked, or the segment lets it be minted without a workload, or given to who was approved.
     basis: Basis
 
     def __init__(self) -> None:
-        raise TypeError("Admitted is made by check_admission() or check_mint()")
+        raise TypeError("Admitted is made by the functions that check")
 
 
 def check_entry(policy: PolicySet, spiffe_id: SpiffeId, *, entry: AbstractSet[Selector]) -> Segment:
@@ -59,6 +68,8 @@ def check_admission(
     for selector in segment.admission.node:
         if selector not in node:
             raise AdmissionRefused(spiffe_id, segment.name, "node", selector)
+    if not segment.admission.node and any(selector.type == K8S_POD for selector in node):
+        raise PodNotAsked(spiffe_id, segment.name)
     return _admitted(spiffe_id, segment, "workload")
 
 
@@ -68,6 +79,14 @@ def check_mint(policy: PolicySet, spiffe_id: SpiffeId) -> Admitted:
     if not segment.admission.mint:
         raise MintRefused(spiffe_id, segment.name)
     return _admitted(spiffe_id, segment, "mint")
+
+
+def check_breakglass(policy: PolicySet, spiffe_id: SpiffeId) -> Admitted:
+    """Check that an SVID for the ID may be given to a person whom another one approved. Raise Refused."""
+    segment = _segment(policy, spiffe_id)
+    if not segment.admission.breakglass:
+        raise BreakGlassRefused(spiffe_id, segment.name)
+    return _admitted(spiffe_id, segment, "breakglass")
 
 
 def _segment(policy: PolicySet, spiffe_id: SpiffeId) -> Segment:

@@ -16,6 +16,7 @@ from firedoor.segments.document import Document, Mapping, Node, Scalar, read
 from firedoor.segments.model import Admission, PolicySet, Segment
 
 _PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*")
+_MARKER: Final = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.M)
 Op = Literal["added", "removed", "changed"]
 
 
@@ -38,7 +39,10 @@ def diff(old: Iterable[Document], new: Iterable[Document]) -> list[Change]:
 
     Raise PolicyErrors for what is not YAML.
     """
-    before, after = _objects(old), _objects(new)
+    old_pieces, new_pieces = _pieces(old), _pieces(new)
+    # What stands in both sets brings the same objects to both.
+    before = _objects(one for text, one in old_pieces.items() if text not in new_pieces)
+    after = _objects(one for text, one in new_pieces.items() if text not in old_pieces)
     changes: list[Change] = []
     for kind, name in sorted(before.keys() | after.keys()):
         left, right = before.get((kind, name)), after.get((kind, name))
@@ -50,12 +54,22 @@ def diff(old: Iterable[Document], new: Iterable[Document]) -> list[Change]:
     return changes
 
 
+def _pieces(documents: Iterable[Document]) -> dict[str, Document]:
+    """Cut texts at the markers between their YAML documents: no other value may have one (YAML 1.2, 9.1.2)."""
+    found: dict[str, Document] = {}
+    for document in documents:
+        pieces = (piece for piece in _MARKER.split(document.text) if piece.strip())
+        for number, piece in enumerate(pieces):
+            found.setdefault(piece, Document(f"{document.name}#{number}", piece))
+    return found
+
+
 def _objects(documents: Iterable[Document]) -> dict[tuple[str, str], list[str]]:
     found: dict[tuple[str, str], list[str]] = {}
     for document in documents:
-        for number, node in enumerate(read(document)):
+        for node in read(document):
             metadata = node.get("metadata") if isinstance(node, Mapping) else None
-            name = _word(metadata, "name") or f"{document.name}#{number}"
+            name = _word(metadata, "name") or document.name
             found[_word(node, "kind") or "Document", name] = list(_render(node, ""))
     return found
 
@@ -127,5 +141,5 @@ def _released(pattern: IdPattern, new: PolicySet) -> bool:
     return own and not any(any_covers(segment.members, pattern) for segment in new.segments)
 
 
-def _asked(rule: Admission) -> tuple[frozenset[object], frozenset[object], bool]:
-    return frozenset(rule.entry), frozenset(rule.node), rule.mint
+def _asked(rule: Admission) -> tuple[frozenset[object], frozenset[object], bool, bool]:
+    return frozenset(rule.entry), frozenset(rule.node), rule.mint, rule.breakglass

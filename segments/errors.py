@@ -6,11 +6,15 @@
     │   ├── PolicyErrors          a set of documents that is no policy; holds every finding
     │   ├── SettingsError         a configuration of broker or sidecar that cannot be used; holds every finding
     │   ├── QuestionError         a destination or an action, typed by a person, that cannot be read
+    │   ├── ExportError           a policy that cannot be written in the form that is asked for
+    │   ├── InventoryError        a list of a cluster's objects that cannot be read
     │   └── Refused               the ID's segment does not let this SVID be signed
     │       ├── NoSegment         the ID belongs to no segment
     │       ├── AdmissionRefused  a selector that the segment's admission rule asks for is missing
     │       ├── AdmissionEmpty    the segment's admission rule asks for nothing, which only the fallback's may
-    │       └── MintRefused       the segment does not say `admission.mint: true`
+    │       ├── PodNotAsked       the agent is a pod, and the segment's admission rule asks nothing of pods
+    │       ├── MintRefused       the segment does not say `admission.mint: true`
+    │       └── BreakGlassRefused the segment does not say `admission.breakglass: true`
     └── OurError
         └── TableError            a decision table of ours cannot be read back
 
@@ -77,6 +81,18 @@ class QuestionError(CallerError):
     """A destination or an action cannot be read."""
 
     code = "question_invalid"
+
+
+class ExportError(CallerError):
+    """The policy cannot be written in this form, or what is said of the cluster cannot be."""
+
+    code = "export_impossible"
+
+
+class InventoryError(CallerError):
+    """A list of a cluster's objects cannot be read."""
+
+    code = "inventory_invalid"
 
 
 class Refused(CallerError):
@@ -150,6 +166,23 @@ class AdmissionEmpty(Refused):
         return type(self), (self.spiffe_id, self.segment)
 
 
+class PodNotAsked(Refused):
+    """The agent is the sidecar of a pod, which says itself what its workload is: only `node` selectors prove that."""
+
+    code = "pod_not_asked"
+
+    def __init__(self, spiffe_id: SpiffeId, segment: str) -> None:
+        super().__init__(
+            f"segment {segment} has no node selector, and what a pod's sidecar says of its own workload does not admit "
+            f'{spiffe_id}; its admission would need node: ["k8s_pod:cluster:<name>", "k8s_pod:ns:<namespace>"]',
+            spiffe_id,
+        )
+        self.segment = segment
+
+    def __reduce__(self) -> tuple[type[PodNotAsked], tuple[SpiffeId, str]]:
+        return type(self), (self.spiffe_id, self.segment)
+
+
 class MintRefused(Refused):
     """The segment does not let an SVID be minted without a workload."""
 
@@ -164,6 +197,23 @@ class MintRefused(Refused):
         self.segment = segment
 
     def __reduce__(self) -> tuple[type[MintRefused], tuple[SpiffeId, str]]:
+        return type(self), (self.spiffe_id, self.segment)
+
+
+class BreakGlassRefused(Refused):
+    """The segment is not for break-glass."""
+
+    code = "breakglass_refused"
+
+    def __init__(self, spiffe_id: SpiffeId, segment: str) -> None:
+        super().__init__(
+            f"segment {segment} is not for break-glass, so nobody gets {spiffe_id} that way; "
+            f"its admission would have to say `breakglass: true`",
+            spiffe_id,
+        )
+        self.segment = segment
+
+    def __reduce__(self) -> tuple[type[BreakGlassRefused], tuple[SpiffeId, str]]:
         return type(self), (self.spiffe_id, self.segment)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
-from firedoor.certs import IdPattern, TrustDomain
+from firedoor.certs import K8S_POD, IdPattern, TrustDomain
 from firedoor.segments.cover import names_everybody
 from firedoor.segments.findings import Finding
 from firedoor.segments.membership import reserved_for
@@ -20,6 +20,9 @@ _INTERPRETER: Final = re.compile(
     r"(?:python|pypy|perl|ruby|node|nodejs|php|lua|luajit|guile|tclsh|java|dotnet|mono|deno|bun|julia|R|Rscript|erl"
     r"|(?:[bdkz]|ba|da|c|tc|fi)?sh|busybox|env|sudo|su|nsenter|tini|dumb-init|supervisord|uv|uvx|npx)[0-9.]*"
 )
+# Workload selectors of pods, and what says of a pod's namespace which it is.
+_K8S: Final = "k8s"
+_ONE_NAMESPACE: Final = ("ns", "ns-label", "pod-uid")
 
 
 def two_segments(policy: PolicySet) -> Iterator[Finding]:
@@ -123,7 +126,7 @@ def admissions(policy: PolicySet) -> Iterator[Finding]:
     """Only the fallback may admit without asking for a selector; only members can be minted for."""
     for segment in policy.segments:
         rule = segment.admission
-        if not (rule.entry or rule.node or segment.fallback):
+        if not (rule.entry or rule.node or segment.fallback or rule.breakglass):
             yield Finding(
                 "error",
                 "admission_empty",
@@ -149,6 +152,39 @@ def admissions(policy: PolicySet) -> Iterator[Finding]:
             )
 
 
+def breakglass(policy: PolicySet) -> Iterator[Finding]:
+    """What two people open for a while is for nobody else, and ends."""
+    for segment in policy.segments:
+        rule = segment.admission
+        if not rule.breakglass:
+            continue
+        other = "fallback" if segment.fallback else "mint" if rule.mint else ""
+        if rule.entry or rule.node or other:
+            yield Finding(
+                "error",
+                "breakglass_and_others",
+                segment.at("spec", "admission", "breakglass"),
+                f"segment {segment.name} is for break-glass, and lets others in too ({other or 'selectors'})",
+                "give those a segment of their own: admission: {breakglass: true} stands alone",
+            )
+        if not segment.members:
+            yield Finding(
+                "error",
+                "breakglass_without_members",
+                segment.at("spec", "admission", "breakglass"),
+                f"segment {segment.name} is for break-glass, but names no members",
+                f'add members: ["spiffe://{{td}}/segment/{segment.name}/**"]',
+            )
+        if segment.expiry.until_revoked:
+            yield Finding(
+                "error",
+                "breakglass_outlives",
+                segment.at("spec", "expiry"),
+                f"segment {segment.name} is for break-glass, and its streams would outlive the grant",
+                "leave `expiry` out: it is `close` then",
+            )
+
+
 def interpreters(policy: PolicySet, hashes: AbstractSet[str]) -> Iterator[Finding]:
     """A selector that names an interpreter admits every script that it runs."""
     for segment in policy.segments:
@@ -164,6 +200,32 @@ def interpreters(policy: PolicySet, hashes: AbstractSet[str]) -> Iterator[Findin
                     )
 
 
+def pods(policy: PolicySet) -> Iterator[Finding]:
+    """What a pod's own sidecar says of it admits nobody; and pods of every namespace are seldom meant."""
+    for segment in policy.segments:
+        entry, node = segment.admission.entry, segment.admission.node
+        claimed = next((index for index, selector in enumerate(entry) if selector.type == _K8S), None)
+        if claimed is not None and not node:
+            yield Finding(
+                "error",
+                "pod_by_entry_alone",
+                segment.at("spec", "admission", "entry", claimed),
+                f"segment {segment.name} goes by {entry[claimed].redacted}, which a pod's own sidecar could claim",
+                'add node: ["k8s_pod:cluster:<name>", "k8s_pod:ns:<namespace>"] for sidecars of pods, or '
+                'node: ["k8s_psat:cluster:<name>"] for agents of nodes',
+            )
+        asked = [index for index, selector in enumerate(node) if selector.type == K8S_POD]
+        if asked and not any(node[index].key in _ONE_NAMESPACE for index in asked):
+            yield Finding(
+                # With selectors that are claimed it would be any pod that says so.
+                "warning" if claimed is None else "error",
+                "pods_of_every_namespace",
+                segment.at("spec", "admission", "node", asked[0]),
+                f"segment {segment.name} admits pods of every namespace",
+                'add "k8s_pod:ns:<namespace>", or "k8s_pod:ns-label:<key>:<value>"',
+            )
+
+
 def _names_interpreter(value: str, hashes: AbstractSet[str]) -> bool:
     key, _, rest = value.partition(":")
     if key == "sha256":
@@ -176,4 +238,6 @@ SEGMENT_CHECKS: Final[tuple[Callable[[PolicySet], Iterator[Finding]], ...]] = (
     members,
     fallbacks,
     admissions,
+    breakglass,
+    pods,
 )

@@ -10,7 +10,7 @@ from firedoor.segments.cover import names_everybody
 from firedoor.segments.findings import Finding
 from firedoor.segments.lint_flows import can_match
 from firedoor.segments.listeners import Protocol
-from firedoor.segments.model import Action, Address, Flow, GrpcAction, HttpAction, PolicySet, Service, Speaks, TcpAction
+from firedoor.segments.model import Action, Flow, GrpcAction, HttpAction, PolicySet, Service, Speaks, TcpAction
 from firedoor.segments.reach import Lead, Reach
 
 # Addresses times ports of all services: as many rows as a sidecar's data path takes.
@@ -25,7 +25,8 @@ _WORDS: Final[dict[Speaks, Protocol]] = {Speaks.TCP: "tcp", Speaks.HTTP: "http",
 
 def one_service(policy: PolicySet) -> Iterator[Finding]:
     """An address and port lead to one service, and a port stands in it once."""
-    seen: dict[tuple[Address, int], Service] = {}
+    # Addresses as numbers: a thousand services have tens of thousands of them.
+    seen: dict[tuple[int, int, int], Service] = {}
     for service in policy.services:
         ports = [port.port for port in service.ports]
         for place, port in enumerate(ports):
@@ -34,14 +35,15 @@ def one_service(policy: PolicySet) -> Iterator[Finding]:
                 message = f"port {port} stands in service {service.name} twice"
                 yield Finding("error", "port_twice", at, message, "keep one of them")
         for place, address in enumerate(service.addresses):
-            other = next((seen[address, port] for port in ports if (address, port) in seen), None)
+            keys = [(address.version, int(address), port) for port in ports]
+            other = next((seen[key] for key in keys if key in seen), None)
             if other is not None:
                 at = service.at("spec", "addresses", place)
                 where = other.at("metadata", "name")
                 message = f"{address} of service {service.name} is an address of service {other.name} ({where}) too"
                 fix = "an address and port belong to one service: remove it from one of them"
                 yield Finding("error", "address_in_two_services", at, message, fix)
-            seen.update(((address, port), service) for port in ports)
+            seen.update(dict.fromkeys(keys, service))
 
 
 def expectations(policy: PolicySet) -> Iterator[Finding]:

@@ -12,6 +12,11 @@ judge. Each finding says what to write instead.
 | `two_fallbacks`, `fallback_high` | error: one fallback at most, and never with high trust |
 | `admission_empty` | error: a segment that is not the fallback admits everybody |
 | `mint_without_members` | error: minting for a segment that claims no ID |
+| `breakglass_and_others` | error: a segment for break-glass that lets others in too |
+| `breakglass_without_members` | error: a segment for break-glass that claims no ID |
+| `breakglass_outlives` | error: streams of a segment for break-glass that outlive the grant |
+| `pod_by_entry_alone` | error: selectors that a pod's own sidecar could claim admit it |
+| `pods_of_every_namespace` | warning: pods of any namespace are admitted; an error beside selectors that they claim |
 | `too_large` | error: a segment, flow or service is larger than the engine takes |
 | `no_members` | warning: nobody can be in the segment |
 | `interpreter_selector` | warning: a selector names a program that runs any script |
@@ -77,8 +82,13 @@ def lint(policy: PolicySet, *, interpreter_hashes: AbstractSet[str] = frozenset(
 def accept(documents: Iterable[Document], trust_domain: TrustDomain) -> tuple[PolicySet, list[Finding]]:
     """Load and lint a policy and return it with its warnings. Raise PolicyErrors if it must not be used."""
     policy = load(documents, trust_domain)
+    return policy, usable(policy)
+
+
+def usable(policy: PolicySet) -> list[Finding]:
+    """Lint a policy and return its warnings. Raise PolicyErrors if it must not be used."""
     findings = lint(policy)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise PolicyErrors(errors)
-    return policy, findings
+    return findings

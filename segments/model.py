@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 from typing import Final, TypeAlias, final
@@ -50,11 +51,15 @@ class AuditLoss(IntEnum):
 @final
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Which selectors an SVID of the segment needs, all of them. `mint` lets IDs be minted without a workload."""
+    """Which selectors an SVID of the segment needs, all of them.
+
+    `mint` lets IDs be minted without a workload, `breakglass` lets one person have one that another person approved.
+    """
 
     entry: tuple[Selector, ...] = ()
     node: tuple[Selector, ...] = ()
     mint: bool = False
+    breakglass: bool = False
 
 
 @final
@@ -93,6 +98,8 @@ class Segment(Placed):
     fallback: bool
     audit_loss: AuditLoss
     expiry: Expiry
+    # Nothing here goes by it: guards of a cluster do.
+    read_only: bool = False
     marks: Mapping[str, Position] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
 
 
@@ -207,7 +214,6 @@ class PolicySet:
     _membership: Membership = field(init=False, compare=False, repr=False)
     _segments: Mapping[str, Segment] = field(init=False, compare=False, repr=False)
     _flows: Mapping[str, Flow] = field(init=False, compare=False, repr=False)
-    _directory: Mapping[tuple[Address, int], tuple[Service, ServicePort]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         claims = ((pattern, one.name) for one in self.segments for pattern in one.members)
@@ -215,8 +221,6 @@ class PolicySet:
         object.__setattr__(self, "_membership", Membership(self.trust_domain, claims, fallback))
         object.__setattr__(self, "_segments", {one.name: one for one in self.segments})
         object.__setattr__(self, "_flows", {one.name: one for one in self.flows})
-        rows = ((one, port, address) for one in self.services for port in one.ports for address in one.addresses)
-        object.__setattr__(self, "_directory", {(address, port.port): (one, port) for one, port, address in rows})
 
     def segment(self, name: str) -> Segment | None:
         """Return the segment of that name."""
@@ -229,6 +233,12 @@ class PolicySet:
     def service_at(self, address: Address, port: int) -> tuple[Service, ServicePort] | None:
         """Return what the directory has for an address and port."""
         return self._directory.get((address, port))
+
+    @cached_property
+    def _directory(self) -> Mapping[tuple[Address, int], tuple[Service, ServicePort]]:
+        # For those who explain; an edit need not wait for it.
+        rows = ((one, port, address) for one in self.services for port in one.ports for address in one.addresses)
+        return {(address, port.port): (one, port) for one, port, address in rows}
 
     def segment_of(self, spiffe_id: SpiffeId) -> Segment | None:
         """Return the one segment that the ID belongs to, by the same rules as the decision engine."""

@@ -21,9 +21,9 @@ The tables below are the language: each row is a field, how it is read, and what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, final
 
 from firedoor.certs import TrustDomain
 from firedoor.segments import service_values, values
@@ -135,11 +135,13 @@ _ADMISSION: Final = Shape(
         Field("entry", list_of(values.selector, "selectors"), default=()),
         Field("node", list_of(values.selector, "selectors"), default=()),
         Field("mint", values.boolean, default=False),
+        Field("breakglass", values.boolean, default=False),
     ),
 )
 _UNTIL_REVOKED: Final = Shape("expiry", Expiry, (Field("until-revoked", values.duration, into="until_revoked"),))
 _TRUST: Final = {"low": Trust.LOW, "medium": Trust.MEDIUM, "high": Trust.HIGH}
 _MODE: Final = {"audit": Mode.AUDIT, "enforce": Mode.ENFORCE}
+_VOLUMES: Final = {"read-write": False, "read-only": True}
 _AUDIT_LOSS: Final = {"count": AuditLoss.COUNT, "deny": AuditLoss.DENY}
 
 _SEGMENT: Final[Shape[dict[str, Any]]] = Shape(
@@ -155,6 +157,7 @@ _SEGMENT: Final[Shape[dict[str, Any]]] = Shape(
         Field("fallback", values.boolean, default=False),
         Field("audit_loss", one_of(_AUDIT_LOSS, "what to do when records are lost"), default=AuditLoss.COUNT),
         Field("expiry", _expiry, default=Expiry()),
+        Field("volumes", one_of(_VOLUMES, "what pods may do to volumes"), default=False, into="read_only"),
     ),
     _NO_ADDRESS,
 )
@@ -238,22 +241,57 @@ _KINDS: Final = {
 
 def load(documents: Iterable[Document], trust_domain: TrustDomain) -> PolicySet:
     """Read all documents, several objects in each, as one policy. Raise PolicyErrors with everything that is wrong."""
-    reading = Reading(trust_domain)
-    found: dict[tuple[str, str], _Object] = {}
-    for document in documents:
-        for node in _nodes(document, reading):
-            try:
-                _keep(_object(node, reading), found)
-            except Bad as bad:
-                reading.note(bad)
-    if reading.findings:
-        raise PolicyErrors(reading.findings)
+    return Loader(trust_domain).load(documents)
+
+
+@final
+class Loader:
+    """Loads one set of documents after the other; a document that stood in the set before is not read again.
+
+    So a change costs what it changes: the address of one service in a folder of hundreds is one file.
+    """
+
+    def __init__(self, trust_domain: TrustDomain) -> None:
+        self._trust_domain = trust_domain
+        self._known: dict[Document, tuple[_Object, ...]] = {}
+
+    def load(self, documents: Iterable[Document]) -> PolicySet:
+        """Read them as one policy. Raise PolicyErrors with everything that is wrong; what is known stays known then."""
+        reading = Reading(self._trust_domain)
+        found: dict[tuple[str, str], _Object] = {}
+        known: dict[Document, tuple[_Object, ...]] = {}
+        for document in documents:
+            made: list[_Object] = []
+            for one in self._known.get(document) or _objects(document, reading):
+                made.append(one)
+                try:
+                    _keep(one, found)
+                except Bad as bad:
+                    reading.note(bad)
+            known[document] = tuple(made)
+        if reading.findings:
+            raise PolicyErrors(reading.findings)
+        self._known = known
+        return _policy(self._trust_domain, found)
+
+
+def _policy(trust_domain: TrustDomain, found: dict[tuple[str, str], _Object]) -> PolicySet:
     # By name: no two of one kind share theirs, so that objects are never compared.
     ordered = [one for _, one in sorted(found.items())]
     segments = (one for one in ordered if isinstance(one, Segment))
     flows = (one for one in ordered if isinstance(one, Flow))
     services = (one for one in ordered if isinstance(one, Service))
     return PolicySet(trust_domain, tuple(segments), tuple(flows), tuple(services))
+
+
+def _objects(document: Document, reading: Reading) -> Iterator[_Object]:
+    for node in _nodes(document, reading):
+        try:
+            made = _object(node, reading)
+        except Bad as bad:
+            reading.note(bad)
+        else:
+            yield made
 
 
 def _nodes(document: Document, reading: Reading) -> list[Node]:

@@ -132,14 +132,14 @@ def loopback_port(value: str) -> str:
     return value
 
 
-def metrics(value: str) -> str | None:
-    """Take HOST:PORT on loopback, :PORT, or `off`."""
+def metrics(value: str, *, open_to_all: bool = False) -> str | None:
+    """Take HOST:PORT, :PORT on loopback, or `off`; another address than loopback's when that was written out."""
     if is_off(value):
         return None
     found = host_port(f"127.0.0.1{value}" if value.startswith(":") else value)
     host, _ = split_host_port(found)
     try:
-        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        if not (open_to_all or host == "localhost" or ipaddress.ip_address(host).is_loopback):
             raise ValueError
     except ValueError:
         raise ValueError("must be an address on loopback: it answers anybody who asks") from None

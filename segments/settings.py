@@ -19,6 +19,7 @@ shows all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -30,6 +31,10 @@ from firedoor.segments.findings import Position
 
 T = TypeVar("T")
 
+# What a kubelet adds to the name of a Service.
+_LINK: Final = re.compile(
+    r"_SERVICE_HOST|_SERVICE_PORT(_[A-Z0-9_]+)?|_PORT(_[0-9]{1,5}_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+)
 NOTHING: Final = yaml_text.Mapping(Position("the configuration", 0), ())
 
 
@@ -119,9 +124,15 @@ def _variables(options: Sequence[Option], env: Mapping[str, str], findings: Find
     for variable in sorted(name for name in env if name.startswith(prefix)):
         if variable in known:
             given[known[variable].name] = (variable, env[variable])
-        elif variable != f"{prefix}CONFIG":
+        elif variable != f"{prefix}CONFIG" and not _of_a_service(variable, env):
             findings.add("environment", variable, f"no such setting{setting_values.nearest(variable, known)}")
     return given
+
+
+def _of_a_service(variable: str, env: Mapping[str, str]) -> bool:
+    """Say whether a kubelet has told us of a Service by it, whose name begins as our settings do."""
+    names = (variable[:at] for at, sign in enumerate(variable) if sign == "_" and _LINK.fullmatch(variable, at))
+    return any(f"{name}_SERVICE_HOST" in env and f"{name}_SERVICE_PORT" in env for name in names)
 
 
 def _parse(place: str, text: str, *, several: bool) -> yaml_text.Node:

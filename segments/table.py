@@ -78,6 +78,7 @@ def _segment(segment: Segment) -> policy_pb2.Segment:
         fallback=segment.fallback,
         audit_loss=policy_pb2.AuditLoss.Value(f"AUDIT_LOSS_{segment.audit_loss.name}"),
         expiry=policy_pb2.Expiry(until_revoked_seconds=kept) if (kept := segment.expiry.until_revoked) else None,
+        alert=segment.admission.breakglass,
     )
 
 

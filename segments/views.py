@@ -8,9 +8,11 @@ flow *from* its IDs could reach; all of it for an ID of a segment in audit mode,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, final
 
 from firedoor.certs import IdPattern, SpiffeId, TrustDomain
@@ -34,10 +36,18 @@ class Part:
 
     flows: frozenset[str] = frozenset()
     services: frozenset[str] = frozenset()
+    # For services that are no documents (directory.py): the flows from its IDs, and whether it is to have all.
+    leaving: frozenset[str] = frozenset()
+    audits: bool = False
 
     def __or__(self, other: Part) -> Part:
         """Return what two IDs on one sidecar need."""
-        return Part(self.flows | other.flows, self.services | other.services)
+        return Part(
+            self.flows | other.flows,
+            self.services | other.services,
+            self.leaving | other.leaving,
+            self.audits or other.audits,
+        )
 
 
 def view(table: policy_pb2.Table, segments: AbstractSet[str], ids: Iterable[SpiffeId]) -> policy_pb2.Table:
@@ -51,15 +61,20 @@ class Views:
 
     def __init__(self, table: policy_pb2.Table) -> None:
         self._table = table
-        own = TrustDomain.parse(table.trust_domain)
+        own = self._own = TrustDomain.parse(table.trust_domain)
         self._with_segment, self._from_segment = _by_segment(table)
         self._with_id = _by_id(table, own, ("from", "to"))
         self._from_id = _by_id(table, own, ("from",))
-        self._services = _services_by_flow(table, own)
-        self._every_service = frozenset(one.name for one in table.services)
+        self.service_names = frozenset(one.name for one in table.services)
+        self._services = self._services_by_flow()
         self._audits = {one.name for one in table.segments if one.mode == policy_pb2.MODE_AUDIT}
         self._parts: dict[tuple[str, frozenset[str], frozenset[str]], Part] = {}
         self._made: dict[Part, policy_pb2.Table] = {}
+        self._head = _encoded(policy_pb2.Table(version=table.version, trust_domain=table.trust_domain))
+        # Encoded once, as fields of a table: a view is a matter of joining them.
+        self._segment_bytes = {one.name: _encoded(policy_pb2.Table(segments=[one])) for one in table.segments}
+        self._flow_bytes = {flow.name: _encoded(policy_pb2.Table(flows=[flow])) for flow in table.flows}
+        self._service_bytes = {one.name: _encoded(policy_pb2.Table(services=[one])) for one in table.services}
 
     def view(self, segments: AbstractSet[str], ids: Iterable[SpiffeId]) -> policy_pb2.Table:
         """Return the view for a sidecar that holds these IDs, in these segments. Do not change it: it may be shared."""
@@ -80,8 +95,44 @@ class Views:
             flows = named.union(self._with_segment.get(segment, ())) if segment else named
             sources = leaving.union(self._from_segment.get(segment, ())) if segment else leaving
             services = frozenset(name for flow in sources for name in self._services.get(flow, ()))
-            self._parts[key] = Part(flows, self._every_service if segment in self._audits else services)
+            audits = segment in self._audits
+            self._parts[key] = Part(flows, self.service_names if audits else services, frozenset(sources), audits)
         return self._parts[key]
+
+    @cached_property
+    def addresses(self) -> Mapping[bytes, frozenset[int]]:
+        """The ports of each address that documents have, packed as in a table."""
+        found: defaultdict[bytes, set[int]] = defaultdict(set)
+        for service in self._table.services:
+            ports = [port.port for port in service.ports]
+            for address in service.addresses:
+                found[address].update(ports)
+        return {address: frozenset(ports) for address, ports in found.items()}
+
+    @cached_property
+    def rows(self) -> int:
+        """How many pairs of address and port documents have."""
+        return sum(len(one.addresses) * len(one.ports) for one in self._table.services)
+
+    def flows_to(self, service: policy_pb2.Service) -> set[str]:
+        """Return the names of the flows that could lead to a service, which need not be a document's."""
+        found: set[str] = set()
+        for port in service.ports:
+            expect = [IdPattern.parse(text, self._own) for text in port.expect]
+            found |= self._reach.flows(port.service_port, _PROTOCOLS[port.protocol], expect)
+        return found
+
+    @cached_property
+    def _reach(self) -> Reach:
+        return _reach(self._table, self._own)
+
+    def _services_by_flow(self) -> dict[str, set[str]]:
+        """Return the names of the services that each flow could lead to."""
+        found: dict[str, set[str]] = {}
+        for service in self._table.services:
+            for flow in self.flows_to(service):
+                found.setdefault(flow, set()).add(service.name)
+        return found
 
     def with_part(self, part: Part) -> policy_pb2.Table:
         """Return the view with these flows and services. Do not change it: it may be shared."""
@@ -94,6 +145,21 @@ class Views:
                 services=(one for one in self._table.services if one.name in part.services),
             )
         return self._made[part]
+
+    def part_bytes(self, part: Part) -> bytes:
+        """Return what `table_bytes` makes of the view with these flows and services."""
+        head, items = self.part_items(part)
+        return b"".join((head, *(data for each in items for data in each.values())))
+
+    def part_items(self, part: Part) -> tuple[bytes, tuple[Mapping[str, bytes], ...]]:
+        """Return the same in pieces: what is in no list; segments, flows and services, each encoded, by name."""
+        flows = {name: data for name, data in self._flow_bytes.items() if name in part.flows}
+        services = {name: data for name, data in self._service_bytes.items() if name in part.services}
+        return self._head, (self._segment_bytes, flows, services)
+
+
+def _encoded(table: policy_pb2.Table) -> bytes:
+    return table.SerializeToString(deterministic=True)
 
 
 def _by_segment(table: policy_pb2.Table) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
@@ -115,10 +181,8 @@ def _by_id(table: policy_pb2.Table, own: TrustDomain, ends: tuple[str, ...]) -> 
     return Membership(own, claims, None)
 
 
-def _services_by_flow(table: policy_pb2.Table, own: TrustDomain) -> dict[str, set[str]]:
-    """Return the names of the services that each flow could lead to."""
-    if not table.services:
-        return {}
+def _reach(table: policy_pb2.Table, own: TrustDomain) -> Reach:
+    """Index where the flows of a table lead."""
     leads = (
         Lead(
             flow.name,
@@ -132,10 +196,4 @@ def _services_by_flow(table: policy_pb2.Table, own: TrustDomain) -> dict[str, se
     reach = Reach(own, next((one.name for one in table.segments if one.fallback), None), leads)
     for segment in table.segments:
         reach.members(segment.name, (IdPattern.parse(text, own) for text in segment.members))
-    found: dict[str, set[str]] = {}
-    for service in table.services:
-        for port in service.ports:
-            expect = [IdPattern.parse(text, own) for text in port.expect]
-            for flow in reach.flows(port.service_port, _PROTOCOLS[port.protocol], expect):
-                found.setdefault(flow, set()).add(service.name)
-    return found
+    return reach
