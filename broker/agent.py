@@ -61,6 +61,11 @@ def check_agent(agent: Agent | None, serial: str, not_after: int, now: int) -> A
     raise AgentNotActive("agent SVID is not active")
 
 
+def adopted(agent: Agent, serial: str, not_after: int) -> Agent:
+    """Return the agent with a certificate that was signed before its database was put back, and that this lost."""
+    return replace(agent, serial=serial, not_after=not_after, new_serial="", new_not_after=0)
+
+
 def join_token_id(trust_domain: TrustDomain, token: str) -> SpiffeId:
     """Return the ID of the agent that attests with this token. Raise SpiffeIdError for a token that fits no path."""
     return trust_domain.with_path(JOIN_TOKEN_PATH + token)

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import string
-from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Final, Literal
 
 from sqlalchemy import Connection
 
-from firedoor.broker.authority import Manager, change_bundle
+from firedoor.broker.authority import Beside, BesideOf, Manager, alone, change_bundle
 from firedoor.broker.core_signing import sign_in_core
 from firedoor.broker.db.intermediate_rows import Intermediate, insert_intermediate
 from firedoor.broker.db.rows import Revoked, put_revocations
@@ -44,6 +45,18 @@ _PRUNE_EVERY: Final = 3600
 # SPIRE's form of a key ID: 190 bits that nobody meets twice.
 _KEY_ID_LETTERS: Final = string.ascii_letters + string.digits
 _KEY_ID_LENGTH: Final = 32
+_UNKNOWN: Final = (
+    "sidecars that know only authorities from before cannot verify this broker: give them its bundle by hand "
+    "(`firedoor bundle show` here, `firedoor sidecar trust` there; docs/recovery.md)"
+)
+_KNOWN: Final = (
+    "sidecars are shown a certificate of authority %s, which they know, for %d s: who connects meanwhile learns of "
+    "the one that signs now"
+)
+# For so long, in seconds; sidecars try again every half minute. And so long before its end it is not used any more.
+_KNOWN_FOR: Final = 3600
+_MARGIN: Final = 60
+_log = logging.getLogger("firedoor.broker.authority")
 
 
 class AuthorityManager(Manager[X509Issuer]):
@@ -66,8 +79,42 @@ class AuthorityManager(Manager[X509Issuer]):
             self._prune_at = now + _PRUNE_EVERY
             await change_bundle(self._state, lambda bundle: bundle.pruned(now - _PRUNE_AFTER))
 
+    # Signs the broker's own SVID, and nothing else, until sidecars know the authority that replaced a lost one.
+    _known: X509Issuer | None = None
+    _known_until = 0
+
+    def server_issuer(self) -> X509Issuer:
+        """Return what signs the broker's own SVID. Raise AuthorityError when there is nothing that can."""
+        if self._known is not None and self._state.clock.now() < self._known_until:
+            return self._known
+        self._known = None
+        return self.issuer()
+
+    async def _keep_known(self, old: Authority | None) -> None:
+        now = self._state.clock.now()
+        if self._upstream is not None or old is None or old.status is not Status.OLD:
+            return
+        if self.keys.is_device:
+            # It gives no key out to be kept, and the next one takes its place there.
+            return
+        if self.is_lost(old.authority_id) or old.not_after - _MARGIN <= now:
+            return
+        self._known = await self.keys.run(partial(self._load, old))
+        self._known_until = min(old.not_after - _MARGIN, now + _KNOWN_FOR)
+
+    def _warn_unknown(self) -> None:
+        if self._known is not None:
+            _log.warning(_KNOWN, self._known.authority_id, self._known_until - self._state.clock.now())
+        elif self._upstream is None:
+            _log.error(_UNKNOWN)
+
+    def _note_expired(self, authority: Authority) -> None:
+        super()._note_expired(authority)
+        if self._upstream is None:
+            _log.error(_UNKNOWN)
+
     def _make(self, slot: SlotName, at: int) -> Authority:
-        key = self._keys.generate(key_id(self.kind, slot), self._key_type)
+        key = self.keys.generate(key_id(self.kind, slot), self._key_type)
         if self._upstream is None:
             made = issue_ca(self._state.trust_domain, key, at=at, random=secrets.token_bytes, ttl=self._ttl)
             self._roots = (made.der,)
@@ -88,23 +135,23 @@ class AuthorityManager(Manager[X509Issuer]):
         except CertsError as error:
             raise AuthorityError(f"what the authority upstream signed cannot be used: {error}") from None
 
-    def _beside(self, authority: Authority) -> tuple[Callable[[Connection], None], Callable[[], None]]:
+    def _beside(self, authority: Authority) -> Beside:
         """A CA below another is listed for sidecars: it may sign for every ID."""
         facts = read_certificate(authority.public)
         if self._upstream is None:
             return super()._beside(authority)
         key = key_hash(facts.raw.public_key())  # type: ignore[arg-type]
         one = Intermediate(facts.serial, key, "", facts.authority_key_id, authority.issued_at, authority.not_after)
-        return (
+        return Beside(
             lambda connection: insert_intermediate(connection, one, ()),
             lambda: self._state.put_intermediate(one, ()),
         )
 
-    async def taint(self, authority_id: str) -> Authority:
+    async def taint(self, authority_id: str, beside: BesideOf = alone) -> Authority:
         """Have everybody replace what the old authority signed. Raise InvalidRequest or Conflict."""
         if self._upstream is not None:
             raise Conflict("local authority can't be tainted if there is an upstream authority")
-        return await super().taint(authority_id)
+        return await super().taint(authority_id, beside)
 
     async def taint_upstream(self, key_id: str) -> None:
         """Have everybody replace what is below an authority upstream. Raise InvalidRequest or Conflict."""
@@ -155,10 +202,14 @@ class AuthorityManager(Manager[X509Issuer]):
     def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
         return with_roots(bundle, self._roots)
 
+    def _without(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
+        # Below an authority upstream it is not in the bundle itself.
+        return bundle if self._upstream is not None else bundle.with_tainted(authority_id).without(authority_id)
+
     def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
         return bundle.with_tainted(authority_id)
 
-    async def revoke(self, authority_id: str) -> Authority:
+    async def revoke(self, authority_id: str, beside: BesideOf = alone) -> Authority:
         """Take the tainted authority's root out of the bundle, and revoke it for what runs already.
 
         Raise InvalidRequest or Conflict.
@@ -173,10 +224,10 @@ class AuthorityManager(Manager[X509Issuer]):
             await self._change(
                 self._slots.revoke(authority_id),
                 lambda bundle: bundle.without(authority_id),
-                lambda connection: _put_revocation(connection, one),
-                lambda: self._state.revoked([one]),
+                Beside(lambda connection: _put_revocation(connection, one), lambda: self._state.revoked([one])),
+                beside(other),
             )
-            await asyncio.to_thread(self._keys.delete, other.key_id)
+            await self._forget_key(other.key_id)
             self._audited("authority_revoked", other)
             return other
 
@@ -199,7 +250,7 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
     what = "key"
 
     def _make(self, slot: SlotName, at: int) -> Authority:
-        public = public_key_der(self._keys.generate(key_id(self.kind, slot), self._key_type).public_key())
+        public = public_key_der(self.keys.generate(key_id(self.kind, slot), self._key_type).public_key())
         made = "".join(secrets.choice(_KEY_ID_LETTERS) for _ in range(_KEY_ID_LENGTH))
         if self._upstream is not None:
             self._upstream.publish(self.kind, JwtKey(made, public, at + self._ttl))
@@ -213,13 +264,16 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
     def _published(self, bundle: TrustBundle, authority: Authority) -> TrustBundle:
         return bundle.with_jwt_key(JwtKey(authority.authority_id, authority.public, authority.not_after))
 
+    def _without(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
+        return bundle.without_keys({authority_id})
+
     def _tainted(self, bundle: TrustBundle, authority_id: str) -> TrustBundle:
         return bundle.with_tainted_key(authority_id)
 
     def _keys_of(self, bundle: TrustBundle) -> tuple[JwtKey, ...]:
         return bundle.jwt_keys
 
-    async def revoke(self, authority_id: str) -> JwtKey:
+    async def revoke(self, authority_id: str, beside: BesideOf = alone) -> JwtKey:
         """Take a tainted key out of the bundle; also one of somebody below us. Raise InvalidRequest or Conflict."""
         async with self._lock:
             key = self._revocable(authority_id)
@@ -229,9 +283,10 @@ class JwtAuthorityManager(Manager[JwtIssuer]):
                 )
             other = self._slots.other if self._slots.other and self._slots.other.authority_id == authority_id else None
             slots = self._slots.revoke(authority_id) if other else self._slots
-            await self._change(slots, lambda bundle: bundle.without_key(authority_id))
+            written = [beside(other)] if other is not None else []
+            await self._change(slots, lambda bundle: bundle.without_key(authority_id), *written)
             if other is not None:
-                await asyncio.to_thread(self._keys.delete, other.key_id)
+                await self._forget_key(other.key_id)
             self._audit.event("authority_revoked", kind=self.kind, authority_id=authority_id)
             return key
 

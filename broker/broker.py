@@ -19,30 +19,54 @@ from firedoor.broker import downstream_keys, server, services
 from firedoor.broker.agent import JOIN_TOKEN_PATH
 from firedoor.broker.attest import Attestor, JoinTokenAttestor
 from firedoor.broker.audit import Audit
+from firedoor.broker.authority import NEWCOMER_WAITS, Manager
 from firedoor.broker.authority_kinds import AuthorityManager, JwtAuthorityManager, WitAuthorityManager
+from firedoor.broker.breakglass import BreakGlass
 from firedoor.broker.clock import Clock
 from firedoor.broker.config import Config, read_passphrase
-from firedoor.broker.db import Database
-from firedoor.broker.db.agent_rows import delete_expired_tokens
+from firedoor.broker.crls import Crls
+from firedoor.broker.db import open_database
+from firedoor.broker.db.agent_rows import delete_expired_spent_tokens, delete_expired_tokens
+from firedoor.broker.db.change_rows import prune_changes
+from firedoor.broker.db.crl_rows import prune_crls
 from firedoor.broker.db.entry_rows import delete_entry, delete_expired_entries
 from firedoor.broker.db.intermediate_rows import prune_intermediates
 from firedoor.broker.db.migrate import migrate
+from firedoor.broker.db.postgres import is_postgres
 from firedoor.broker.db.rows import prune
 from firedoor.broker.endpoints import Fetcher
 from firedoor.broker.entry import is_node_alias
 from firedoor.broker.epoch import Mark, follow
-from firedoor.broker.errors import BrokerError, StorageError
+from firedoor.broker.errors import BrokerError, KeysAway, StorageError
 from firedoor.broker.federation import Federation
-from firedoor.broker.files import FileStore, lock, make_private_folder, prepare_socket
+from firedoor.broker.files import FileStore, lock, make_private_folder, own_id, prepare_socket
+from firedoor.broker.followers import Fetches, Followers
 from firedoor.broker.http_challenge import HttpChallengeAttestor
 from firedoor.broker.identity import ServerIdentity
+from firedoor.broker.injector.ca_bundle import CaBundle
+from firedoor.broker.injector.webhook import Webhook
 from firedoor.broker.issuing import Signer
+from firedoor.broker.keys.keyring import Keyring
+from firedoor.broker.kubernetes.api import ClusterApi
+from firedoor.broker.kubernetes.bundle_maps import BundleMaps
+from firedoor.broker.kubernetes.cluster_bundle import ClusterBundle
+from firedoor.broker.kubernetes.controllers import Controllers
+from firedoor.broker.kubernetes.directory import ClusterDirectory
+from firedoor.broker.kubernetes.pod_attestors import PodAttestor, PodCluster, PsatAttestor
+from firedoor.broker.kubernetes.pod_certificates import PodCertificates
+from firedoor.broker.kubernetes.policy_resources import Resources
+from firedoor.broker.kubernetes.policy_status import PolicyStatus
+from firedoor.broker.kubernetes.registering import add_registration
+from firedoor.broker.kubernetes.registration import Registration
 from firedoor.broker.limits import Limits
 from firedoor.broker.metrics import Metrics
 from firedoor.broker.policy import PolicyKeeper
+from firedoor.broker.policy_origin import Files, Origin
 from firedoor.broker.push import Pusher
 from firedoor.broker.read_files import ReadFiles
 from firedoor.broker.relationship_file import RelationshipFile
+from firedoor.broker.rotation import Rotations
+from firedoor.broker.rotation_order import settings_of
 from firedoor.broker.rpc.agents import AgentService
 from firedoor.broker.rpc.gate import Gate
 from firedoor.broker.sites import Endpoint, Site, planned
@@ -57,14 +81,19 @@ from firedoor.broker.web import Web
 from firedoor.broker.x509pop import X509PopAttestor
 from firedoor.certs import (
     HTTP_CHALLENGE,
+    K8S_POD,
+    K8S_PSAT,
     SSHPOP,
     X509POP,
     CertsError,
     DiskKeyManager,
     KeyManager,
     MemoryKeyManager,
+    PrivateKey,
     SpiffeId,
+    TrustBundle,
 )
+from firedoor.certs.authority import Kind
 
 _log = logging.getLogger("firedoor.broker")
 
@@ -72,6 +101,8 @@ _log = logging.getLogger("firedoor.broker")
 _TICK: Final = 1.0
 # How often the policy's files are looked at: an edit is in force within a second, the push included.
 _POLICY_TICK: Final = 0.25
+# Seconds by which others' clocks may be behind ours: what is revoked stays revoked until it has expired by theirs too.
+CLOCKS_DIFFER: Final = 300
 _PRUNE_EVERY: Final = 60.0
 # What calls get to finish after SIGTERM.
 _GRACE: Final = 3.0
@@ -94,10 +125,21 @@ class Broker:
         self._stack = contextlib.AsyncExitStack()
         self.vouchers: Vouchers | None = None
         self.ssh_authorities: ReadFiles[frozenset[bytes]] | None = None
+        self.pod_clusters: dict[str, PodCluster] = {}
+        # The policy as a cluster's objects, when it is that.
+        self.resources: Resources | None = None
+        self.registration: Registration | None = None
+        self.webhook: Webhook | None = None
+        self.ca_bundle: CaBundle | None = None
+        # What keeps a cluster's objects as they should be.
+        self.controllers: Controllers | None = None
+        self.directory: ClusterDirectory | None = None
         # Set when the broker should be stopped, by a signal or because a part of it failed.
         self.ended = asyncio.Event()
         self.failed = False
         self.listen = ""
+        # None while there is no SVID of the broker's own to show.
+        self.front: mtls.Front | None = None
         self.metrics_address = ""
         self.sites: dict[Endpoint, Site] = {}
 
@@ -117,15 +159,20 @@ class Broker:
         self._stack.callback(os.close, lock(config.data_dir / "lock"))
         self.audit = Audit(config.audit_log, self.clock.now)
         self._stack.callback(self.audit.close)
-        self.database = Database(config.database)
+        broker_id = own_id(config.data_dir / "broker-id") if is_postgres(config.database) else ""
+        self.database = open_database(config.database, config.database_password_file, broker_id)
         self._stack.callback(self.database.close)
         await asyncio.to_thread(migrate, self.database.engine)
-        self.state = State(config.trust_domain, self.database, self.clock, config.admin_ids)
+        await self.database.join()
+        self.state = State(config.trust_domain, self.database, self.clock, config.roles)
+        controllers = config.kubernetes.controllers
+        self.state.has_directory = controllers is not None and controllers.directory
         await self.state.load()
         mark = Mark(config.data_dir / "generation")
         self._stack.callback(mark.close)
         await follow(self.state, mark, self.audit)
-        keys = self._key_manager()
+        self.keys = keys = Keyring(await asyncio.to_thread(self._key_manager), self.metrics, self.audit)
+        self._stack.callback(keys.close)
         upstream = await asyncio.to_thread(self._open_upstream)
         self.authority = AuthorityManager(self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream)
         await self.authority.start()
@@ -137,23 +184,50 @@ class Broker:
             self.state, keys, config.ca_key_type, config.ca_ttl, self.audit, upstream
         )
         await self.wit_authority.start()
+        self.managers: dict[Kind, Manager[Any]] = {
+            "x509": self.authority,
+            "jwt": self.jwt_authority,
+            "wit": self.wit_authority,
+        }
+        keys.active = self._signing_keys
+        if not keys.trouble and any(one.fresh for one in self.managers.values()) and await self.database.others():
+            _log.info("other brokers are there: what signs here is in the bundle, and signs in %d s", NEWCOMER_WAITS)
+            await asyncio.sleep(NEWCOMER_WAITS)
         fetcher = Fetcher(self.state)
         self._stack.callback(fetcher.close)
         declared = config.federation_relationships
         file = RelationshipFile(declared, config.trust_domain) if declared else None
         self.federation = Federation(self.state, fetcher, self.audit, self.metrics, file)
         await self.federation.load()
-        self.policy = PolicyKeeper(self.state, config.segments, self.audit, self.metrics)
+        self.policy = PolicyKeeper(self.state, await self._policy_origin(), self.audit, self.metrics)
         self._ending.append(self.policy.reissuer.stop)
         await self.policy.start()
         if self.policy.current.policy is None:
             _log.warning("no segments are declared: nothing is issued until there are some")
         ceiling = self.authority.max_svid_ttl
         for name in ("x509_svid_ttl", "jwt_svid_ttl", "agent_ttl"):
-            if getattr(config, name) > ceiling:
+            if 0 < ceiling < getattr(config, name):
                 _log.warning(
                     "%s is more than a sixth of ca_ttl: SVIDs will often end before it, with their authority", name
                 )
+
+    async def _policy_origin(self) -> Origin | None:
+        """Return where the policy is kept when it is not the database."""
+        if self.config.kubernetes.policy is None:
+            return None if self.config.segments is None else Files(self.config.segments)
+        rules = self.config.kubernetes.policy
+        self._policy_api = ClusterApi(rules.cluster, rules.access)
+        self._stack.push_async_callback(self._policy_api.close)
+        self.resources = Resources(self._policy_api, f"kubernetes: {rules.cluster}")
+        self._start(self.resources.run)
+        await self.resources.ready()
+        return self.resources
+
+    def _start(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what must not end before the broker does."""
+        task = asyncio.create_task(loop())
+        task.add_done_callback(self._loop_ended)
+        self._tasks.append(task)
 
     def _open_upstream(self) -> Upstream | None:
         """Return the authority above this broker, None when it is a root itself. Raise ConfigError."""
@@ -178,6 +252,8 @@ class Broker:
 
     def _key_manager(self) -> KeyManager:
         config = self.config
+        if not isinstance(config.key_manager, str):
+            return config.key_manager.open(own_id(config.data_dir / "broker-id"))
         if config.key_manager == "memory":
             _log.warning(
                 "authority keys are in memory: a restart makes a new authority, and peers must fetch the bundle"
@@ -188,22 +264,38 @@ class Broker:
             _log.warning("authority keys on disk are not encrypted; --key-passphrase-file encrypts them")
         return DiskKeyManager(FileStore(config.data_dir / "keys"), passphrase)
 
+    def _signing_keys(self) -> list[PrivateKey]:
+        return [key for one in self.managers.values() if (key := one.signing_key) is not None]
+
     async def _open_network(self) -> None:
         config, state = self.config, self.state
         self.vouchers = await self._open_vouchers()
         if config.sshpop is not None:
             self.ssh_authorities = await asyncio.to_thread(ssh_authorities, config.sshpop.cert_authorities)
+        self.pod_clusters = {one.name: await asyncio.to_thread(one.open) for one in config.kubernetes.pods}
         self.core = mtls.Core()
         self._stack.callback(self.core.stop)
-        self.identity = ServerIdentity(state, self.authority, self.core)
-        self.identity.refresh()
+        names = config.injector.names if config.injector else ()
+        store = FileStore(config.data_dir / "identity") if self.keys.is_device else None
+        self.identity = ServerIdentity(state, self.authority, self.core, names, store)
+        await self.identity.start()
+        self.crls = Crls(state, self.authority, self.metrics)
+        await _survive("revocation lists", self.crls.refresh())
         control = self.core.control_server()
         self.pusher = Pusher(state, self.policy, control, self.metrics)
         self.policy.reissuer.follow(self.pusher.listening)
+        self.fetches = Fetches(state)
+        followers = Followers(state, self.pusher.listening, self.fetches)
+        settings = settings_of(config, state, self.policy, self._refresh_identity)
+        self.rotations = Rotations(state, self.managers, followers, self.audit, self.metrics, settings)
+        self.pusher.urgent = self.rotations.urgent
+        self._ending.append(self.rotations.stop)
+        await self.rotations.load()
         asyncio.get_running_loop().add_reader(self.core.event_fd(), self.pusher.take_events)
         self._stack.callback(asyncio.get_running_loop().remove_reader, self.core.event_fd())
 
-        signer = Signer(state, self.authority.issuer, self.metrics)
+        signer = Signer(state, self.authority.issuer, self.metrics, self.keys)
+        self.breakglass = BreakGlass(state, self.policy, signer, self.audit, config.breakglass_ttl)
         self.limits = limits = Limits(config.attestation, config.signing)
         agents = AgentService(state, signer, self._attestors(), limits, self.metrics, config.agent_ttl, self._cut)
         common = services.on_both(self, agents, signer, limits)
@@ -219,22 +311,78 @@ class Broker:
         await asyncio.to_thread(prepare_socket, config.admin_socket)
         front = self.core.unix_front(path=str(config.admin_socket), backend=admin_address, mode=0o600)
         admin.attach(front.caller)
-        self.front = self.core.tls_front(
-            listen=config.listen,
-            as_id=str(state.server_id),
-            backend=network_address,
-            control=control,
-            anonymous=config.anonymous_connections,
-        )
-        network.attach(self.front.caller)
-        self.listen = self.front.address
+
+        def open_front() -> None:
+            self.front = self.core.tls_front(
+                listen=config.listen,
+                as_id=str(state.server_id),
+                backend=network_address,
+                control=control,
+                anonymous=config.anonymous_connections,
+            )
+            network.attach(self.front.caller)
+            self.listen = self.front.address
+
+        self._open_front = open_front
+        state.watch_gone(self._cut)
         await self._open_web()
-        await self._open_sites()
-        loops = (self.pusher.run, self.federation.run, self._tick_loop, self._policy_loop, self._prune_loop)
-        for work in (loop() for loop in loops):
-            task = asyncio.create_task(work)
-            task.add_done_callback(self._loop_ended)
-            self._tasks.append(task)
+        await self._open_fronts()
+        loops = (
+            self.keys.watch,
+            self.pusher.run,
+            self.pusher.share,
+            self.federation.run,
+            self.rotations.run,
+            self._tick_loop,
+            self._policy_loop,
+            self._prune_loop,
+            self.breakglass.run,
+            self.crls.run,
+        )
+        for loop in loops:
+            self._start(loop)
+        if config.kubernetes.controllers is not None:
+            self.controllers = Controllers(config.kubernetes.controllers)
+            self._stack.push_async_callback(self.controllers.stop)
+            self._add_controllers(self.controllers, signer)
+            self._start(self.controllers.run)
+        if self.resources is not None:
+            status = PolicyStatus(self._policy_api, self.resources, self.policy, state, followers.without_news)
+            self._start(status.run)
+
+    def _add_controllers(self, controllers: Controllers, signer: Signer) -> None:
+        """Add what the configuration names."""
+        rules, api, lease, trust_domain = controllers.rules, controllers.api, controllers.lease, self.state.trust_domain
+
+        def bundle() -> TrustBundle:
+            return self.state.bundles[trust_domain]
+
+        if rules.bundle is not None:
+            maps = BundleMaps(api, lease, rules.bundle, trust_domain, bundle, self.metrics)
+            self.state.watch(maps.changed)
+            controllers.add(maps.run, ClusterBundle(api, lease, trust_domain, bundle).run)
+        if rules.registration is not None:
+            attesting = self.config.kubernetes.attesting(rules.cluster)
+            self.registration = add_registration(
+                controllers,
+                rules.registration,
+                attesting,
+                self.state,
+                self.policy,
+                self.audit,
+                self.metrics,
+                self.federation,
+                lambda: len(self.pusher.listening),
+            )
+        if rules.certificate_ttl:
+            signs = PodCertificates(
+                controllers, self.state, self.policy, signer, self.audit, self.metrics, rules.certificate_ttl
+            )
+            controllers.add(signs.run)
+
+        if rules.directory:
+            self.directory = ClusterDirectory(api, lease, self.state, self.metrics, lambda: len(self.pusher.listening))
+            controllers.add(self.directory.run)
 
     def _attestors(self) -> dict[str, Attestor]:
         """Return what checks nodes' evidence, by the type that agents name."""
@@ -253,6 +401,15 @@ class Broker:
             http_challenge = HttpChallengeAttestor(trust_domain, config.http_challenge)
             self._stack.callback(http_challenge.close)
             found[HTTP_CHALLENGE] = http_challenge
+        if self.pod_clusters:
+            pods = PodAttestor(trust_domain, config.kubernetes.pod_audience, self.pod_clusters)
+            self._stack.push_async_callback(pods.close)
+            found[K8S_POD] = pods
+        if config.kubernetes.agents:
+            agents = {one.name: one.open() for one in config.kubernetes.agents}
+            psat = PsatAttestor(trust_domain, config.kubernetes.psat_audience, agents)
+            self._stack.push_async_callback(psat.close)
+            found[K8S_PSAT] = psat
         return found
 
     async def _open_web(self) -> None:
@@ -266,27 +423,57 @@ class Broker:
             raise StorageError(f"metrics cannot listen on {self.config.metrics}: {error.strerror}") from error
         self._stack.push_async_callback(web.stop)
 
-    async def _open_sites(self) -> None:
-        """Open the listeners with documents that anybody may have."""
+    async def _open_fronts(self) -> None:
+        """Open what is not open yet: where sidecars connect, and the listeners with documents that anybody may have.
+
+        Without an SVID of the broker's own, those alone that have a certificate from a file.
+        """
+        if self.front is None and self.identity.is_ready:
+            self._open_front()
         for endpoint, pages in planned(self.config, self.state).items():
+            if endpoint in self.sites or not (endpoint.files or self.identity.is_ready):
+                continue
             site = Site(endpoint, pages, self.core, self.state.server_id)
             self._stack.push_async_callback(site.stop)
             await site.open()
             self.sites[endpoint] = site
+        if self.webhook is None and self.identity.is_ready:
+            await self._open_injector()
+
+    async def _open_injector(self) -> None:
+        """Open the admission webhook, and see to it that the cluster knows whom to trust there."""
+        rules = self.config.injector
+        if rules is None:
+            return
+        self.webhook = Webhook(rules, self.core, self.state.server_id)
+        self._stack.push_async_callback(self.webhook.stop)
+        await self.webhook.open()
+        cluster = self.pod_clusters.get(rules.cluster)
+        if rules.webhook and cluster is not None and cluster.access is not None:
+            api = ClusterApi(rules.cluster, cluster.access)
+            self._stack.push_async_callback(api.close)
+            self.ca_bundle = CaBundle(api, rules.webhook)
 
     def missing(self) -> list[str]:
         """Return what keeps the broker from being ready; nothing when it is."""
-        return list(self._missing)
+        if self._missing:
+            return list(self._missing)
+        keys = f"key manager: {self.keys.trouble}" if self.keys.trouble else ""
+        return [trouble for trouble in (self.database.trouble, keys) if trouble]
 
     async def reread(self) -> None:
         """Read the files of policy and CAs again, and open the audit log anew (SIGHUP). Nothing before it is ready."""
         if self._missing:
             return
         self.audit.reopen()
+        self.keys.forgive()
         if self.vouchers is not None:
             await self.vouchers.reread()
         if self.ssh_authorities is not None:
             await self.ssh_authorities.reread()
+        for cluster in self.pod_clusters.values():
+            if cluster.keys is not None:
+                await cluster.keys.reread()
         await self.federation.reread()
         await self.policy.reread()
 
@@ -310,7 +497,8 @@ class Broker:
 
     def _cut(self, agent_id: SpiffeId) -> None:
         """Close what an agent has open: its connections, and its streams."""
-        self.front.close_callers(str(agent_id))
+        if self.front is not None:
+            self.front.close_callers(str(agent_id))
         self.pusher.cut(agent_id)
 
     def _metrics_text(self) -> bytes:
@@ -324,6 +512,12 @@ class Broker:
     async def _tick_loop(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
+            if self.database.usurped:
+                _log.critical("another broker has this one's ID: its data directory was copied")
+                self.failed = True
+                self.ended.set()
+            if self.state.went_back:
+                await _survive("epoch", self._begin_epoch())
             await _survive("authority", self.authority.tick())
             await _survive("JWT authority", self.jwt_authority.tick())
             await _survive("WIT authority", self.wit_authority.tick())
@@ -333,13 +527,38 @@ class Broker:
                 await _survive("x509pop", self.vouchers.poll())
             if self.ssh_authorities is not None:
                 await _survive("sshpop", self.ssh_authorities.poll())
+            for cluster in self.pod_clusters.values():
+                if cluster.keys is not None:
+                    await _survive("k8s_pod", cluster.keys.poll())
             await _survive("federation", self.federation.poll())
             for site in self.sites.values():
                 await _survive("certificate", site.poll())
-            try:
-                self.identity.refresh()
-            except (BrokerError, CertsError, mtls.MtlsError) as error:
-                _log.error("the broker's own SVID could not be renewed: %s", error)
+            if self.ca_bundle is not None:
+                roots = [root.der for root in self.state.bundles[self.state.trust_domain].x509_roots]
+                await _survive("injector", self.ca_bundle.poll(roots, self.clock.now()))
+            await self._refresh_identity()
+            if self.front is None:
+                await self._open_late()
+
+    async def _open_late(self) -> None:
+        try:
+            await self._open_fronts()
+        except (BrokerError, mtls.MtlsError) as error:
+            _log.error("%s", error)
+
+    async def _refresh_identity(self) -> None:
+        try:
+            await self.identity.refresh()
+        except KeysAway:
+            # The keyring says so, once.
+            pass
+        except (BrokerError, CertsError, mtls.MtlsError) as error:
+            _log.error("the broker's own SVID could not be renewed: %s", error)
+
+    async def _begin_epoch(self) -> None:
+        """Go on from a database that was restored while this broker ran: memory is what the database has."""
+        await self.state.new_epoch()
+        self.audit.event("new_epoch", generation=str(self.state.generation))
 
     async def _policy_loop(self) -> None:
         """Look at the policy's files. On its own: an edit may wait for certificates to be replaced."""
@@ -349,24 +568,26 @@ class Broker:
 
     async def _expire_entries(self) -> None:
         now = self.clock.now()
-        if not any(entry.expired(now) for entry in self.state.entries):
+        if not self.database.leads or not any(entry.expired(now) for entry in self.state.entries):
             return
 
         def apply(gone: list[str]) -> None:
             for entry_id in gone:
                 self.state.entries.remove(entry_id)
 
-        gone = await self.state.change(lambda connection: delete_expired_entries(connection, now), apply)
+        gone = await self.state.change(lambda connection: delete_expired_entries(connection, now), apply, bumps=bool)
         self.audit.event("entries_expired", entry_ids=gone)
 
     async def _prune_loop(self) -> None:
         while True:
             await asyncio.sleep(_PRUNE_EVERY)
-            await _survive("pruning", self._prune())
+            if self.database.leads:
+                await _survive("pruning", self._prune())
 
     async def _prune(self) -> None:
         """Delete what has expired: issued rows, revocations, join tokens, and the aliases of tokens nobody used."""
         now = self.clock.now()
+        over = now - CLOCKS_DIFFER
         waiting = {
             hashlib.sha256(entry.parent_id.path.removeprefix(JOIN_TOKEN_PATH).encode()).digest(): entry.id
             for entry in self.state.entries
@@ -376,8 +597,12 @@ class Broker:
         }
 
         def run(connection: Connection) -> list[str]:
-            prune(connection, now)
-            prune_intermediates(connection, now)
+            prune(connection, over)
+            if self.database.broker_id:
+                prune_changes(connection)
+            prune_intermediates(connection, over)
+            delete_expired_spent_tokens(connection, over)
+            prune_crls(connection, over)
             gone = [waiting[token] for token in delete_expired_tokens(connection, now) if token in waiting]
             for entry_id in gone:
                 delete_entry(connection, entry_id)
@@ -386,8 +611,9 @@ class Broker:
         def apply(gone: list[str]) -> None:
             for entry_id in gone:
                 self.state.entries.remove(entry_id)
-            self.state.intermediates = {s: one for s, one in self.state.intermediates.items() if one.not_after > now}
-            self.state.revocations = {key: one for key, one in self.state.revocations.items() if one.expires_at > now}
+            self.state.intermediates = {s: one for s, one in self.state.intermediates.items() if one.not_after > over}
+            self.state.crls = {key: one for key, one in self.state.crls.items() if one.next_update > over}
+            self.state.revocations = {key: one for key, one in self.state.revocations.items() if one.expires_at > over}
 
         await self.database.write(run, apply)
 
@@ -396,5 +622,8 @@ async def _survive(what: str, work: Coroutine[Any, Any, None]) -> None:
     """Run one piece of work; a fault of ours is logged, and it is tried again later."""
     try:
         await work
+    except KeysAway:
+        # The keyring says so, once.
+        pass
     except (BrokerError, CertsError) as error:
         _log.error("%s: %s", what, error)

@@ -53,6 +53,8 @@ class Entry:
     created_at: int = 0
     # None: the request gave no additional attributes.
     attributes: Attributes | None = None
+    # What made it, when nobody did by hand: kubernetes:<cluster>/<kind>/<name>.
+    origin: str = ""
 
     @property
     def similarity(self) -> bytes:

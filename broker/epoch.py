@@ -2,8 +2,9 @@
 """Notices that the database went back: it was restored from a backup.
 
 Beside the database a small file keeps the highest generation that was committed. A database that is behind it, or that
-came without it, starts a new epoch: then a number that is given a second time is never taken for the state that had it
-first, and sidecars take what looks older to them. The file may lag behind after a power cut, never run ahead.
+came without it, or that `broker restore` put there, starts a new epoch: then a number that is given a second time is
+never taken for the state that had it first, and sidecars take what looks older to them. The file may lag behind after a
+power cut, never run ahead.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _log = logging.getLogger("firedoor.broker")
 # Of a fixed length, so that one write replaces it whole, also on a full disk.
 _FORM: Final = re.compile(rb"(\d{20})\.(\d{20})\n")
 _LENGTH: Final = 42
+# What `broker restore` leaves in its place.
+RESTORED: Final = b"restored\n"
 
 
 class Mark:
@@ -40,8 +43,16 @@ class Mark:
 
     def read(self) -> Generation | None:
         """Return what it holds; None for a file that is new or damaged."""
-        found = _FORM.fullmatch(os.pread(self._descriptor, _LENGTH + 1, 0))
+        found = _FORM.fullmatch(self._content())
         return Generation(int(found[1]), int(found[2])) if found else None
+
+    @property
+    def restored(self) -> bool:
+        """Whether `broker restore` was here since."""
+        return self._content() == RESTORED
+
+    def _content(self) -> bytes:
+        return os.pread(self._descriptor, _LENGTH + 1, 0)
 
     def write(self, generation: Generation) -> None:
         """Replace what it holds. A failure is logged: only the next restore would miss it."""
@@ -61,7 +72,9 @@ class Mark:
 async def follow(state: State, mark: Mark, audit: Audit) -> None:
     """Start a new epoch if the database went back, and keep the mark from here on."""
     seen, present = mark.read(), state.generation
-    if (seen is None and present.number > 1) or (seen is not None and seen > present):
+    # A broker that comes to others has seen nothing yet, and that says nothing.
+    came_without = seen is None and present.number > 1 and not state.database.broker_id
+    if came_without or mark.restored or (seen is not None and seen > present):
         await state.new_epoch()
         _log.warning(
             "the database was restored: it is at generation %s, and %s was reached; epoch %d begins. What was issued, "

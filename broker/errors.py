@@ -9,6 +9,7 @@
     │   ├── NotFound             what it names is not there
     │   ├── AlreadyExists        it is there already
     │   ├── Conflict             the state does not allow it now
+    │   │   └── Stale            another broker changed it at the same time
     │   ├── Unsupported          this broker does not serve it
     │   ├── RateLimited          too much in too short a time
     │   ├── TooSlow              the answer did not come in time
@@ -28,9 +29,15 @@
         ├── ConfigError          the configuration is wrong (file, line, key)
         ├── DatabaseError        the database does not answer or is full
         ├── StorageError         a file cannot be written or read
+        ├── BackupError          a backup cannot be made, or is not what it should be
         ├── AuthorityError       there is no authority that can sign
+        │   └── KeysAway         the key manager does not answer
         ├── PolicyUnavailable    no segments are declared
         ├── EndpointError        a bundle endpoint, or a host that attests, does not answer as it should
+        ├── ClusterUnavailable   a cluster's API server does not answer as it should
+        │   ├── WrittenMeanwhile somebody else has written an object meanwhile
+        │   ├── AnswerTooLong    its answer is longer than what may be asked for
+        │   └── Gone             it has forgotten where a watch was to go on
         └── Starting             not ready yet
 
 `str()` is a sentence for the person who must act. No message carries a key, a token or a selector's value.
@@ -75,6 +82,12 @@ class Conflict(CallerError):
     """The present state does not allow the request."""
 
     code = "conflict"
+
+
+class Stale(Conflict):
+    """Another broker changed what the request was decided by; decided anew it may well succeed."""
+
+    code = "stale"
 
 
 class Unsupported(CallerError):
@@ -199,10 +212,22 @@ class StorageError(BrokerFault):
     code = "storage"
 
 
+class BackupError(BrokerFault):
+    """A backup cannot be made, or cannot be restored; nothing was changed."""
+
+    code = "backup"
+
+
 class AuthorityError(BrokerFault):
     """There is no authority that can sign."""
 
     code = "authority"
+
+
+class KeysAway(AuthorityError):
+    """The key manager does not answer: nothing is signed until it is back, and all else goes on."""
+
+    code = "key_manager_away"
 
 
 class PolicyUnavailable(BrokerFault):
@@ -215,6 +240,30 @@ class EndpointError(BrokerFault):
     """Another trust domain's bundle endpoint, or a host that attests, does not answer, or not as it should."""
 
     code = "bundle_endpoint"
+
+
+class ClusterUnavailable(BrokerFault):
+    """A cluster's API server does not answer, or not as it should: whose token it is, nobody knows."""
+
+    code = "cluster_unavailable"
+
+
+class WrittenMeanwhile(ClusterUnavailable):
+    """An object of a cluster was made or changed by somebody else meanwhile: it is read again."""
+
+    code = "cluster_conflict"
+
+
+class AnswerTooLong(ClusterUnavailable):
+    """An answer of the API server is longer than it may be: less is asked for, where that can be."""
+
+    code = "cluster_answer"
+
+
+class Gone(ClusterUnavailable):
+    """The API server has forgotten the version that a list or a watch was to go on from: it is listed anew."""
+
+    code = "cluster_gone"
 
 
 class Starting(BrokerFault):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 
+from firedoor.broker.db import Basis
 from firedoor.broker.db.federation_rows import (
     delete_relationship,
     insert_relationship,
@@ -25,6 +26,7 @@ from firedoor.broker.db.federation_rows import (
     update_relationship,
 )
 from firedoor.broker.db.rows import put_bundle
+from firedoor.broker.db.settled import settled
 from firedoor.broker.errors import BrokerError, Conflict, EndpointError, NotFound
 from firedoor.broker.fetched import check_successor
 from firedoor.broker.relationship import Relationship
@@ -45,6 +47,8 @@ _LEAST: Final = 60
 _MOST: Final = 86400
 # Everybody asks a little earlier than the hint says, and not all at once.
 _JITTER: Final = 0.2
+# How often a broker that does not lead looks whether it does, in seconds.
+_FOLLOW: Final = 2.0
 # Fetches at once. One that hangs holds its place for half a minute.
 _PARALLEL: Final = 8
 
@@ -70,6 +74,18 @@ class Federation:
         self._turns: dict[TrustDomain, _Turn] = {}
         self._changed = asyncio.Event()
         self._places = asyncio.Semaphore(_PARALLEL)
+        state.database.watch("federation_relationships", lambda connection, _: self._follow(connection))
+
+    def _follow(self, connection: Connection) -> Callable[[], None]:
+        """Take the relationships as another broker left them."""
+        found = load_relationships(connection)
+
+        def apply() -> None:
+            others = {td for td, one in found.items() if self._stored.get(td) not in (None, one)}
+            self._stored = found
+            self._plan(*others)
+
+        return apply
 
     @property
     def relationships(self) -> dict[TrustDomain, Relationship]:
@@ -78,7 +94,7 @@ class Federation:
 
     async def load(self) -> None:
         """Read the relationships, at start. Raise ConfigError."""
-        self._stored = await self._state.database.read(load_relationships)
+        self._stored = await self._state.database.write(load_relationships)
         if self._file is not None:
             await self._declare()
         self._plan()
@@ -119,12 +135,18 @@ class Federation:
         """Add a relationship, with the first bundle if there is one. Raise AlreadyExists or Conflict."""
         await self._write(one, bundle, lambda connection: insert_relationship(connection, one))
 
-    async def update(self, one: Relationship, bundle: TrustBundle | None) -> None:
-        """Replace a relationship. Raise NotFound or Conflict."""
-        await self._write(one, bundle, lambda connection: update_relationship(connection, one))
+    async def update(self, one: Relationship, bundle: TrustBundle | None, *, origin: str = "") -> None:
+        """Replace a relationship. `origin`: whose it is now; ours by hand. Raise NotFound or Conflict."""
+        await self._write(one, bundle, lambda connection: update_relationship(connection, one), origin)
 
-    async def _write(self, one: Relationship, bundle: TrustBundle | None, write: Callable[[Connection], None]) -> None:
-        self._check_ours(one.trust_domain)
+    async def _write(
+        self,
+        one: Relationship,
+        bundle: TrustBundle | None,
+        write: Callable[[Connection], None],
+        origin: str = "",
+    ) -> None:
+        self._check_ours(one.trust_domain, origin)
 
         def run(connection: Connection) -> None:
             write(connection)
@@ -139,9 +161,9 @@ class Federation:
 
         await self._state.change(run, apply)
 
-    async def delete(self, trust_domain: TrustDomain) -> None:
+    async def delete(self, trust_domain: TrustDomain, *, origin: str = "") -> None:
         """Forget a relationship; its bundle stays until it is deleted too. Raise NotFound or Conflict."""
-        self._check_ours(trust_domain)
+        self._check_ours(trust_domain, origin)
 
         def apply(_: None) -> None:
             self._stored.pop(trust_domain, None)
@@ -149,9 +171,12 @@ class Federation:
 
         await self._state.database.write(lambda connection: delete_relationship(connection, trust_domain), apply)
 
-    def _check_ours(self, trust_domain: TrustDomain) -> None:
+    def _check_ours(self, trust_domain: TrustDomain, origin: str) -> None:
         if trust_domain in self._declared:
             raise Conflict(f"the relationship with {trust_domain} is declared in {self._file}: change it there")
+        present = self._stored.get(trust_domain)
+        if present is not None and present.origin != origin and present.origin.startswith(self._state.registers):
+            raise Conflict(f"the relationship with {trust_domain} is made from {present.origin}: change it there")
 
     async def refresh(self, trust_domain: TrustDomain) -> None:
         """Fetch a bundle now. Raise NotFound or EndpointError."""
@@ -167,8 +192,11 @@ class Federation:
 
     async def _fetch(self, one: Relationship) -> bool:
         """Fetch, check and take a bundle; say whether it is another one. Raise EndpointError."""
-        trust_domain = one.trust_domain
         fetched = await self._fetcher.fetch(one)
+        return await settled(lambda: self._taken(one, fetched))
+
+    async def _taken(self, one: Relationship, fetched: TrustBundle) -> bool:
+        trust_domain, basis = one.trust_domain, self._state.database.basis("bundles", "federation_relationships")
         # It may have been deleted, or pointed elsewhere, in the meantime.
         if self.relationships.get(trust_domain) != one:
             raise EndpointError("the relationship has changed meanwhile")
@@ -181,13 +209,13 @@ class Federation:
         except EndpointError as error:
             self._audit.event("bundle_refused", trust_domain=trust_domain.name, reason=str(error))
             raise
-        await self._put(fetched)
+        await self._put(fetched, basis)
         self._audit.event("bundle_fetched", trust_domain=trust_domain.name, sequence=fetched.sequence)
         return True
 
-    async def _put(self, bundle: TrustBundle) -> None:
+    async def _put(self, bundle: TrustBundle, basis: Basis | None = None) -> None:
         await self._state.change(
-            lambda connection: put_bundle(connection, bundle), lambda _: self._state.put_bundle(bundle)
+            lambda connection: put_bundle(connection, bundle), lambda _: self._state.put_bundle(bundle), basis=basis
         )
 
     async def run(self) -> None:
@@ -208,6 +236,12 @@ class Federation:
                     continue
 
     async def _take(self, trust_domain: TrustDomain, turn: _Turn) -> None:
+        if not self._state.database.leads:
+            # Another broker fetches for all.
+            await asyncio.sleep(_FOLLOW)
+            turn.running = False
+            self._changed.set()
+            return
         try:
             async with self._places:
                 await self.refresh(trust_domain)

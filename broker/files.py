@@ -23,6 +23,8 @@ from firedoor.broker.errors import StorageError
 MAX_SOCKET_PATH: Final = 107
 # What a secret's file must not let: reading by everybody, writing by anybody but its owner.
 OPEN_TO_OTHERS: Final = stat.S_IRWXO | stat.S_IWGRP
+# Of a broker's ID, in characters.
+MAX_ID: Final = 64
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -59,6 +61,21 @@ def make_private_file(path: str) -> None:
         raise StorageError(f"the file {path} cannot be opened: {error.strerror}") from error
 
 
+def own_id(path: Path) -> str:
+    """Return the ID in a file, which is made when it is not there. Raise StorageError."""
+    try:
+        if path.exists():
+            found = path.read_text(encoding="ascii").strip()
+            if _NAME.fullmatch(found) and len(found) <= MAX_ID:
+                return found
+            raise StorageError(f"the file {path} holds no ID; delete it together with the keys beside it")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"the file {path} cannot be read") from error
+    made = secrets.token_hex(8)
+    replace(path, f"{made}\n".encode())
+    return made
+
+
 def stamp(path: Path) -> object:
     """Return what differs when a file was edited or replaced; cheap to ask for every second."""
     try:
@@ -83,12 +100,13 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
             with contextlib.suppress(OSError):
                 beside.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"the file {path} cannot be written: {error.strerror}") from error
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Have what was renamed in a folder outlive a power cut. Raise OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +19,9 @@ TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
 _MAX_LINE: Final = 4096
 _MAX_HEADERS: Final = 64
+# Open connections at once, and of one address: who asks too often cannot keep the others out.
+_MAX_CLIENTS: Final = 256
+_MAX_CLIENTS_OF_ADDRESS: Final = 16
 # For the head, the answer, and the client's taking of it.
 _SECONDS: Final = 10.0
 _ABSTRACT: Final = "unix-abstract:"
@@ -76,10 +80,11 @@ class HttpServer:
     def __init__(self, answer: Callable[[Request], Answer]) -> None:
         self._answer = answer
         self._server: asyncio.Server | None = None
+        self._clients: Counter[str] = Counter()
 
     async def listen(self, host: str, port: int) -> str:
         """Listen without TLS, and return the address as bound. Raise OSError."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=_MAX_LINE)
+        self._server = await asyncio.start_server(self._admit, host, port, limit=_MAX_LINE)
         bound = self._server.sockets[0].getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 
@@ -94,6 +99,19 @@ class HttpServer:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+
+    async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a client unless there are too many."""
+        host = str((writer.get_extra_info("peername") or ("",))[0])
+        if self._clients.total() >= _MAX_CLIENTS or self._clients[host] >= _MAX_CLIENTS_OF_ADDRESS:
+            writer.transport.abort()
+            return
+        self._clients[host] += 1
+        try:
+            await self._serve(reader, writer)
+        finally:
+            self._clients[host] -= 1
+            self._clients += Counter()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

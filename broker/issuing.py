@@ -14,12 +14,13 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
 from firedoor import mtls
 from firedoor.broker.agent import Agent
 from firedoor.broker.db.rows import INSERT_ISSUED
-from firedoor.broker.entry import is_reserved
+from firedoor.broker.entry import Entry, is_reserved
 from firedoor.broker.errors import (
     AgentBanned,
     AgentMustReattest,
@@ -27,12 +28,16 @@ from firedoor.broker.errors import (
     BrokerError,
     InvalidRequest,
     NotAdmitted,
+    NotEntitled,
     PolicyUnavailable,
+    Stale,
 )
+from firedoor.broker.keys.device import DeviceKey
 from firedoor.certs import (
     NOT_BEFORE_CUSHION,
     DownstreamCa,
     IssueError,
+    Selector,
     SpiffeId,
     SubjectKey,
     X509Issuer,
@@ -40,10 +45,20 @@ from firedoor.certs import (
     issue_downstream_ca,
     issue_x509,
 )
-from firedoor.segments import AdmissionRefused, Refused, check_admission, check_mint
+from firedoor.segments import (
+    AdmissionRefused,
+    Admitted,
+    PolicySet,
+    Refused,
+    check_admission,
+    check_breakglass,
+    check_mint,
+)
 
 if TYPE_CHECKING:
     from firedoor.broker.attest import AttestedNode
+    from firedoor.broker.keys.keyring import Keyring
+    from firedoor.broker.kubernetes.pod_requests import RequestingPod
     from firedoor.broker.metrics import Metrics
     from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.state import State
@@ -52,6 +67,8 @@ NO_POLICY: Final = (
     "no segments are declared, so nothing is issued: start the broker with --segments PATH, "
     "or apply some with `firedoor segment apply PATH`"
 )
+# Seconds that the certificate of a pod lives at least, or no API server takes it.
+LEAST_POD_TTL: Final = 3600
 # How many are signed before other calls get a turn: about 2 ms.
 _SLICE: Final = 8
 
@@ -91,7 +108,17 @@ def authorize_workload(
     Raise NotEntitled, NotAdmitted (it names the selector that is missing), PolicyUnavailable or AgentNotAttested.
     """
     entry = state.entitled_entry(agent_id, entry_id)
-    node = state.entitlement(agent_id).node_selectors
+    _check_admission(policy, entry, state.entitlement(agent_id).node_selectors)
+    return _proof(
+        entry.spiffe_id,
+        entry.x509_svid_ttl or default_ttl,
+        agent_id=agent_id,
+        entry_id=entry.id,
+        dns_names=entry.dns_names,
+    )
+
+
+def _check_admission(policy: PolicyKeeper, entry: Entry, node: frozenset[Selector]) -> None:
     # While an edit waits for holders of old SVIDs there are two: the one in force, and the one that comes.
     for asked in policy.asked:
         if asked is None:
@@ -101,13 +128,30 @@ def authorize_workload(
         except Refused as error:
             # Agents and logs learn which selector it is, not its value.
             raise NotAdmitted(error.redacted if isinstance(error, AdmissionRefused) else str(error)) from None
-    return _proof(
-        entry.spiffe_id,
-        entry.x509_svid_ttl or default_ttl,
-        agent_id=agent_id,
-        entry_id=entry.id,
-        dns_names=entry.dns_names,
-    )
+
+
+def authorize_pod(
+    state: State, policy: PolicyKeeper, pod: RequestingPod, default_ttl: int, longest: int
+) -> AuthorizedIssuance:
+    """Check that a pod without a sidecar may have the ID that it asks for: what its sidecar would be given.
+
+    An entry must give it the ID, by what the cluster's objects show, and the ID's segment must admit the pod.
+    `longest`: seconds from its notBefore that the certificate may live. Raise AgentBanned, NotEntitled, NotAdmitted
+    or PolicyUnavailable.
+    """
+    agent = state.agents.get(pod.agent_id)
+    if agent is not None and agent.banned:
+        raise AgentBanned("the pod's agent is banned")
+    entitled = state.entries.entitlement(pod.agent_id, pod.attested, state.clock.now())
+    entries = [one for one in entitled.workloads.values() if one.spiffe_id == pod.spiffe_id]
+    entry = min((one for one in entries if one.selectors <= pod.workload), key=lambda one: one.id, default=None)
+    if entry is None:
+        raise NotEntitled(f"no entry gives {pod.spiffe_id} to this pod")
+    if 0 < entry.x509_svid_ttl < LEAST_POD_TTL:
+        raise NotEntitled("the entry gives less than an hour (x509_svid_ttl), and Kubernetes takes no less")
+    _check_admission(policy, entry, entitled.node_selectors)
+    life = min(entry.x509_svid_ttl or default_ttl, longest) - NOT_BEFORE_CUSHION
+    return _proof(entry.spiffe_id, life, agent_id=pod.agent_id, entry_id=entry.id, dns_names=entry.dns_names)
 
 
 def downstream_proof(trust_domain_id: SpiffeId, ttl: int, *, agent_id: SpiffeId, entry_id: str) -> AuthorizedIssuance:
@@ -122,6 +166,22 @@ def authorize_mint(
 
     Raise InvalidRequest, NotAdmitted or PolicyUnavailable.
     """
+    return _without_workload(state, policy, check_mint, spiffe_id, ttl, dns_names)
+
+
+def authorize_breakglass(state: State, policy: PolicyKeeper, spiffe_id: SpiffeId, ttl: int) -> AuthorizedIssuance:
+    """Check that an SVID for the ID may be given to a person whom another one approved. Raise as `authorize_mint`."""
+    return _without_workload(state, policy, check_breakglass, spiffe_id, ttl)
+
+
+def _without_workload(
+    state: State,
+    policy: PolicyKeeper,
+    check: Callable[[PolicySet, SpiffeId], Admitted],
+    spiffe_id: SpiffeId,
+    ttl: int,
+    dns_names: tuple[str, ...] = (),
+) -> AuthorizedIssuance:
     if spiffe_id.trust_domain != state.trust_domain:
         raise InvalidRequest(f'"{spiffe_id}" is not a member of trust domain "{state.trust_domain}"')
     if not spiffe_id.path or is_reserved(spiffe_id):
@@ -130,7 +190,7 @@ def authorize_mint(
         if asked is None:
             raise PolicyUnavailable(NO_POLICY)
         try:
-            check_mint(asked, spiffe_id)
+            check(asked, spiffe_id)
         except Refused as error:
             raise NotAdmitted(str(error)) from None
     return _proof(spiffe_id, ttl, agent_id=None, dns_names=dns_names)
@@ -154,9 +214,9 @@ def authorize_renewal(agent: Agent, ttl: int) -> AuthorizedIssuance:
     return _proof(agent.id, ttl, agent_id=agent.id)
 
 
-def authorize_server(state: State, ttl: int) -> AuthorizedIssuance:
-    """Give leave to sign the broker's own SVID."""
-    return _proof(state.server_id, ttl, agent_id=None)
+def authorize_server(state: State, ttl: int, dns_names: tuple[str, ...] = ()) -> AuthorizedIssuance:
+    """Give leave to sign the broker's own SVID, with the DNS names by which API servers reach its webhook."""
+    return _proof(state.server_id, ttl, agent_id=None, dns_names=dns_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +288,22 @@ class Pen:
 class Signer:
     """Signs with the active authority, writing down what it signs."""
 
-    def __init__(self, state: State, issuer: Callable[[], X509Issuer], metrics: Metrics) -> None:
-        self._state, self._issuer, self._metrics = state, issuer, metrics
+    def __init__(self, state: State, issuer: Callable[[], X509Issuer], metrics: Metrics, keys: Keyring) -> None:
+        self._state, self._issuer, self._metrics, self._keys = state, issuer, metrics, keys
 
     def pen(self) -> Pen:
         """Return what signs now. Raise AuthorityError."""
-        return Pen(self._issuer(), self._state.clock.now_for_issuing())
+        return Pen(self._issuer(), self._state.issue_time())
+
+    async def sign(self, proof: AuthorizedIssuance, key: SubjectKey, pen: Pen | None = None) -> X509Svid:
+        """Sign one SVID, which the caller writes down before it hands it out. Raise AuthorityError or CertsError."""
+        pen = pen or self.pen()
+        return await self._keys.sign(pen.issuer.key, partial(pen.sign, proof, key))
+
+    async def sign_ca(self, proof: AuthorizedIssuance, key: SubjectKey) -> DownstreamCa:
+        """Sign the CA of an authority below us, as `sign` does an SVID."""
+        pen = self.pen()
+        return await self._keys.sign(pen.issuer.key, partial(pen.sign_ca, proof, key))
 
     def issued_row(self, proof: AuthorizedIssuance, svid: X509Svid | DownstreamCa) -> dict[str, Any]:
         """Return the row that says who holds this SVID, or this CA."""
@@ -253,16 +323,28 @@ class Signer:
 
     async def issue(self, orders: Sequence[Order]) -> list[X509Svid | BrokerError]:
         """Sign all, commit their rows together, and return what may be handed out: an SVID or a refusal each."""
+        await self._state.time_to_issue()
         pen = self.pen()
+        signed = await self._signed(pen, orders)
+        rows = [self.issued_row(order.proof, svid) for order, svid in zip(orders, signed, strict=True)]
+        if rows:
+            await self._state.database.append(INSERT_ISSUED, rows)
+        return [self._still(order, svid) for order, svid in zip(orders, signed, strict=True)]
+
+    async def _signed(self, pen: Pen, orders: Sequence[Order]) -> list[X509Svid]:
+        if isinstance(pen.issuer.key, DeviceKey):
+            return await asyncio.gather(*(self.sign(order.proof, order.key, pen) for order in orders))
         signed: list[X509Svid] = []
         for number, order in enumerate(orders):
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             signed.append(pen.sign(order.proof, order.key))
-        rows = [self.issued_row(order.proof, svid) for order, svid in zip(orders, signed, strict=True)]
-        if rows:
-            await self._state.database.append(INSERT_ISSUED, rows)
-        return [_still(order, svid) for order, svid in zip(orders, signed, strict=True)]
+        return signed
+
+    def _still(self, order: Order, svid: X509Svid) -> X509Svid | BrokerError:
+        if self._state.ends(svid.id, svid.not_before + NOT_BEFORE_CUSHION):
+            return Stale("its ID was revoked at another broker while the SVID was signed; ask again")
+        return _still(order, svid)
 
 
 def _still(order: Order, svid: X509Svid) -> X509Svid | BrokerError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segments and flows in force: from a folder that is read again when it changes, or from the database.
+"""The segments and flows in force: from an origin that is read again when it changes, or from the database.
 
 A set with lint errors changes nothing. The last good set is kept in the database in both cases, so that a broker which
 starts over a broken edit goes on with what was in force.
@@ -9,20 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 
+from firedoor.broker.db import Basis
 from firedoor.broker.db.rows import Generation, Revoked, load_documents, put_revocations, replace_documents
-from firedoor.broker.errors import ConfigError, Conflict, InvalidRequest
+from firedoor.broker.errors import ConfigError, Conflict, InvalidRequest, PolicyUnavailable
 from firedoor.broker.issuing import authorize_workload
+from firedoor.broker.policy_origin import MAX_FILES, MAX_TOTAL_BYTES, Origin
 from firedoor.broker.reissue import Old, Reissuer
-from firedoor.certs import SpiffeId, TrustDomain
-from firedoor.segments import Change, Document, PolicyErrors, PolicySet, Views, accept, compile_table, diff, promoted
+from firedoor.certs import SpiffeId
+from firedoor.segments import (
+    Change,
+    Document,
+    Loader,
+    PolicyErrors,
+    PolicySet,
+    Views,
+    compile_table,
+    diff,
+    promoted,
+    usable,
+)
+from firedoor.segments.directory import Derived, Directory
 from firedoor.wire import policy_pb2
 
 if TYPE_CHECKING:
@@ -31,13 +45,13 @@ if TYPE_CHECKING:
     from firedoor.broker.state import State
 
 _log = logging.getLogger("firedoor.broker.policy")
-_SUFFIXES: Final = (".yaml", ".yml")
-MAX_FILES: Final = 4096
+# What the database calls the rows of policies.
+_KIND: Final = "policy_documents"
+_NO_SERVICES: Final[Mapping[str, Derived]] = MappingProxyType({})
 MAX_NAME: Final = 1024
-MAX_TOTAL_BYTES: Final = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Compiled:
     """One set of documents, checked and compiled. `policy` is None when there are no documents."""
 
@@ -48,64 +62,56 @@ class Compiled:
     table: policy_pb2.Table
     views: Views
     warnings: tuple[str, ...]
+    # Services beside it, as far as they were known when it was compiled: made where it is, as both take their time.
+    directory: Directory
+
+    @cached_property
+    def members(self) -> frozenset[Document]:
+        """The documents, to ask for one."""
+        return frozenset(self.documents)
 
 
-def compile_documents(documents: Sequence[Document], trust_domain: TrustDomain) -> Compiled:
+def compile_documents(
+    documents: Sequence[Document], loader: Loader, derived: Mapping[str, Derived] = _NO_SERVICES
+) -> Compiled:
     """Check and compile a set. Raise PolicyErrors with every finding that is an error."""
-    policy, findings = accept(documents, trust_domain)
+    policy = loader.load(documents)
+    findings = usable(policy)
     table = compile_table(policy)
     # No segments: nothing can be issued, and the sentence that says so is worth more than "belongs to no segment".
     present = policy if policy.segments else None
-    return Compiled(tuple(documents), present, policy, table, Views(table), tuple(str(f) for f in findings))
-
-
-def read_files(path: Path) -> tuple[Document, ...]:
-    """Read a policy file, or all of a folder's (not of its sub-folders), by name. Raise ConfigError."""
-    try:
-        files = _files(path)
-        if sum(file.stat().st_size for file in files) > MAX_TOTAL_BYTES:
-            raise ConfigError(f"the policy in {path} is larger than {MAX_TOTAL_BYTES // 2**20} MiB")
-        return tuple(Document(str(file), file.read_text(encoding="utf-8")) for file in files)
-    except OSError as error:
-        raise ConfigError(f"the policy in {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the policy in {path} is not UTF-8 text") from error
-
-
-def _files(path: Path) -> list[Path]:
-    if not stat.S_ISDIR(path.stat().st_mode):
-        return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix in _SUFFIXES and not f.name.startswith(".") and f.is_file())
-    if len(files) > MAX_FILES:
-        raise ConfigError(f"the policy in {path} has more than {MAX_FILES} files")
-    return files
-
-
-def _fingerprint(path: Path) -> tuple[object, ...]:
-    """Return what differs when a file was edited, replaced, added or removed; cheap to ask for every second."""
-    try:
-        found = [(str(file), file.stat()) for file in _files(path)]
-    except (OSError, ConfigError) as error:
-        return (type(error).__name__, str(error))
-    return tuple((name, s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for name, s in found)
+    views = Views(table)
+    warnings = tuple(str(found) for found in findings)
+    return Compiled(tuple(documents), present, policy, table, views, warnings, Directory(views, derived))
 
 
 class PolicyKeeper:
-    """Keeps the policy in force. `path` None: the database is the source."""
+    """Keeps the policy in force. `origin` None: the database is the source."""
 
-    def __init__(self, state: State, path: Path | None, audit: Audit, metrics: Metrics) -> None:
-        self._state, self._path, self._audit, self._metrics = state, path, audit, metrics
+    def __init__(self, state: State, origin: Origin | None, audit: Audit, metrics: Metrics) -> None:
+        self._state, self._origin, self._audit, self._metrics = state, origin, audit, metrics
+        # Why the origin's present set is not in force, None when it is.
+        self.refused: ConfigError | PolicyErrors | None = None
         self._seen: tuple[object, ...] = ()
         self._lock = asyncio.Lock()
-        self.current = compile_documents((), state.trust_domain)
+        self._loader = Loader(state.trust_domain)
+        # Of the database's thread.
+        self._following = Loader(state.trust_domain)
+        self.current = compile_documents((), self._loader)
         # What comes into force once the holders of certificates that it would promote have others.
         self._coming: Compiled | None = None
         self.reissuer = Reissuer(state)
+        state.database.watch(_KIND, lambda connection, _: self._follow(connection))
 
     @property
     def source(self) -> str:
         """Say where the policy comes from, as a person reads it."""
-        return "database" if self._path is None else f"files: {self._path}"
+        return "database" if self._origin is None else self._origin.source
+
+    @property
+    def documents(self) -> frozenset[Document]:
+        """Return the documents in force."""
+        return self.current.members
 
     @property
     def asked(self) -> tuple[PolicySet | None, ...]:
@@ -113,15 +119,30 @@ class PolicyKeeper:
         coming = (self._coming.policy,) if self._coming else ()
         return (self.current.policy, *coming)
 
+    def _follow(self, connection: Connection) -> Callable[[], None]:
+        """Put in force what another broker has: compiled before memory comes to its generation."""
+        documents = load_documents(connection)
+        try:
+            compiled = compile_documents(documents, self._following, self._state.directory)
+        except PolicyErrors as error:
+            raise PolicyUnavailable(f"the policy that another broker put in force is refused here: {error}") from None
+
+        def apply() -> None:
+            if documents != self.current.documents:
+                self.current = compiled
+                _log.info("the policy that another broker put in force is in force here")
+
+        return apply
+
     async def start(self) -> None:
         """Put a policy in force. Raise ConfigError or PolicyErrors when there is none that can be."""
-        stored = await self._state.database.read(load_documents)
+        stored = await self._state.database.write(load_documents)
         if stored:
-            self.current = await asyncio.to_thread(compile_documents, stored, self._state.trust_domain)
-        if self._path is not None:
-            self._seen = _fingerprint(self._path)
+            self.current = await asyncio.to_thread(compile_documents, stored, self._loader, self._state.directory)
+        if self._origin is not None:
+            self._seen = self._origin.fingerprint()
             try:
-                await self._take_files(starting=True)
+                await self._take(starting=True)
             except (ConfigError, PolicyErrors) as error:
                 if not stored:
                     raise
@@ -129,44 +150,57 @@ class PolicyKeeper:
         self._metrics.policy_ok.set(1)
 
     async def poll(self) -> None:
-        """Read the files again if they changed. A set with errors is logged and changes nothing."""
-        if self._path is None:
+        """Read the origin again if it changed. A set with errors is logged and changes nothing."""
+        if self._origin is None:
             return
-        seen = await asyncio.to_thread(_fingerprint, self._path)
-        if seen == self._seen:
+        seen = await asyncio.to_thread(self._origin.fingerprint)
+        # Without its database the broker could put nothing in force, and says so elsewhere.
+        if seen == self._seen or self._state.database.trouble:
             return
         self._seen = seen
-        await self.reread()
+        try:
+            await self.reread()
+        except Exception:
+            # Not in force and not refused: another broker put a set in force meanwhile, or the database is away. What
+            # this one would change is looked at anew.
+            self._seen = ()
+            raise
 
     async def reread(self) -> None:
-        """Read the files now (SIGHUP)."""
-        if self._path is None:
+        """Read the origin now (SIGHUP)."""
+        if self._origin is None:
             return
         try:
-            await self._take_files()
+            await self._take()
         except (ConfigError, PolicyErrors) as error:
             self._refuse(error)
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: ConfigError | PolicyErrors) -> None:
+        self.refused = error
         self._metrics.policy_ok.set(0)
-        _log.error("the policy in %s is refused, the one before stays in force:\n%s", self._path, error)
+        _log.error("the policy from %s is refused, the one before stays in force:\n%s", self.source, error)
 
-    async def _take_files(self, *, starting: bool = False) -> None:
-        assert self._path is not None  # noqa: S101
+    def _accept(self) -> None:
+        self.refused = None
+        self._metrics.policy_ok.set(1)
+
+    async def _take(self, *, starting: bool = False) -> None:
+        assert self._origin is not None  # noqa: S101
         async with self._lock:
-            documents = await asyncio.to_thread(read_files, self._path)
+            basis = self._state.database.basis(_KIND)
+            documents = await asyncio.to_thread(self._origin.read)
             if documents == self.current.documents:
-                self._metrics.policy_ok.set(1)
+                self._accept()
                 return
-            compiled = await asyncio.to_thread(compile_documents, documents, self._state.trust_domain)
+            compiled = await asyncio.to_thread(compile_documents, documents, self._loader, self._state.directory)
             old = await self._promoted(compiled)
             if starting and old is not None:
                 # Holders can be re-issued only once the broker serves; `poll` comes back to it.
                 self._seen = ()
                 return
-            await self._put_in_force(compiled, old)
-        self._metrics.policy_ok.set(1)
-        _log.info("the policy in %s is in force as generation %s", self._path, self._state.generation)
+            await self._put_in_force(compiled, old, basis)
+        self._accept()
+        _log.info("the policy from %s is in force as generation %s", self.source, self._state.generation)
         self._audit.event("policy_changed", source=self.source, generation=str(self._state.generation))
         for warning in compiled.warnings:
             _log.warning("%s", warning)
@@ -178,7 +212,7 @@ class PolicyKeeper:
 
         Without `now` it waits, for a minute at most, until nobody entitled uses a certificate that the edit ends.
         """
-        if self._path is not None:
+        if self._origin is not None:
             raise Conflict(f"the policy comes from {self.source}; edit it there, the broker reads it by itself")
         if sum(len(document.text) for document in documents) > MAX_TOTAL_BYTES:
             raise InvalidRequest(f"the policy is larger than {MAX_TOTAL_BYTES // 2**20} MiB")
@@ -194,14 +228,16 @@ class PolicyKeeper:
         self, documents: Sequence[Document], *, dry_run: bool, if_generation: Generation | None, wait: bool
     ) -> tuple[list[Change], tuple[str, ...]]:
         async with self._lock:
+            basis = self._state.database.basis(_KIND)
             if if_generation is not None and if_generation != self._state.generation:
                 raise Conflict(
                     f"the generation in force is {self._state.generation}; look at the difference and try again"
                 )
-            compiled = await asyncio.to_thread(compile_documents, documents, self._state.trust_domain)
+            compiled = await asyncio.to_thread(compile_documents, documents, self._loader, self._state.directory)
             changes = await asyncio.to_thread(diff, self.current.documents, documents)
             if not dry_run and changes:
-                await self._put_in_force(compiled, await self._promoted(compiled), if_generation, wait=wait)
+                old = await self._promoted(compiled)
+                await self._put_in_force(compiled, old, basis, if_generation, wait=wait)
         return changes, compiled.warnings
 
     async def _promoted(self, compiled: Compiled) -> Old | None:
@@ -210,9 +246,16 @@ class PolicyKeeper:
         return await self.reissuer.old(patterns)
 
     async def _put_in_force(
-        self, compiled: Compiled, old: Old | None, if_generation: Generation | None = None, *, wait: bool = True
+        self,
+        compiled: Compiled,
+        old: Old | None,
+        basis: Basis,
+        if_generation: Generation | None = None,
+        *,
+        wait: bool = True,
     ) -> None:
-        """Commit a set, with the revocation of what it would promote."""
+        """Commit a set, with the revocation of what it would promote. Raise Stale when another one came in between."""
+        admitted: frozenset[tuple[str, str]] = frozenset()
         self._coming = compiled
         try:
             if old is not None:
@@ -221,17 +264,19 @@ class PolicyKeeper:
                 await self.reissuer.replaced(old, self._admitted, wait=wait)
                 # The wait itself makes generations; edits of the policy are kept out by the lock.
                 if_generation = None
+                admitted = await self.reissuer.admitted(old, self._admitted)
             made = old.revocations if old else ()
 
             def run(connection: Connection) -> list[Revoked]:
                 replace_documents(connection, compiled.documents, if_generation)
-                return put_revocations(connection, made)
+                unasked = self.reissuer.unasked(connection, old, admitted) if old else ()
+                return put_revocations(connection, [*made, *unasked])
 
             def apply(revoked: list[Revoked]) -> None:
                 self.current = compiled
                 self._state.revoked(revoked)
 
-            await self._state.change(run, apply)
+            await self._state.change(run, apply, basis=basis)
         finally:
             self._coming = None
 

@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy import Connection
+
 from firedoor.broker.db.entry_rows import next_revision
-from firedoor.broker.db.rows import Live, Revoked, issued_before, issued_since
+from firedoor.broker.db.rows import Issued, Live, Revoked, issued_after, issued_before, issued_since
 from firedoor.broker.errors import BrokerError, Starting
 from firedoor.certs import CertsError, IdPattern, SpiffeId
 
@@ -41,6 +43,7 @@ class Old:
     before: int
     revocations: tuple[Revoked, ...]
     holders: frozenset[tuple[str, str]]
+    patterns: tuple[IdPattern, ...]
 
 
 class Reissuer:
@@ -98,6 +101,30 @@ class Reissuer:
         agents = sorted({agent_id for agent_id, _ in lacking})
         _log.warning("%d agents still use SVIDs that end with this edit", len(agents))
 
+    async def admitted(self, old: Old, admitted: Callable[[SpiffeId, str], object]) -> frozenset[tuple[str, str]]:
+        """Return which holders of what was issued since then both policies admit; only other brokers need it.
+
+        Each broker asks both policies at a signature while its own edit waits. The others ask the one in force alone.
+        """
+        if not self._state.database.broker_id:
+            return frozenset()
+        rows = await self._state.database.read(lambda connection: issued_after(connection, old.before))
+        holders = {(row.agent_id, row.entry_id) for row in rows if _promoted(old, row)}
+        return frozenset(holder for holder in holders if _entitled(admitted, *holder))
+
+    def unasked(self, connection: Connection, old: Old, admitted: frozenset[tuple[str, str]]) -> list[Revoked]:
+        """Return revocations of what other brokers signed since then for holders that are not admitted.
+
+        Inside the transaction of the edit, beside which nothing is issued.
+        """
+        if not self._state.database.broker_id:
+            return []
+        return [
+            Revoked("serial", row.serial, 0, REASON, row.not_after)
+            for row in issued_after(connection, old.before)
+            if row.entry_id and _promoted(old, row) and (row.agent_id, row.entry_id) not in admitted
+        ]
+
     async def _call_for(self, entry_ids: Iterable[str]) -> None:
         """Give entries a new revision: whoever serves them fetches another SVID."""
         await self._state.change(
@@ -137,7 +164,12 @@ def _old(patterns: Sequence[IdPattern], rows: Sequence[Live], before: int) -> Ol
     if not ends:
         return None
     revocations = (Revoked("pattern", str(pattern), before, REASON, end) for pattern, end in sorted(ends.items()))
-    return Old(before, tuple(revocations), frozenset(holders))
+    return Old(before, tuple(revocations), frozenset(holders), tuple(patterns))
+
+
+def _promoted(old: Old, row: Issued) -> bool:
+    spiffe_id = SpiffeId.parse(row.spiffe_id)
+    return any(pattern.matches(spiffe_id) for pattern in old.patterns)
 
 
 def _entitled(admitted: Callable[[SpiffeId, str], object], agent_id: str, entry_id: str) -> bool:

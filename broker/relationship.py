@@ -28,6 +28,8 @@ class Relationship:
     endpoint_id: SpiffeId | None
     # https_web: CAs instead of the system's. SPIRE's API has no field for it; it comes from a file of ours.
     ca_file: Path | None = None
+    # What made it, when nobody did by hand: kubernetes:<cluster>/<kind>/<name>.
+    origin: str = ""
 
     def message(self) -> types.FederationRelationship:
         """Return it as SPIRE's message, without the bundle."""

@@ -69,10 +69,10 @@ async def _reread(broker: Broker) -> None:
 
 def ready_line(broker: Broker) -> str:
     """Return what is printed when the broker serves."""
-    words = [f"firedoor broker ready: {broker.config.trust_domain} listen={broker.listen}"]
+    words = [f"firedoor broker ready: {broker.config.trust_domain} listen={broker.listen or 'later'}"]
     words.append(f"admin={broker.config.admin_socket}")
     words.append(f"metrics={broker.metrics_address or 'off'}")
     for name, served in (("bundle_endpoint", broker.config.bundle_endpoint), ("oidc", broker.config.oidc)):
-        if served is not None:
+        if served is not None and served.endpoint in broker.sites:
             words.append(f"{name}={broker.sites[served.endpoint].address}")
     return " ".join(words)

@@ -6,15 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from firedoor.broker.rpc.authorities import AuthorityAdminService
+from firedoor.broker.rpc.break_glass import BreakGlassService
 from firedoor.broker.rpc.bundles import BundleService
 from firedoor.broker.rpc.debug import DebugService
 from firedoor.broker.rpc.downstream import Downstream, DownstreamAdminService
 from firedoor.broker.rpc.entries import EntryService
+from firedoor.broker.rpc.entry_origins import EntryAdminService
 from firedoor.broker.rpc.health import HealthService
 from firedoor.broker.rpc.local_authorities import LocalAuthorityService
 from firedoor.broker.rpc.loggers import LoggerService
 from firedoor.broker.rpc.policy_admin import PolicyAdminService
 from firedoor.broker.rpc.reflection import reflections
+from firedoor.broker.rpc.revocations import RevocationAdminService
 from firedoor.broker.rpc.svids import SvidService, Ttls
 from firedoor.broker.rpc.trust_domains import TrustDomainService
 from firedoor.broker.tokens import TokenSigner, WitSigner
@@ -43,8 +47,8 @@ if TYPE_CHECKING:
 def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits) -> dict[ServiceDescriptor, object]:
     """Return what the network and the admin socket serve; who may call what is in rpc/matrix.py."""
     state, policy, metrics, config = broker.state, broker.policy, broker.metrics, broker.config
-    tokens = TokenSigner(state, broker.jwt_authority.issuer, metrics, config.jwt_issuer)
-    wits = WitSigner(state, broker.wit_authority.issuer, metrics)
+    tokens = TokenSigner(state, broker.jwt_authority, metrics, config.jwt_issuer)
+    wits = WitSigner(state, broker.wit_authority, metrics)
     ttls = Ttls(config.x509_svid_ttl, config.jwt_svid_ttl)
     downstream = Downstream(state, policy, signer, limits, config.ca_ttl, broker.pusher.missing)
     svids = SvidService(state, policy, signer, tokens, wits, limits, metrics, ttls, downstream)
@@ -53,11 +57,15 @@ def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits
         _service(agent_pb2, "Agent"): agents,
         _service(entry_pb2, "Entry"): EntryService(state, policy),
         _service(svid_pb2, "SVID"): svids,
-        _service(bundle_pb2, "Bundle"): BundleService(state, downstream),
+        _service(bundle_pb2, "Bundle"): BundleService(state, downstream, broker.fetches),
         _service(localauthority_pb2, "LocalAuthority"): authorities,
         _service(trustdomain_pb2, "TrustDomain"): TrustDomainService(state, broker.federation),
-        _service(admin_pb2, "PolicyAdmin"): PolicyAdminService(state, policy),
+        _service(admin_pb2, "PolicyAdmin"): PolicyAdminService(state, policy, broker.pusher, lambda: broker.directory),
+        _service(admin_pb2, "AuthorityAdmin"): AuthorityAdminService(state, broker.managers, broker.rotations),
+        _service(admin_pb2, "EntryAdmin"): EntryAdminService(state),
         _service(admin_pb2, "DownstreamAdmin"): DownstreamAdminService(state, policy),
+        _service(admin_pb2, "BreakGlass"): BreakGlassService(broker.breakglass, broker.clock),
+        _service(admin_pb2, "RevocationAdmin"): RevocationAdminService(state, policy),
     }
 
 

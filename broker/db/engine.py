@@ -13,6 +13,8 @@ falls behind what is committed.
 statement, after the jobs that waited with them. While several ask at once, the first waits for the others as long as
 they keep coming, a few milliseconds at most, as PostgreSQL's commit_delay has it: a commit costs more processor time
 than signing does, most of it in threads that hand the interpreter's lock to each other.
+
+This is SQLite, for one broker; shared.py makes of it PostgreSQL, for several.
 """
 
 from __future__ import annotations
@@ -26,31 +28,40 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, Insert, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
+from firedoor.broker.db import sqlite
 from firedoor.broker.db.appender import Appender, Row
-from firedoor.broker.errors import DatabaseError
-from firedoor.broker.files import make_private_file
 
 T = TypeVar("T")
 _log = logging.getLogger("firedoor.broker.db")
 
 # More jobs in one commit save nothing measurable and make the first one wait.
 _GROUP: Final = 64
-_READERS: Final = 2
+READERS: Final = 2
 # How long rows wait for others that come at the same time, when the last ones had company: until none came for so long,
 _GATHER_SECONDS: Final = 0.002
 # and no longer than this, or until there is a group.
 _GATHER_MOST_SECONDS: Final = 0.01
-# Another process (a backup) may hold the lock for a moment.
-_BUSY_MS: Final = 5000
+
+# Reads the rows of one kind that others changed, those with the keys given or all, and returns what brings memory up
+# to them; the first runs on the writer's thread, the second on the event loop.
+Reader = Callable[[Connection, frozenset[str] | None], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Basis:
+    """What a job was decided by: kinds of rows, as they were after a change of other brokers."""
+
+    kinds: frozenset[str] = frozenset()
+    known: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done on the writer's thread, and who waits for it."""
+
     run: Callable[[Connection], Any]
     apply: Callable[[Any], None] | None
     future: asyncio.Future[Any]
@@ -58,11 +69,16 @@ class _Job:
     # Of an append; `run` does the same for it alone.
     rows: Sequence[Row] = ()
     into: Insert | None = None
+    basis: Basis = Basis()
+    # Nothing to do but to learn what others changed.
+    look: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    job: _Job
+class Outcome:
+    """How a job ended."""
+
+    job: Job
     value: Any = None
     error: BaseException | None = None
 
@@ -70,16 +86,21 @@ class _Outcome:
 class Database:
     """The broker's database. `write` and `read` may be called from the event loop only."""
 
+    # Which of several brokers this is; empty for the only one.
+    broker_id = ""
+
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+        self._engine = self._open(url)
+        # By the kind of rows; see `watch`.
+        self._watched: dict[str, Reader] = {}
         self._read_engine = self._engine.execution_options(reads=True)
-        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         # Of the event loop: rows that wait for company, and how many went together the last time.
-        self._gathered: list[_Job] = []
+        self._gathered: list[Job] = []
         self._together = 1
         # The writer thread's own.
         self._appender = Appender(self._engine)
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="db-read")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
         self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._writer.start()
 
@@ -88,10 +109,60 @@ class Database:
         """The engine, for migrations at start."""
         return self._engine
 
-    async def write(self, run: Callable[[Connection], T], apply: Callable[[T], None] | None = None) -> T:
-        """Run a job and return its value once it is committed and synced. Raise what it raised, or DatabaseError."""
+    def _open(self, url: str) -> Engine:
+        """Return the engine. Raise DatabaseError."""
+        return sqlite.open_engine(url, READERS + 2)
+
+    # --- what several brokers need ------------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        """Whether this broker does what one of them should do: clear away, fetch."""
+        return True
+
+    @property
+    def usurped(self) -> bool:
+        """Whether another broker has this one's ID, so that this one must end."""
+        return False
+
+    @property
+    def trouble(self) -> str:
+        """Why what is in memory may be old; empty when it is not."""
+        return ""
+
+    def basis(self, *_kinds: str) -> Basis:
+        """Return what to give `write` with what is decided now, by rows of these kinds in memory."""
+        return Basis()
+
+    async def join(self) -> None:
+        """Become one of the brokers on this database, after the schema is there. Raise DatabaseError."""
+
+    async def others(self) -> list[str]:
+        """Return the IDs of the other brokers that are there now. Raise DatabaseError."""
+        return []
+
+    async def catch_up(self) -> None:
+        """Return when memory has what others had committed before. Raise DatabaseError."""
+
+    def watch(self, kind: str, reader: Reader) -> None:
+        """Have a function called for rows of a kind that other brokers changed; it stays for good."""
+        self._watched[kind] = reader
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        run: Callable[[Connection], T],
+        apply: Callable[[T], None] | None = None,
+        basis: Basis | None = None,
+    ) -> T:
+        """Run a job and return its value once it is committed and synced. Raise what it raised, or DatabaseError.
+
+        `basis`: raise Stale, and run nothing, when another broker changed meanwhile what this was decided by. Memory
+        has it when Stale is raised: decide anew.
+        """
         loop = asyncio.get_running_loop()
-        job = _Job(run, apply, loop.create_future(), loop)
+        job = Job(run, apply, loop.create_future(), loop, basis=basis or Basis())
         self._jobs.put([job])
         value: T = await asyncio.shield(job.future)
         return value
@@ -99,7 +170,7 @@ class Database:
     async def append(self, into: Insert, rows: Sequence[Row]) -> None:
         """Insert rows and return once they are committed and synced. Raise DatabaseError: none of them is there."""
         loop = asyncio.get_running_loop()
-        job = _Job(lambda connection: _insert(connection, into, rows), None, loop.create_future(), loop, rows, into)
+        job = Job(lambda connection: _insert(connection, into, rows), None, loop.create_future(), loop, rows, into)
         self._gathered.append(job)
         if len(self._gathered) == 1:
             if self._together > 1:
@@ -139,12 +210,16 @@ class Database:
         self._readers.shutdown()
         self._engine.dispose()
 
+    def _clear(self, error: BaseException) -> BaseException:
+        """Turn a driver's error into a sentence; leave ours as they are."""
+        return sqlite.sentence(error)
+
     def _read(self, run: Callable[[Connection], T]) -> T:
         try:
             with self._read_engine.connect() as connection:
                 return run(connection)
         except SQLAlchemyError as error:
-            raise _clear(error) from error
+            raise self._clear(error) from error
 
     def _write_loop(self) -> None:
         while True:
@@ -157,7 +232,7 @@ class Database:
                 break
         self._appender.close()
 
-    def _next_group(self) -> tuple[list[_Job], bool]:
+    def _next_group(self) -> tuple[list[Job], bool]:
         jobs = self._jobs.get()
         if jobs is None:
             return [], True
@@ -172,19 +247,19 @@ class Database:
             group += jobs
         return group, False
 
-    def _commit(self, group: Sequence[_Job]) -> list[_Outcome]:
+    def _commit(self, group: Sequence[Job]) -> list[Outcome]:
         """Commit all jobs together; when the shared transaction is lost, each alone."""
         try:
             with self._engine.begin() as connection:
                 if len(group) == 1:
-                    return [_Outcome(group[0], value=group[0].run(connection))]
-                return [_in_savepoint(connection, job) for job in group]
+                    return [Outcome(group[0], value=group[0].run(connection))]
+                return [in_savepoint(connection, job) for job in group]
         except BaseException as error:  # noqa: BLE001 - the writer must outlive every job
             if len(group) == 1:
-                return [_Outcome(group[0], error=_clear(error))]
+                return [Outcome(group[0], error=self._clear(error))]
         return [outcome for job in group for outcome in self._commit([job])]
 
-    def _append(self, group: Sequence[_Job]) -> list[_Outcome]:
+    def _append(self, group: Sequence[Job]) -> list[Outcome]:
         """Insert the rows of all together; when that fails, those of each alone."""
         by_statement: dict[Insert, list[Row]] = {}
         for job in group:
@@ -195,9 +270,9 @@ class Database:
         except Exception as error:  # noqa: BLE001 - each job is told what happened to its own
             _log.debug("rows could not be inserted together: %s", error)
             return [outcome for job in group for outcome in self._commit([job])]
-        return [_Outcome(job) for job in group]
+        return [Outcome(job) for job in group]
 
-    def _deliver(self, outcomes: list[_Outcome]) -> None:
+    def _deliver(self, outcomes: list[Outcome]) -> None:
         try:
             outcomes[0].job.loop.call_soon_threadsafe(_hand_out, outcomes)
         except RuntimeError:
@@ -209,7 +284,8 @@ def _insert(connection: Connection, into: Insert, rows: Sequence[Row]) -> None:
         connection.execute(into, rows)
 
 
-def _in_savepoint(connection: Connection, job: _Job) -> _Outcome:
+def in_savepoint(connection: Connection, job: Job) -> Outcome:
+    """Run a job; one that raises undoes only itself. Raise what took the whole transaction with it."""
     savepoint = connection.begin_nested()
     try:
         value = job.run(connection)
@@ -218,12 +294,12 @@ def _in_savepoint(connection: Connection, job: _Job) -> _Outcome:
             # A full disk may have taken the whole transaction with it.
             raise
         savepoint.rollback()
-        return _Outcome(job, error=_clear(error))
+        return Outcome(job, error=sqlite.sentence(error))
     savepoint.commit()
-    return _Outcome(job, value=value)
+    return Outcome(job, value=value)
 
 
-def _hand_out(outcomes: list[_Outcome]) -> None:
+def _hand_out(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         future, error = outcome.job.future, outcome.error
         if error is None and outcome.job.apply is not None:
@@ -241,57 +317,4 @@ def _hand_out(outcomes: list[_Outcome]) -> None:
             future.exception()  # Nobody may be waiting any more: not a warning.
 
 
-def _clear(error: BaseException) -> BaseException:
-    """Turn a driver's error into a sentence; leave ours as they are."""
-    if not isinstance(error, SQLAlchemyError):
-        return error
-    text = str(getattr(error, "orig", None) or error)
-    if "disk is full" in text:
-        return DatabaseError("the database cannot be written: the disk is full; nothing was changed")
-    if "readonly" in text:
-        return DatabaseError("the database cannot be written: it is read-only; nothing was changed")
-    if "malformed" in text or "not a database" in text:
-        return DatabaseError("the database file is damaged; restore it from a backup")
-    if "unable to open" in text:
-        return DatabaseError("the database file cannot be opened; check its folder's owner and mode")
-    if "locked" in text:
-        return DatabaseError("the database is locked by another process; nothing was changed")
-    return DatabaseError(f"the database failed ({type(error).__name__}); nothing was changed")
-
-
-def _engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise DatabaseError("the database URL cannot be read; write sqlite:////path/to/file") from None
-    if parsed.get_backend_name() != "sqlite":
-        raise DatabaseError(f"{parsed.get_backend_name()} is not supported; write sqlite:////path/to/file")
-    if not parsed.database or parsed.database == ":memory:":
-        raise DatabaseError("the database URL names no file; write sqlite:////path/to/file")
-    make_private_file(parsed.database)
-    # A connection a thread, kept: opening a file for each read costs more than the read.
-    engine = create_engine(parsed, poolclass=QueuePool, pool_size=_READERS + 2, max_overflow=1)
-    event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", _on_begin)
-    return engine
-
-
-def _on_connect(connection: Any, _record: object) -> None:
-    # The driver's own idea of when a transaction begins breaks savepoints; see _on_begin.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    # An acknowledged write outlives a power cut.
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _on_begin(connection: Connection) -> None:
-    # A writer that begins as a reader can find the lock taken when it is too late to wait.
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-__all__ = ["Database"]
+__all__ = ["Basis", "Database", "Job", "Outcome", "Reader", "in_savepoint"]

@@ -17,7 +17,7 @@ def load_relationships(connection: Connection) -> dict[TrustDomain, Relationship
     for row in connection.execute(select(table)):
         trust_domain = TrustDomain.parse(row.trust_domain)
         endpoint_id = SpiffeId.parse(row.endpoint_id) if row.endpoint_id else None
-        found[trust_domain] = Relationship(trust_domain, row.url, endpoint_id)
+        found[trust_domain] = Relationship(trust_domain, row.url, endpoint_id, origin=row.origin)
     return found
 
 
@@ -43,4 +43,4 @@ def delete_relationship(connection: Connection, trust_domain: TrustDomain) -> No
 
 
 def _values(one: Relationship) -> dict[str, str]:
-    return {"url": one.url, "endpoint_id": str(one.endpoint_id or "")}
+    return {"url": one.url, "endpoint_id": str(one.endpoint_id or ""), "origin": one.origin}

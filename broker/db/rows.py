@@ -36,6 +36,12 @@ def load_generation(connection: Connection, now: int) -> Generation:
     return Generation(row.epoch, row.number)
 
 
+def present_generation(connection: Connection) -> Generation:
+    """Return the present generation of a database that has one."""
+    row = connection.execute(select(generation.c.epoch, generation.c.number)).one()
+    return Generation(row.epoch, row.number)
+
+
 def bump(connection: Connection) -> Generation:
     """Go to the next generation, in the transaction of the change that it stands for."""
     statement = update(generation).values(number=generation.c.number + 1)
@@ -45,7 +51,7 @@ def bump(connection: Connection) -> Generation:
 
 def begin_epoch(connection: Connection, now: int) -> Generation:
     """Start a later epoch than any before, at the next number."""
-    row = connection.execute(select(generation.c.epoch, generation.c.number)).one()
+    row = present_generation(connection)
     begun = Generation(max(row.epoch + 1, now), row.number + 1)
     connection.execute(update(generation).values(epoch=begun.epoch, number=begun.number))
     return begun
@@ -95,17 +101,18 @@ def delete_bundle(connection: Connection, trust_domain: TrustDomain) -> None:
 # --- authorities ------------------------------------------------------------------------------------------------
 
 
-def load_journal(connection: Connection, kind: str) -> bytes | None:
-    """Return the journal of one kind of authority."""
-    found: bytes | None = connection.scalar(select(authorities.c.journal).where(authorities.c.kind == kind))
+def load_journal(connection: Connection, kind: str, broker_id: str = "") -> bytes | None:
+    """Return the journal of one kind of authority of a broker."""
+    where = (authorities.c.broker_id == broker_id) & (authorities.c.kind == kind)
+    found: bytes | None = connection.scalar(select(authorities.c.journal).where(where))
     return found
 
 
-def put_journal(connection: Connection, kind: str, journal: bytes) -> None:
-    """Write the journal of one kind of authority."""
-    where = authorities.c.kind == kind
+def put_journal(connection: Connection, kind: str, journal: bytes, broker_id: str = "") -> None:
+    """Write the journal of one kind of authority of a broker."""
+    where = (authorities.c.broker_id == broker_id) & (authorities.c.kind == kind)
     if connection.execute(update(authorities).where(where).values(journal=journal)).rowcount == 0:
-        connection.execute(insert(authorities).values(kind=kind, journal=journal))
+        connection.execute(insert(authorities).values(broker_id=broker_id, kind=kind, journal=journal))
 
 
 # --- what was issued --------------------------------------------------------------------------------------------
@@ -127,13 +134,40 @@ class Live:
     entry_id: str
     agent_id: str
     not_after: int
+    # How many there are of the four above, the longest-lived of them standing for all.
+    count: int = 1
 
 
 def issued_before(connection: Connection, before: int, now: int) -> list[Live]:
     """Return what lives and was issued before a time."""
-    columns = (issued.c.spiffe_id, issued.c.entry_id, issued.c.agent_id, func.max(issued.c.not_after))
+    columns = (issued.c.spiffe_id, issued.c.entry_id, issued.c.agent_id, func.max(issued.c.not_after), func.count())
     where = (issued.c.issued_at < before) & (issued.c.not_after > now)
     return [Live(*row) for row in connection.execute(select(*columns).where(where).group_by(*columns[:3]))]
+
+
+def issued_by_serial(connection: Connection, serial: str, now: int) -> Live | None:
+    """Return the certificate that lives with this serial number."""
+    columns = (issued.c.spiffe_id, issued.c.entry_id, issued.c.agent_id, issued.c.not_after)
+    row = connection.execute(select(*columns).where((issued.c.serial == serial) & (issued.c.not_after > now)))
+    found = row.one_or_none()
+    return Live(*found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """One certificate that was issued, and through what."""
+
+    serial: str
+    spiffe_id: str
+    entry_id: str
+    agent_id: str
+    not_after: int
+
+
+def issued_after(connection: Connection, since: int) -> list[Issued]:
+    """Return what was issued at a time or later."""
+    columns = [issued.c[name] for name in Issued.__slots__]
+    return [Issued(*row) for row in connection.execute(select(*columns).where(issued.c.issued_at >= since))]
 
 
 def issued_since(connection: Connection, since: int) -> set[tuple[str, str]]:
@@ -169,6 +203,11 @@ def load_revocations(connection: Connection) -> dict[tuple[str, str], Revoked]:
         select(columns.kind, columns.value, columns.issued_before, columns.reason, columns.expires_at)
     )
     return {(row.kind, row.value): Revoked(*row) for row in found}
+
+
+def latest_issued_before(connection: Connection) -> int:
+    """Return the latest time before which something that was issued is revoked, 0 when nothing is."""
+    return connection.scalar(select(func.max(revocations.c.issued_before))) or 0
 
 
 def revoke_issued(connection: Connection, column: str, value: str, reason: str, now: int) -> list[Revoked]:
@@ -220,9 +259,9 @@ def load_documents(connection: Connection) -> tuple[Document, ...]:
 def replace_documents(connection: Connection, documents: Sequence[Document], if_generation: Generation | None) -> None:
     """Write the policy anew. Raise Conflict when the generation in force is another than the one given."""
     if if_generation is not None:
-        row = connection.execute(select(generation.c.epoch, generation.c.number)).one()
-        if Generation(row.epoch, row.number) != if_generation:
-            raise Conflict(f"the generation in force is {row.epoch}.{row.number}; look at the difference and try again")
+        present = present_generation(connection)
+        if present != if_generation:
+            raise Conflict(f"the generation in force is {present}; look at the difference and try again")
     connection.execute(delete(policy_documents))
     if documents:
         rows = [{"position": i, "name": d.name, "text": d.text} for i, d in enumerate(documents)]

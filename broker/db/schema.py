@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables. Portable SQL: SQLite now, nothing here that PostgreSQL would not take.
+"""The tables, the same on SQLite and PostgreSQL.
 
 Times are Unix seconds. Private keys are never in the database. A join token stands in its table as a SHA-256; the ID of
 the agent that attests by one ends in it, as SPIRE has it, so entries below such an agent name it.
@@ -60,6 +60,8 @@ entries = Table(
     Column("expires_at", BigInteger, nullable=False, index=True),
     Column("revision_number", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # What made it; empty: somebody did by hand.
+    Column("origin", String(512), nullable=False, server_default=""),
 )
 
 
@@ -118,6 +120,8 @@ federation_relationships = Table(
     Column("url", String(2048), nullable=False),
     # Profile https_spiffe: whom the endpoint must prove to be. Empty: https_web.
     Column("endpoint_id", String(2048), nullable=False),
+    # What made it; empty: somebody did by hand.
+    Column("origin", String(512), nullable=False, server_default=""),
 )
 
 agents = Table(
@@ -150,10 +154,21 @@ join_tokens = Table(
     Column("expires_at", BigInteger, nullable=False, index=True),
 )
 
-# The journal of our own authorities, a record a kind; their keys are in the key manager.
+# Tokens of pods that were used: each is good for one attestation. Kept until no clock of ours takes it any more.
+spent_tokens = Table(
+    "spent_tokens",
+    METADATA,
+    # Over issuer and `jti`.
+    Column("token_sha256", LargeBinary(32), primary_key=True),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+)
+
+# The journals of the brokers' authorities, a record a broker and kind; their keys are in each one's key manager.
 authorities = Table(
     "authorities",
     METADATA,
+    # Empty for the only broker of an SQLite database.
+    Column("broker_id", String(64), primary_key=True, server_default=""),
     Column("kind", String(16), primary_key=True),
     Column("journal", LargeBinary, nullable=False),
 )
@@ -219,3 +234,85 @@ revocations = Table(
 )
 
 Index("ix_revocations_expires_at", revocations.c.expires_at)
+
+# The latest revocation list of each authority of all brokers; its broker signs another in time.
+crls = Table(
+    "crls",
+    METADATA,
+    Column("authority_id", String(64), primary_key=True),
+    # The subject key ID of the root that vouches for the authority.
+    Column("anchor_id", String(64), nullable=False),
+    Column("crl", LargeBinary, nullable=False),
+    # The authority's certificate and those between it and the root, one after the other.
+    Column("signers", LargeBinary, nullable=False),
+    Column("next_update", BigInteger, nullable=False),
+    # How many serial numbers it should have and has not.
+    Column("left_out", Integer, nullable=False),
+)
+
+# Services that were derived from a cluster's objects; the policy's own are in `policy_documents`.
+directory = Table(
+    "directory",
+    METADATA,
+    # Its name.
+    Column("id", String(63), primary_key=True),
+    # What it was derived from, as a person reads it.
+    Column("source", String(255), nullable=False),
+    # One of policy.proto, encoded.
+    Column("service", LargeBinary, nullable=False),
+)
+
+# What was committed to the tables that brokers keep in memory; triggers write it on PostgreSQL, see change_rows.py.
+changes = Table(
+    "changes",
+    METADATA,
+    # SQLite numbers a column of the very type INTEGER by itself.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    # Empty: any row of the kind.
+    Column("key", String(2048), nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+)
+
+# The latest generation that each sidecar acknowledged, for the brokers that it is not connected to.
+acknowledged = Table(
+    "acknowledged",
+    METADATA,
+    Column("agent_id", String(2048), ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),
+)
+
+# The brokers on a PostgreSQL database.
+brokers = Table(
+    "brokers",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    # For whoever looks.
+    Column("host", String(255), nullable=False),
+    # By the database's clock.
+    Column("seen_at", BigInteger, nullable=False),
+    # Left by its last transaction, so that it finds out whether that was committed.
+    Column("committed", String(64), nullable=False),
+)
+
+# What two people open together for a while. Kept after its end, so that it can be looked up.
+grants = Table(
+    "grants",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("segment", String(63), nullable=False),
+    Column("requester", String(2048), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ttl", Integer, nullable=False),
+    Column("requested_at", BigInteger, nullable=False, index=True),
+    # Empty and 0 until it is so.
+    Column("approver", String(2048), nullable=False),
+    Column("approved_at", BigInteger, nullable=False),
+    Column("serial", String(64), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+    # An ID, or "time".
+    Column("ended_by", String(2048), nullable=False),
+    Column("ended_at", BigInteger, nullable=False),
+)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -28,10 +29,12 @@ from firedoor.broker.db.rows import Revoked, insert_issued, revoke_issued
 from firedoor.broker.entry import Entry, is_agent, is_node_alias, is_reserved, parse_spiffe_id
 from firedoor.broker.errors import AgentBanned, InvalidRequest, NotFound, TooSlow
 from firedoor.broker.issuing import authorize_attested, authorize_renewal, read_csr
+from firedoor.broker.keys.device import DeviceKey
 from firedoor.broker.messages import agent_message, svid_message
 from firedoor.broker.rpc.gate import finished
 from firedoor.broker.rpc.listing import filter_selectors, matches, page
 from firedoor.broker.rpc.masks import show
+from firedoor.broker.rpc.promotion import check_ids
 from firedoor.certs import CertsError, Selector, SpiffeId, SpiffeIdError, X509Svid
 from firedoor.wire import agent_pb2, types
 from firedoor.wire.well_known import Empty
@@ -52,6 +55,10 @@ _PATIENCE: Final = 30
 _CHALLENGE_SECONDS: Final = 10
 # How SPIRE's command line writes `by_expires_before`, Go's "2006-01-02 15:04:05 -0700 -07".
 _EXPIRES_BEFORE: Final = "%Y-%m-%d %H:%M:%S %z"
+
+
+class _Rehearsed(Exception):
+    """Undoes a transaction."""
 
 
 class AgentService:
@@ -117,18 +124,23 @@ class AgentService:
         present = self._state.agents.get(node.agent_id)
         if present is not None and present.banned:
             raise AgentBanned("failed to attest: agent is banned")
-        agent, svid = await self._admit(node, key, present)
+        agent, svid = await self._admit(node, key)
         call.audit.update(agent_id=str(agent.id), serial=agent.serial, not_after=agent.not_after)
         return agent, svid
 
-    async def _admit(self, node: AttestedNode, key: SubjectKey, present: Agent | None) -> tuple[Agent, X509Svid]:
+    async def _admit(self, node: AttestedNode, key: SubjectKey) -> tuple[Agent, X509Svid]:
         """Use the evidence up, sign, and write the agent, all in one transaction."""
         pen = self._signer.pen()
         proof = authorize_attested(node, self._ttl, pen.at)
+        ready: X509Svid | None = None
+        if isinstance(pen.issuer.key, DeviceKey):
+            # Nobody else's transaction waits for a device; and it signs nothing for evidence that is used up.
+            await self._rehearse(node)
+            ready = await self._signer.sign(proof, key, pen)
 
-        def run(connection: Connection) -> tuple[Agent, X509Svid]:
+        def run(connection: Connection) -> tuple[Agent, X509Svid, bool]:
             node.use_up(connection)
-            svid = pen.sign(proof, key)
+            svid = ready or pen.sign(proof, key)
             agent = Agent(
                 id=node.agent_id,
                 attestation_type=node.attestation_type,
@@ -137,17 +149,26 @@ class AgentService:
                 selectors=node.selectors,
                 can_reattest=node.can_reattest,
             )
-            put_agent(connection, agent)
+            others = put_agent(connection, agent)
             insert_issued(connection, [self._signer.issued_row(proof, svid)])
-            return agent, svid
+            return agent, svid, others
 
-        def apply(result: tuple[Agent, X509Svid]) -> None:
+        def apply(result: tuple[Agent, X509Svid, bool]) -> None:
             self._state.put_agent(result[0])
 
-        if present is not None and present.selectors != node.selectors:
-            # It may be entitled to something else now: that is a generation of its own.
-            return await self._state.change(run, apply)
-        return await self._state.database.write(run, apply)
+        # With other selectors it may be entitled to something else now: that is a generation of its own.
+        agent, svid, _ = await self._state.change(run, apply, bumps=lambda result: result[2])
+        return agent, svid
+
+    async def _rehearse(self, node: AttestedNode) -> None:
+        """Look whether the evidence could be used up now, and undo it. Raise what using it up raises."""
+
+        def run(connection: Connection) -> None:
+            node.use_up(connection)
+            raise _Rehearsed
+
+        with contextlib.suppress(_Rehearsed):
+            await self._state.database.write(run)
 
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, call: Call) -> agent_pb2.RenewAgentResponse:
         """Sign a new SVID for an agent; the present one counts until the new one is used."""
@@ -157,7 +178,7 @@ class AgentService:
         proof = authorize_renewal(agent, self._ttl)
         if not request.HasField("params"):
             raise InvalidRequest("params cannot be nil")
-        svid = self._signer.pen().sign(proof, read_csr(request.params.csr))
+        svid = await self._signer.sign(proof, read_csr(request.params.csr))
         row = self._signer.issued_row(proof, svid)
 
         def run(connection: Connection) -> None:
@@ -254,8 +275,11 @@ class AgentService:
         token = request.token or str(uuid.uuid4())
         if len(token) > MAX_TOKEN or not _TOKEN.fullmatch(token):
             raise InvalidRequest(f"a token holds letters, digits, dash, dot and underscore, at most {MAX_TOKEN}")
+        check_ids(self._state, call, join_token_id(self._state.trust_domain, token))
         expires_at = self._state.clock.now() + request.ttl
         alias = self._alias(request.agent_id, token) if request.HasField("agent_id") else None
+        if alias is not None:
+            check_ids(self._state, call, alias.spiffe_id)
         call.audit.update(
             token_hash=digest(token.encode()), expires_at=expires_at, alias=str(alias.spiffe_id) if alias else ""
         )

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from firedoor.broker.db.entry_rows import delete_entry, update_entry
 from firedoor.broker.db.rows import Revoked, delete_bundle, put_bundle, revoke_issued
+from firedoor.broker.db.settled import settled
 from firedoor.broker.entry import Entry
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotFound
 from firedoor.broker.fetched import check_readable
@@ -19,12 +20,14 @@ from firedoor.broker.messages import bundle_message
 from firedoor.broker.rpc.listing import batch, page
 from firedoor.broker.rpc.masks import overlay, show
 from firedoor.broker.rpc.own_bundle import append
+from firedoor.broker.rpc.promotion import check_entries, check_trust_domain
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.certs import CertsError, JwtKey, TrustBundle, TrustDomain, X509Root
 from firedoor.mtls import MtlsError
 from firedoor.wire import bundle_pb2, types
 
 if TYPE_CHECKING:
+    from firedoor.broker.followers import Fetches
     from firedoor.broker.rpc.downstream import Downstream
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
@@ -36,13 +39,15 @@ _MAX_HINT: Final = 366 * 86400
 class BundleService:
     """`spire.api.server.bundle.v1.Bundle`."""
 
-    def __init__(self, state: State, downstream: Downstream) -> None:
-        self._state, self._downstream = state, downstream
+    def __init__(self, state: State, downstream: Downstream, fetches: Fetches) -> None:
+        self._state, self._downstream, self._fetches = state, downstream, fetches
 
-    async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _: Call) -> types.Bundle:
-        """Show the trust domain's own bundle."""
-        mask = request.output_mask if request.HasField("output_mask") else None
-        return show(bundle_message(self._own()), mask)
+    async def GetBundle(self, request: bundle_pb2.GetBundleRequest, call: Call) -> types.Bundle:
+        """Show the trust domain's own bundle, and note which agent has it: those without a stream say nothing."""
+        mask, own = request.output_mask if request.HasField("output_mask") else None, self._own()
+        if mask is None or (mask.x509_authorities and mask.jwt_authorities):
+            self._fetches.note(call.caller, own.sequence)
+        return show(bundle_message(own), mask)
 
     async def GetFederatedBundle(self, request: bundle_pb2.GetFederatedBundleRequest, _: Call) -> types.Bundle:
         """Show the bundle of another trust domain."""
@@ -121,7 +126,8 @@ class BundleService:
         results, records = [], []
         for name in batch(request.trust_domains, MAX_BATCH):
             try:
-                await self._delete(self._foreign(name, "removing"), request.mode)
+                foreign = self._foreign(name, "removing")
+                await settled(lambda: self._delete(foreign, request.mode, call))  # noqa: B023 - awaited at once
                 status = OK.in_batch()
             except BrokerError as error:
                 status = status_of(error).in_batch()
@@ -130,14 +136,17 @@ class BundleService:
         call.audit["each"] = records
         return bundle_pb2.BatchDeleteFederatedBundleResponse(results=results)
 
-    async def _delete(self, trust_domain: TrustDomain, mode: int) -> None:
+    async def _delete(self, trust_domain: TrustDomain, mode: int, call: Call) -> None:
         state, now = self._state, self._state.clock.now()
+        check_trust_domain(state, call, trust_domain)
+        basis = state.database.basis("bundles", "entries")
         users = [entry for entry in state.entries if trust_domain in entry.federates_with]
         if users and mode == bundle_pb2.BatchDeleteFederatedBundleRequest.RESTRICT:
             raise Conflict(
                 "failed to delete federated bundle: "
                 f"cannot delete bundle; federated with {len(users)} registration entries"
             )
+        check_entries(state, call, users)
         gone = mode == bundle_pb2.BatchDeleteFederatedBundleRequest.DELETE
         alone = [_without(entry, trust_domain) for entry in users]
 
@@ -161,7 +170,7 @@ class BundleService:
             state.revoked(revoked)
             state.drop_bundle(trust_domain)
 
-        await state.change(run, apply)
+        await state.change(run, apply, basis=basis)
 
     async def _put_all(
         self,
@@ -171,25 +180,41 @@ class BundleService:
         whole: Callable[[types.Bundle], types.Bundle] = lambda message: message,
     ) -> list[tuple[types.Status, TrustBundle | None]]:
         results: list[tuple[types.Status, TrustBundle | None]] = []
+        records: list[dict[str, Any]] = []
         for message in batch(messages, MAX_BATCH):
+            records.append({"trust_domain": message.trust_domain[:255]})
             try:
-                bundle = self._parse(whole(message))
-                check(bundle.trust_domain)
-                await self._put(bundle)
+                bundle = await settled(
+                    lambda: self._put(message, call, check, whole, records[-1])  # noqa: B023 - awaited at once
+                )
                 results.append((OK.in_batch(), bundle))
             except (BrokerError, CertsError) as error:
                 results.append((status_of(error).in_batch(), None))
         call.audit["each"] = [
-            {"trust_domain": message.trust_domain[:255], "status_code": status.code}
-            for message, (status, _) in zip(messages, results, strict=True)
+            {**record, "status_code": status.code} for record, (status, _) in zip(records, results, strict=True)
         ]
         return results
 
-    async def _put(self, bundle: TrustBundle) -> None:
+    async def _put(
+        self,
+        message: types.Bundle,
+        call: Call,
+        check: Callable[[TrustDomain], None],
+        whole: Callable[[types.Bundle], types.Bundle],
+        record: dict[str, Any],
+    ) -> TrustBundle:
+        basis = self._state.database.basis("bundles", "entries")
+        bundle = self._parse(whole(message))
+        check(bundle.trust_domain)
+        check_trust_domain(self._state, call, bundle.trust_domain)
+        before = self._state.bundles.get(bundle.trust_domain)
+        record |= {"before": _authorities(before), "after": _authorities(bundle)}
+
         def run(connection: Connection) -> None:
             put_bundle(connection, bundle)
 
-        await self._state.change(run, lambda _: self._state.put_bundle(bundle))
+        await self._state.change(run, lambda _: self._state.put_bundle(bundle), basis=basis)
+        return bundle
 
     def _absent(self, trust_domain: TrustDomain) -> None:
         if trust_domain in self._state.bundles:
@@ -243,6 +268,14 @@ class BundleService:
         if bundle is None:
             raise NotFound("bundle not found")
         return bundle
+
+
+def _authorities(bundle: TrustBundle | None) -> list[str]:
+    """Return what the audit log keeps of a bundle: the IDs of its authorities."""
+    if bundle is None:
+        return []
+    keys = (key.key_id[:255] for key in (*bundle.jwt_keys, *bundle.wit_keys))
+    return [*(root.authority_id for root in bundle.x509_roots), *keys]
 
 
 def _without(entry: Entry, trust_domain: TrustDomain) -> Entry:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from firedoor.broker.db.intermediate_rows import Holder, Intermediate, holder_of, insert_intermediate
 from firedoor.broker.db.rows import Generation, Revoked, insert_issued, put_revocations
+from firedoor.broker.db.settled import settled
 from firedoor.broker.downstream import authorize_downstream, counting, giving_way, segments_of
 from firedoor.broker.downstream_keys import Kind, publish, read_key
 from firedoor.broker.errors import NotAdmitted, NotAuthorized, NotFound
@@ -66,7 +67,7 @@ class Downstream:
         proof = authorize()
         if self._is_revoked(key_sha256):
             raise NotAdmitted("a CA with this key is revoked; ask with another key")
-        made = self._signer.pen().sign_ca(proof, key)
+        made = await self._signer.sign_ca(proof, key)
         call.audit.update(serial=made.serial, not_after=made.not_after, authority_id=made.authority_id)
         await self._commit(proof, made, key_sha256)
         if authorize() != proof or self._is_revoked(key_sha256):
@@ -111,14 +112,19 @@ class Downstream:
         issued_at = made.not_before + NOT_BEFORE_CUSHION
         one = Intermediate(made.serial, key_sha256, proof.entry_id, made.authority_id, issued_at, made.not_after)
         row = self._signer.issued_row(proof, made)
-        async with self._counting:
+
+        async def attempt() -> None:
+            basis = self._state.database.basis("intermediates", "entries")
             dropped = giving_way(self._state, proof.entry_id)
 
             def run(connection: Connection) -> None:
                 insert_issued(connection, [row])
                 insert_intermediate(connection, one, dropped)
 
-            await self._state.change(run, lambda _: self._state.put_intermediate(one, dropped))
+            await self._state.change(run, lambda _: self._state.put_intermediate(one, dropped), basis=basis)
+
+        async with self._counting:
+            await settled(attempt)
 
     async def _pushed(self, generation: Generation) -> None:
         """Wait until every sidecar that listens has this generation, or a few seconds."""

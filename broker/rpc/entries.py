@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from firedoor.broker.audit import redact_id
 from firedoor.broker.db.entry_rows import delete_entry, insert_entry, update_entry
 from firedoor.broker.db.rows import Revoked, revoke_issued
+from firedoor.broker.db.settled import settled
 from firedoor.broker.downstream import check_segments
 from firedoor.broker.entry import Entry, is_node_alias, parse_entry, parse_segments, parse_spiffe_id
 from firedoor.broker.errors import AlreadyExists, BrokerError, Conflict, InvalidRequest, NotAdmitted, NotFound
@@ -21,6 +22,7 @@ from firedoor.broker.messages import entry_message
 from firedoor.broker.rpc.authorized_entries import AuthorizedEntries
 from firedoor.broker.rpc.listing import batch, filter_selectors, matches, page
 from firedoor.broker.rpc.masks import overlay, show
+from firedoor.broker.rpc.promotion import check_entries, without_token
 from firedoor.broker.rpc.status import OK, status_of
 from firedoor.certs import CertsError, SpiffeId
 from firedoor.segments import AdmissionRefused, Refused, check_entry
@@ -52,21 +54,21 @@ class EntryService:
         given = request.filter if request.HasField("filter") else None
         return entry_pb2.CountEntriesResponse(count=len(self._filtered(given)))
 
-    async def ListEntries(self, request: entry_pb2.ListEntriesRequest, _: Call) -> entry_pb2.ListEntriesResponse:
+    async def ListEntries(self, request: entry_pb2.ListEntriesRequest, call: Call) -> entry_pb2.ListEntriesResponse:
         """List the entries that pass the filter, a page at a time."""
         given = request.filter if request.HasField("filter") else None
         found, token = page(self._filtered(given), lambda entry: entry.id, request.page_size, request.page_token)
         mask = request.output_mask if request.HasField("output_mask") else None
         return entry_pb2.ListEntriesResponse(
-            entries=[show(entry_message(entry), mask) for entry in found], next_page_token=token
+            entries=[show(self._message(entry, call), mask) for entry in found], next_page_token=token
         )
 
-    async def GetEntry(self, request: entry_pb2.GetEntryRequest, _: Call) -> types.Entry:
+    async def GetEntry(self, request: entry_pb2.GetEntryRequest, call: Call) -> types.Entry:
         """Show one entry."""
         if not request.id:
             raise InvalidRequest("missing entry ID")
         entry = self._present(request.id)
-        return show(entry_message(entry), request.output_mask if request.HasField("output_mask") else None)
+        return show(self._message(entry, call), request.output_mask if request.HasField("output_mask") else None)
 
     async def BatchCreateEntry(
         self, request: entry_pb2.BatchCreateEntryRequest, call: Call
@@ -76,7 +78,7 @@ class EntryService:
         results, records = [], []
         for message, outcome in zip(
             request.entries,
-            await asyncio.gather(*(self._create(one, call.segments) for one in batch(request.entries, MAX_BATCH))),
+            await asyncio.gather(*(self._create(one, call) for one in batch(request.entries, MAX_BATCH))),
             strict=True,
         ):
             results.append(entry_pb2.BatchCreateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
@@ -84,9 +86,10 @@ class EntryService:
         call.audit["each"] = records
         return entry_pb2.BatchCreateEntryResponse(results=results)
 
-    async def _create(self, message: types.Entry, segments: str | None) -> _Outcome:
+    async def _create(self, message: types.Entry, call: Call) -> _Outcome:
         try:
-            entry = _listing(parse_entry(message, self._state.trust_domain), segments, ())
+            entry = _listing(parse_entry(message, self._state.trust_domain), call.segments, ())
+            check_entries(self._state, call, [entry])
             entry = replace(entry, id=entry.id or str(uuid.uuid4()), created_at=self._state.clock.now())
             self._admit(entry)
             await self._state.change(
@@ -94,7 +97,9 @@ class EntryService:
             )
         except AlreadyExists as error:
             # SPIRE returns the entry that is there, so that a client can go on with it.
-            return _Outcome(status_of(error).in_batch(), self._similar(message))
+            similar = self._similar(message)
+            shown = without_token(self._state, call, similar) if similar else None
+            return _Outcome(status_of(error).in_batch(), shown)
         except (BrokerError, CertsError) as error:
             return _refusal(error)
         return _Outcome(OK.in_batch(), entry)
@@ -107,24 +112,24 @@ class EntryService:
         mask = request.output_mask if request.HasField("output_mask") else None
         results, records = [], []
         for message in batch(request.entries, MAX_BATCH):
-            outcome = await self._update(message, input_mask, call.segments)
+            outcome = await self._update(message, input_mask, call)
             results.append(entry_pb2.BatchUpdateEntryResponse.Result(status=outcome.status, entry=outcome.shown(mask)))
             records.append(self._record(outcome, message))
         call.audit["each"] = records
         return entry_pb2.BatchUpdateEntryResponse(results=results)
 
-    async def _update(self, message: types.Entry, mask: types.EntryMask | None, segments: str | None) -> _Outcome:
+    async def _update(self, message: types.Entry, mask: types.EntryMask | None, call: Call) -> _Outcome:
         for _ in range(_ATTEMPTS):
             present = self._state.entries.get(message.id)
             try:
-                return await self._replace(message, mask, segments)
+                return await self._replace(message, mask, call)
             except (BrokerError, CertsError) as error:
                 # Somebody else changed it in between: start from what is there now.
                 if not isinstance(error, NotFound) or self._state.entries.get(message.id) is present:
                     return _refusal(error)
         return _refusal(Conflict("the entry is changing too often; try again"))
 
-    async def _replace(self, message: types.Entry, mask: types.EntryMask | None, segments: str | None) -> _Outcome:
+    async def _replace(self, message: types.Entry, mask: types.EntryMask | None, call: Call) -> _Outcome:
         if not message.id:
             raise InvalidRequest("missing entry ID")
         present = self._present(message.id)
@@ -132,37 +137,50 @@ class EntryService:
         wanted.CopyFrom(overlay(entry_message(present), message, mask))
         wanted.id = present.id
         entry = replace(
-            _listing(parse_entry(wanted, self._state.trust_domain), segments, present.segments),
+            _listing(parse_entry(wanted, self._state.trust_domain), call.segments, present.segments),
             revision_number=present.revision_number + 1,
             created_at=present.created_at,
+            origin=present.origin,
         )
+        check_entries(self._state, call, [present, entry])
+        self._check_by_hand(present)
         self._admit(entry)
         await self._state.change(
             lambda connection: update_entry(connection, entry), lambda _: self._state.entries.put(entry)
         )
-        return _Outcome(OK.in_batch(), entry)
+        return _Outcome(OK.in_batch(), entry, before=present)
 
     async def BatchDeleteEntry(
         self, request: entry_pb2.BatchDeleteEntryRequest, call: Call
     ) -> entry_pb2.BatchDeleteEntryResponse:
         """Delete entries, each by itself, and revoke what was issued through them."""
         results, records = [], []
-        deletions = (self._delete(entry_id, keep_svids=call.keep_svids) for entry_id in batch(request.ids, MAX_BATCH))
-        statuses = await asyncio.gather(*deletions)
-        for entry_id, status in zip(request.ids, statuses, strict=True):
-            results.append(entry_pb2.BatchDeleteEntryResponse.Result(status=status, id=entry_id))
-            records.append({"entry_id": entry_id[:255], "keep_svids": call.keep_svids, **_Outcome(status).record()})
+        outcomes = await asyncio.gather(*(self._delete(entry_id, call) for entry_id in batch(request.ids, MAX_BATCH)))
+        for entry_id, outcome in zip(request.ids, outcomes, strict=True):
+            results.append(entry_pb2.BatchDeleteEntryResponse.Result(status=outcome.status, id=entry_id))
+            records.append({"entry_id": entry_id[:255], "keep_svids": call.keep_svids, **self._changes(outcome)})
         call.audit["each"] = records
         return entry_pb2.BatchDeleteEntryResponse(results=results)
 
-    async def _delete(self, entry_id: str, *, keep_svids: bool) -> types.Status:
+    async def _delete(self, entry_id: str, call: Call) -> _Outcome:
         if not entry_id:
-            return status_of(InvalidRequest("missing entry ID")).in_batch()
-        now = self._state.clock.now()
+            return _Outcome(status_of(InvalidRequest("missing entry ID")).in_batch())
+        try:
+            return await settled(lambda: self._take_out(entry_id, call))
+        except BrokerError as error:
+            return _Outcome(status_of(error).in_batch())
+
+    async def _take_out(self, entry_id: str, call: Call) -> _Outcome:
+        # Whether the caller may is decided by what the entry is at its deletion.
+        basis = self._state.database.basis("entries")
+        now, present = self._state.clock.now(), self._state.entries.get(entry_id)
+        check_entries(self._state, call, [present] if present else [])
+        if present is not None:
+            self._check_by_hand(present)
 
         def run(connection: Connection) -> list[Revoked]:
             delete_entry(connection, entry_id)
-            if keep_svids:
+            if call.keep_svids:
                 return []
             return revoke_issued(connection, "entry_id", entry_id, "entry_deleted", now)
 
@@ -170,11 +188,8 @@ class EntryService:
             self._state.entries.remove(entry_id)
             self._state.revoked(revoked)
 
-        try:
-            await self._state.change(run, apply)
-        except BrokerError as error:
-            return status_of(error).in_batch()
-        return OK.in_batch()
+        await self._state.change(run, apply, basis=basis)
+        return _Outcome(OK.in_batch(), before=present)
 
     def _admit(self, entry: Entry) -> None:
         """Refuse an entry that its segment could never admit; which node it runs on is known at the signature only."""
@@ -189,6 +204,11 @@ class EntryService:
         if entry.downstream:
             check_segments(entry, policy)
 
+    def _check_by_hand(self, entry: Entry) -> None:
+        """Refuse a change that whoever made the entry would undo. Raise Conflict."""
+        if entry.origin and entry.origin.startswith(self._state.registers):
+            raise Conflict(f"entry {entry.id} is made from {entry.origin}, which would undo this: change it there")
+
     def _present(self, entry_id: str) -> Entry:
         entry = self._state.entries.get(entry_id)
         if entry is None:
@@ -201,20 +221,31 @@ class EntryService:
         return next(same, None) or self._state.entries.get(entry.id)
 
     def _record(self, outcome: _Outcome, message: types.Entry) -> dict[str, Any]:
-        """Return what the audit log keeps of an entry: selectors by type and key, an unused join token hashed."""
-        entry = outcome.entry
-        if entry is None:
+        if outcome.entry is None:
             return {"entry_id": message.id[:255], **outcome.record()}
+        return {"entry_id": outcome.entry.id, **self._noted(outcome.entry), **self._changes(outcome)}
+
+    def _changes(self, outcome: _Outcome) -> dict[str, Any]:
+        """Return what an entry was before, if it was, and how it ended."""
+        before = {"before": self._noted(outcome.before)} if outcome.before else {}
+        return {**before, **outcome.record()}
+
+    def _message(self, entry: Entry, call: Call) -> types.Entry:
+        return entry_message(without_token(self._state, call, entry))
+
+    def _noted(self, entry: Entry) -> dict[str, Any]:
+        """Return what the audit log keeps of an entry: selectors by type and key, an unused join token hashed."""
         spent = entry.parent_id in self._state.agents
         return {
-            "entry_id": entry.id,
             "spiffe_id": str(entry.spiffe_id),
             "parent_id": str(entry.parent_id) if spent else redact_id(str(entry.parent_id)),
             "selectors": sorted(selector.redacted for selector in entry.selectors),
             "admin": entry.admin,
             "downstream": entry.downstream,
             "segments": list(entry.segments),
-            **outcome.record(),
+            "federates_with": [td.name for td in entry.federates_with],
+            "x509_svid_ttl": entry.x509_svid_ttl,
+            "expires_at": entry.expires_at,
         }
 
     def _filtered(
@@ -290,6 +321,8 @@ class _Outcome:
     status: types.Status
     entry: Entry | None = None
     noted: str = ""
+    # What an update or a deletion found.
+    before: Entry | None = None
 
     def shown(self, mask: types.EntryMask | None) -> types.Entry | None:
         return show(entry_message(self.entry), mask) if self.entry else None

@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from firedoor.broker.agent import Agent
 from firedoor.broker.errors import InvalidRequest, NotAuthorized, StorageError, Unauthenticated, Unsupported
+from firedoor.broker.roles import Role
 from firedoor.broker.rpc.matrix import MATRIX, Who
 from firedoor.broker.rpc.status import CANCELLED, INTERNAL, OK, RpcStatus, status_of
 from firedoor.certs import CertsError, SpiffeId
@@ -41,7 +42,16 @@ _log = logging.getLogger("firedoor.broker.rpc")
 # Asked every few seconds by whatever watches the broker; only refusals of these are kept.
 _QUIET: Final = "/grpc.health.v1.Health/"
 # How the methods begin that change nothing and issue nothing.
-_READS: Final = ("Get", "List", "Count")
+_READS: Final = ("Get", "List", "Count", "Watch")
+# As whom somebody with a role is admitted: by the strongest that the method's row has.
+_ROLES: Final = {
+    Role.ADMIN: Who.ADMIN,
+    Role.OPERATOR: Who.OPERATOR,
+    Role.POLICY: Who.POLICY,
+    Role.VIEWER: Who.VIEWER,
+}
+_BY_ROLE: Final = frozenset(_ROLES.values())
+_ADMINISTRATORS: Final = _BY_ROLE | {Who.LOCAL}
 # Metadata with which a ban or a deletion leaves certificates alone; SPIRE's requests have no field for it.
 KEEP_SVIDS: Final = "firedoor-keep-svids"
 # Metadata with the segments of the downstream entries that a call writes, separated by commas; the same holds there.
@@ -51,8 +61,8 @@ SEGMENTS: Final = "firedoor-downstream-segments"
 class Standing(Protocol):
     """What the gate asks about a SPIFFE ID that calls."""
 
-    def is_admin(self, spiffe_id: SpiffeId) -> bool:
-        """Say whether an entry makes this ID an administrator's."""
+    def roles_of(self, spiffe_id: SpiffeId) -> frozenset[Role]:
+        """Return the roles of this ID."""
 
     def is_downstream(self, spiffe_id: SpiffeId) -> bool:
         """Say whether an entry makes this ID a downstream authority's."""
@@ -136,8 +146,11 @@ class Gate:
     async def _admit_identity(self, path: str, caller: Caller, row: frozenset[Who]) -> Call:
         spiffe_id = _identity(caller)
         if spiffe_id is not None:
-            if Who.ADMIN in row and self._standing.is_admin(spiffe_id):
-                return Call(path, caller, Who.ADMIN)
+            # Agents call most, and what they call is no role's.
+            roles = self._standing.roles_of(spiffe_id) if row & _BY_ROLE else frozenset()
+            for role, who in _ROLES.items():
+                if who in row and role in roles:
+                    return Call(path, caller, who)
             if Who.DOWNSTREAM in row and self._standing.is_downstream(spiffe_id):
                 return Call(path, caller, Who.DOWNSTREAM)
             if Who.AGENT in row:
@@ -165,7 +178,7 @@ class Gate:
         if not refused and (call is None or not self._matters(path, call)):
             return status
         try:
-            self._audit.call(path, call.caller if call else peer, status, call.audit if call else {})
+            self._audit.call(path, call.caller if call else peer, status, _fields(call))
         except StorageError as error:
             _log.error("%s", error)
             if status is OK and not path.rpartition("/")[2].startswith(_READS):
@@ -176,12 +189,12 @@ class Gate:
     def _matters(self, path: str, call: Call) -> bool:
         if call.audited or path.startswith(_QUIET):
             return False
-        return call.who in (Who.LOCAL, Who.ADMIN) or bool(call.audit)
+        return call.who in _ADMINISTRATORS or bool(call.audit)
 
     def before_answer(self, call: Call) -> None:
         """Keep a stream's call in the audit log before its first answer leaves. Raise StorageError."""
         if call.audit and not call.audited and not call.asking:
-            self._audit.call(call.method, call.caller, OK, call.audit)
+            self._audit.call(call.method, call.caller, OK, _fields(call))
             call.audited = True
 
     def count(self, path: str, started: float, status: RpcStatus) -> None:
@@ -277,6 +290,13 @@ async def finished(work: Awaitable[T]) -> T:
         # Looked at, so that nobody warns of an error that nobody is left to hear.
         _ = task.cancelled() or task.exception()
         raise
+
+
+def _fields(call: Call | None) -> dict[str, Any]:
+    """Return what the audit log keeps of a call: with the role by which an administrator was admitted."""
+    if call is None:
+        return {}
+    return {"caller_role": call.who.value, **call.audit} if call.who in _ADMINISTRATORS else call.audit
 
 
 def _identity(caller: Caller) -> SpiffeId | None:

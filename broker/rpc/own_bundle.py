@@ -28,6 +28,7 @@ async def append(state: State, request: bundle_pb2.AppendBundleRequest) -> list[
     given: list[str] = []
 
     def change(bundle: TrustBundle) -> TrustBundle:
+        given.clear()
         after = _with_roots(bundle, request.x509_authorities)
         for key in _read(request.jwt_authorities, "JWT"):
             after = after.with_jwt_key(_new(bundle, key))

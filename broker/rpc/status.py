@@ -33,6 +33,7 @@ _STATUS: Final[Mapping[type[e.BrokerError], StatusCode]] = MappingProxyType(
         e.BrokerFault: StatusCode.INTERNAL,
         e.DatabaseError: StatusCode.UNAVAILABLE,
         e.StorageError: StatusCode.UNAVAILABLE,
+        e.ClusterUnavailable: StatusCode.UNAVAILABLE,
         e.AuthorityError: StatusCode.UNAVAILABLE,
         e.PolicyUnavailable: StatusCode.FAILED_PRECONDITION,
         e.Starting: StatusCode.UNAVAILABLE,

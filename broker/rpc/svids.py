@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from firedoor.broker.entry import check_dns_names, check_workload_id
@@ -77,6 +78,7 @@ class SvidService:
         agent_id = call.the_agent().id
         call.audit.update(event="issue", agent_id=str(agent_id))
         self._limits.signing(call.caller, len(request.params))
+        await self._state.learn(agent_id, (param.entry_id for param in request.params))
         orders = [self._order(agent_id, param) for param in request.params]
         wanted = [order for order in orders if isinstance(order, Order)]
         made = iter(await self._signer.issue(wanted))
@@ -136,9 +138,10 @@ class SvidService:
             raise InvalidRequest("missing entry ID")
         audience = read_audience(request.audience)
         self._limits.tokens(call.caller)
+        await self._state.learn(agent_id, (request.entry_id,))
+        authorize = partial(authorize_token, self._state, self._policy, agent_id, request.entry_id, self._ttls.jwt)
         with self._refusals(call):
-            proof = authorize_token(self._state, self._policy, agent_id, request.entry_id, self._ttls.jwt)
-        made = self._tokens.sign(proof, audience)
+            made = await self._tokens.sign(authorize, audience)
         _note(call, made)
         entry = self._state.entries.get(request.entry_id)
         return svid_pb2.NewJWTSVIDResponse(svid=token_message(made, entry.hint if entry else ""))
@@ -153,8 +156,8 @@ class SvidService:
         audience, ttl = read_audience(request.audience), read_ttl(request.ttl, self._ttls.jwt)
         self._limits.tokens(call.caller)
         with self._refusals(call):
-            proof = authorize_minted_token(self._state, self._policy, spiffe_id, ttl)
-        made = self._tokens.sign(proof, audience)
+            authorize = partial(authorize_minted_token, self._state, self._policy, spiffe_id, ttl)
+            made = await self._tokens.sign(authorize, audience)
         _note(call, made)
         return svid_pb2.MintJWTSVIDResponse(svid=token_message(made))
 

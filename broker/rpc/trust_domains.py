@@ -12,6 +12,7 @@ from firedoor.broker.relationship import Relationship, parse_relationship
 from firedoor.broker.rpc.bundles import parse_bundle
 from firedoor.broker.rpc.listing import batch, page
 from firedoor.broker.rpc.masks import overlay, show
+from firedoor.broker.rpc.promotion import check_trust_domain
 from firedoor.broker.rpc.status import OK, RpcStatus, status_of
 from firedoor.certs import CertsError, SpiffeIdError, TrustBundle, TrustDomain
 from firedoor.wire import trustdomain_pb2 as pb
@@ -62,6 +63,7 @@ class TrustDomainService:
 
         async def create(message: types.FederationRelationship) -> Relationship:
             one, bundle = self._parse(message)
+            check_trust_domain(self._state, call, one.trust_domain)
             await self._federation.create(one, bundle)
             return one
 
@@ -83,6 +85,7 @@ class TrustDomainService:
             if present is None:
                 raise NotFound("failed to update federation relationship: federation relationship not found")
             one, bundle = self._parse(_overlay(present, message, input_mask))
+            check_trust_domain(self._state, call, one.trust_domain)
             await self._federation.update(one, bundle)
             return one
 
@@ -101,7 +104,9 @@ class TrustDomainService:
             try:
                 if not name:
                     raise InvalidRequest("missing trust domain")
-                await self._federation.delete(_read_trust_domain(name))
+                trust_domain = _read_trust_domain(name)
+                check_trust_domain(self._state, call, trust_domain)
+                await self._federation.delete(trust_domain)
                 status = OK
             except BrokerError as error:
                 status = status_of(error)

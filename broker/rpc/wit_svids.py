@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from firedoor.broker.entry import MAX_TTL, check_workload_id, parse_spiffe_id
@@ -44,29 +46,35 @@ class WitSvids:
         agent_id = call.the_agent().id
         call.audit.update(event="issue_wit", agent_id=str(agent_id))
         self._limits.wits(call.caller, len(request.params))
-        results, records = [], []
-        for param in request.params:
-            record: dict[str, Any] = {"entry_id": param.entry_id[:255]}
-            try:
-                made = self._sign(agent_id, param)
-                entry = self._state.entries.get(param.entry_id)
-                results.append(_Result(status=OK.in_batch(), svid=wit_message(made, entry.hint if entry else "")))
-                records.append({**record, **_kept(made)})
-            except BrokerError as error:
-                self._metrics.refused.labels(error.code).inc()
-                status = status_of(error)
-                results.append(_Result(status=status.in_batch()))
-                records.append({**record, "refused": error.code, "status_code": status.code.value[0]})
-        call.audit["each"] = records
-        return svid_pb2.BatchNewWITSVIDResponse(results=results)
+        await self._state.learn(agent_id, (param.entry_id for param in request.params))
+        if self._signer.by_device:
+            made = await asyncio.gather(*(self._answer(agent_id, param) for param in request.params))
+        else:
+            made = [await self._answer(agent_id, param) for param in request.params]
+        call.audit["each"] = [record for _, record in made]
+        return svid_pb2.BatchNewWITSVIDResponse(results=[result for result, _ in made])
 
-    def _sign(self, agent_id: SpiffeId, param: svid_pb2.NewWITSVIDParams) -> WitSvid:
+    async def _answer(self, agent_id: SpiffeId, param: svid_pb2.NewWITSVIDParams) -> tuple[_Result, dict[str, Any]]:
+        """Return what one is answered with, and its record."""
+        record: dict[str, Any] = {"entry_id": param.entry_id[:255]}
+        try:
+            made = await self._sign(agent_id, param)
+        except BrokerError as error:
+            self._metrics.refused.labels(error.code).inc()
+            status = status_of(error)
+            refused = {"refused": error.code, "status_code": status.code.value[0]}
+            return _Result(status=status.in_batch()), {**record, **refused}
+        entry = self._state.entries.get(param.entry_id)
+        result = _Result(status=OK.in_batch(), svid=wit_message(made, entry.hint if entry else ""))
+        return result, {**record, **_kept(made)}
+
+    async def _sign(self, agent_id: SpiffeId, param: svid_pb2.NewWITSVIDParams) -> WitSvid:
         if not param.entry_id:
             raise InvalidRequest("missing entry ID")
         if not param.public_key:
             raise InvalidRequest("missing public key")
-        proof = authorize_wit(self._state, self._policy, agent_id, param.entry_id, self._ttl)
-        return self._signer.sign(proof, param.public_key, param.signing_algorithm)
+        authorize = partial(authorize_wit, self._state, self._policy, agent_id, param.entry_id, self._ttl)
+        return await self._signer.sign(authorize, param.public_key, param.signing_algorithm)
 
     async def mint(self, request: svid_pb2.MintWITSVIDRequest, call: Call) -> svid_pb2.MintWITSVIDResponse:
         """Sign a WIT-SVID without a workload, where the ID's segment lets that be done."""
@@ -75,8 +83,8 @@ class WitSvids:
         call.audit.update(spiffe_id=str(spiffe_id))
         self._limits.wits(call.caller, 1)
         try:
-            proof = authorize_minted_token(self._state, self._policy, spiffe_id, ttl)
-            made = self._signer.sign(proof, request.public_key, request.signing_algorithm)
+            authorize = partial(authorize_minted_token, self._state, self._policy, spiffe_id, ttl)
+            made = await self._signer.sign(authorize, request.public_key, request.signing_algorithm)
         except BrokerError as error:
             self._metrics.refused.labels(error.code).inc()
             call.audit["refused"] = error.code

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What made a federation relationship, when nobody did by hand."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0012"
+down_revision = "0011"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the column."""
+    op.add_column(
+        "federation_relationships", sa.Column("origin", sa.String(length=512), nullable=False, server_default="")
+    )

@@ -1,0 +1,563 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API server itself refuses where sidecars are wanted, whoever changed a pod: ValidatingAdmissionPolicies.
+
+They come after everything that changes a pod, and say what the injector says. `firedoor-labels`, `firedoor-bindings`
+and `firedoor-tokens` look at all pods, the others at those that the injector looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from firedoor.broker.injector import cel, containers, exclusions, wishes
+from firedoor.broker.injector.pod import ROUND
+from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
+from firedoor.segments.model import API_VERSION
+
+_OURS: Final = ", ".join(cel.quoted(one) for one in sorted(containers.NAMES))
+_KEPT: Final = (
+    ("labels", wishes.SEGMENT),
+    ("labels", wishes.INJECT),
+    ("labels", wishes.ENFORCING),
+    ("annotations", wishes.SEGMENT),
+)
+# Kinds of volumes that are the pod's own, or cannot be written to whatever a mount says.
+_HARMLESS: Final = ("configMap", "secret", "downwardAPI", "projected", "image", "emptyDir", "ephemeral")
+Validation = dict[str, str]
+
+
+def guards() -> list[dict[str, Any]]:
+    """Return the policies and their bindings."""
+    return [*_labels(), *_bindings(), *_tokens(), *_created(), *_changed(), *_volumes()]
+
+
+def warnings() -> list[dict[str, Any]]:
+    """Return what warns of what the webhook warns of, where there is none."""
+    variables = [*cel.basis(), _own_init(), _apps(_CREATED), _variable("loose", _LOOSE)]
+    spec = {
+        **_matching(pods("CREATE")),
+        "variables": variables,
+        "validations": [
+            _refused(
+                "variables.captured",
+                f"not enforcing: the app can be reached past its sidecar ({wishes.CAPTURE}: none)",
+            ),
+            *(
+                _refused(
+                    f"!variables.captured || variables.notes[?'{key}'].orValue('').trim() == ''",
+                    f"not all is enforced: something passes by the sidecar ({key})",
+                )
+                for key in (wishes.EXCLUDE, wishes.UDP)
+            ),
+            _first("loose"),
+        ],
+    }
+    return _policy("firedoor-warnings", spec, {"validationActions": ["Warn"]})
+
+
+def _policy(
+    name: str, spec: dict[str, Any], more: dict[str, Any] | None = None, **bound: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    whole = {"apiVersion": API, "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name}, "spec": spec}
+    given = {"validationActions": ["Deny"]} | (more or {})
+    return [whole, *bindings("ValidatingAdmissionPolicyBinding", name, given, **bound)]
+
+
+def _matching(*rules: dict[str, Any]) -> dict[str, Any]:
+    return {"failurePolicy": "Fail", "matchConstraints": {"resourceRules": list(rules)}}
+
+
+def _refused(expression: str, message: str) -> Validation:
+    """Refuse what an expression does not hold for, with a sentence."""
+    return {"expression": expression, "message": message}
+
+
+def _told(expression: str, message: str) -> Validation:
+    """The same, with a sentence that is an expression too."""
+    return {"expression": expression, "messageExpression": message}
+
+
+def _first(variable: str) -> Validation:
+    """Refuse what a variable has sentences about."""
+    return _told(f"variables.{variable}.size() == 0", f"variables.{variable}[0]")
+
+
+def _variable(name: str, expression: str) -> dict[str, str]:
+    return {"name": name, "expression": expression}
+
+
+# Labels
+
+
+def _labels() -> list[dict[str, Any]]:
+    """What a pod said of itself stays: packet filters, certificates and exceptions go by it."""
+    kept = [
+        _refused(
+            f"object.metadata.?{kind}[?'{key}'] == oldObject.metadata.?{kind}[?'{key}']",
+            f"metadata.{kind}[{key}]: it stays as it was when the pod was made; make the pod anew",
+        )
+        for kind, key in _KEPT
+    ]
+    spec = {**_matching(pods("UPDATE", resources=("pods", "pods/status"))), "validations": kept}
+    return _everywhere("firedoor-labels", spec)
+
+
+def _bindings() -> list[dict[str, Any]]:
+    """Who binds a pod to a node may give it labels and annotations, too."""
+    given = [
+        _refused(
+            f"!object.metadata.?{kind}[?'{key}'].hasValue()",
+            f"metadata.{kind}[{key}]: it is said as the pod is made, and not as it is bound to a node",
+        )
+        for kind, key in _KEPT
+    ]
+    spec = {**_matching(pods("CREATE", resources=("pods/binding", "bindings"))), "validations": given}
+    return _everywhere("firedoor-bindings", spec)
+
+
+_NO_KUBELET: Final = "!('system:nodes' in request.userInfo.?groups.orValue([]))"
+
+
+def _tokens() -> list[dict[str, Any]]:
+    """Who asks for a token of a pod that its sidecar attests with: a kubelet, which puts it into that pod.
+
+    Without the settings none is refused: it is about all tokens of a cluster.
+    """
+    spec = {
+        **_matching(pods("CREATE", resources=("serviceaccounts/token",))),
+        "paramKind": PARAM_KIND,
+        "matchConditions": [{"name": "no-kubelet", "expression": _NO_KUBELET}],
+        "validations": [
+            _told(
+                "!(params.data.audience in object.spec.?audiences.orValue([]))",
+                "'spec.audiences: a token for ' + params.data.audience + ' proves who a pod is: kubelets ask for it,"
+                " and nobody else'",
+            )
+        ],
+    }
+    return _everywhere("firedoor-tokens", spec, {"paramRef": {**PARAM_REF, "parameterNotFoundAction": "Allow"}})
+
+
+def _everywhere(name: str, spec: dict[str, Any], more: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    whole = {"apiVersion": API, "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name}, "spec": spec}
+    bound = {"policyName": name, "validationActions": ["Deny"], **(more or {})}
+    kind = "ValidatingAdmissionPolicyBinding"
+    return [whole, {"apiVersion": API, "kind": kind, "metadata": {"name": name}, "spec": bound}]
+
+
+# Pods that are made
+
+
+def _created() -> list[dict[str, Any]]:
+    spec = {
+        **_matching(pods("CREATE")),
+        "paramKind": PARAM_KIND,
+        "variables": [
+            *cel.wanted(),
+            _own_init(),
+            _apps(_CREATED),
+            *(_variable(name, expression) for name, expression in _SENTENCES.items()),
+            _variable("tokens", _TOKENS),
+            *_sidecar(),
+        ],
+        "validations": [
+            *_wishes(),
+            *_pod(),
+            *_has_sidecar(),
+            *(_first(name) for name in _SENTENCES),
+            _first("tokens"),
+            *_is_ours(),
+        ],
+    }
+    return _policy("firedoor-pods", spec, {"paramRef": PARAM_REF})
+
+
+def _wishes() -> list[Validation]:
+    """What `wishes` refuses."""
+    label = f"variables.labels[?'{wishes.INJECT}'].orValue('enabled')"
+    unknown = f"variables.notes.map(k, k).filter(k, k.startsWith('{wishes.PREFIX}') && !(k in {_texts(wishes.KNOWN)}))"
+    known = ", ".join(sorted(wishes.KNOWN))
+    captured = f"variables.notes[?'{wishes.CAPTURE}'].orValue('')"
+    outbound = f"variables.notes[?'{wishes.OUTBOUND}'].orValue('')"
+    bad_ports = "variables.ports.filter(w, !(w.matches(r'^{0}$') && {1}))"
+    numbers = "w.split('/')[0].size() <= 5 && int(w.find('^[0-9]+')) <= 65535"
+    listened = f"{numbers} && int(w.find('[0-9]+$')) <= 65535"
+    plain = bad_ports.format("[1-9][0-9]{0,4}/(tcp|http|grpc)(/audit)?", numbers)
+    own = bad_ports.format("[1-9][0-9]{0,4}/(tcp|http|grpc)=[1-9][0-9]{0,4}", listened)
+    said = f"variables.labels[?'{wishes.SEGMENT}'].orValue(variables.segment) == variables.segment"
+    distinct = "variables.ports.map(w, w.find('{0}')).distinct().size() == variables.ports.size()"
+    note = "metadata.annotations[{}]".format
+    odd = f"variables.exclusions.filter(w, !(w.matches(r'^{exclusions.PATTERN}$') && ({_PASSES})))"
+    names = f"variables.dns.filter(w, !(w.matches(r'^{wishes.DNS_NAME}$') && w.size() <= 253))"
+    return [
+        _refused(
+            f"{label} in ['enabled', 'disabled']",
+            f"metadata.labels[{wishes.INJECT}]: it must be enabled or disabled",
+        ),
+        _told(
+            f"{unknown}.size() == 0",
+            f"'metadata.annotations: there is no annotation ' + {unknown}[0] + '; known are {known}'",
+        ),
+        _refused(f"{captured} in ['', 'none']", f"{note(wishes.CAPTURE)}: it has one value: none"),
+        _refused("variables.ports.size() <= 64", f"{note(wishes.PORTS)}: it names more than 64 ports"),
+        _told(
+            f"!variables.captured || {plain}.size() == 0",
+            f"'{note(wishes.PORTS)}: ' + {plain}[0] + ' must be PORT/PROTOCOL, such as 9000/http; tcp, http or grpc'",
+        ),
+        _told(
+            f"variables.captured || {own}.size() == 0",
+            f"'{note(wishes.PORTS)}: ' + {own}[0] + ' must be PORT/PROTOCOL=PORT, such as 9000/http=19000,"
+            " where nothing is captured'",
+        ),
+        _refused(
+            f"{distinct.format('^[0-9]+')} && (variables.captured || {distinct.format('[0-9]*$')})",
+            f"{note(wishes.PORTS)}: it names a port twice",
+        ),
+        _refused(
+            f"!variables.captured || {outbound} == ''",
+            f"{note(wishes.OUTBOUND)}: it is for pods with {wishes.CAPTURE}: none; else all that leaves is captured",
+        ),
+        _refused(
+            f"{outbound} == '' || {outbound}.trim().startsWith('[') && {outbound}.size() <= 16384",
+            f"{note(wishes.OUTBOUND)}: it must be a list of listeners in YAML, in brackets, up to 16 KiB",
+        ),
+        *(
+            _refused(
+                f"variables.captured || !({cel.quoted(key)} in variables.notes)",
+                f"{note(key)}: it is for pods that are captured, and this one has {wishes.CAPTURE}: none",
+            )
+            for key in wishes.CAPTURED
+        ),
+        _refused(
+            f"variables.notes[?'{wishes.UDP}'].orValue('') in ['', 'pass']",
+            f"{note(wishes.UDP)}: it has one value: pass",
+        ),
+        _refused(
+            f"variables.exclusions.size() <= {exclusions.MOST}",
+            f"{note(wishes.EXCLUDE)}: it has more than {exclusions.MOST} exclusions",
+        ),
+        _told(
+            f"{odd}.size() == 0",
+            f"'{note(wishes.EXCLUDE)}: ' + {odd}[0] + ' must say what passes and why, as `inbound tcp 9100 from"
+            " 10.0.0.0/8: metrics`, with ports that are some and networks with no bits after their length'",
+        ),
+        _refused(
+            f"variables.dns.size() <= {wishes.MAX_NAMES}",
+            f"{note(wishes.DNS)}: it has more than {wishes.MAX_NAMES} names",
+        ),
+        _told(
+            f"{names}.size() == 0",
+            f"'{note(wishes.DNS)}: ' + {names}[0] + ' must be a name such as s3.example.org, or **.example.org'",
+        ),
+        _refused(
+            "variables.segment.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",
+            f"{note(wishes.SEGMENT)}: it is no name of a segment",
+        ),
+        _refused(said, f"metadata.labels[{wishes.SEGMENT}]: it is not what the annotation of that name says"),
+    ]
+
+
+_PORTS: Final = cel.EXCLUDED_PORTS
+_ADDRESSES: Final = cel.EXCLUDED_ADDRESSES
+# Of an exclusion that reads as one: what it names is there.
+_PASSES: Final = (
+    f"({_PORTS} != '' || {_ADDRESSES} != '')"
+    f" && ({_PORTS} == '' || {_PORTS}.split(',').all(p, int(p) <= 65535))"
+    f" && ({_ADDRESSES} == '' || {_ADDRESSES}.split(',').all(a,"
+    " isIP(a) || isCIDR(a) && cidr(a).masked() == cidr(a)))"
+)
+
+
+def _pod() -> list[Validation]:
+    """What `pod` refuses of a pod as a whole."""
+    return [
+        _refused(
+            "!object.spec.?hostNetwork.orValue(false)",
+            "spec.hostNetwork: it uses the node's network (hostNetwork: true), which no sidecar of one pod can stand"
+            f" before; take that away, or label it {wishes.INJECT}: disabled",
+        ),
+        *(
+            _refused(
+                f"!object.spec.?{key}.orValue(false)",
+                f"spec.{key}: its containers see each other's processes ({key}), the sidecar's keys too",
+            )
+            for key in ("shareProcessNamespace", "hostPID")
+        ),
+    ]
+
+
+# The containers that are not ours: those of a pod that is made, and those that join it later.
+_CREATED: Final = (
+    "variables.init.transformList(i, c, i >= variables.own_init,"
+    " {'at': dyn('spec.initContainers[' + string(i) + ']'), 'of': dyn(c)})"
+    " + object.spec.containers.transformList(i, c,"
+    " {'at': dyn('spec.containers[' + string(i) + ']'), 'of': dyn(c)})"
+)
+_JOINING: Final = (
+    "object.spec.?ephemeralContainers.orValue([]).transformList(i, c,"
+    " {'at': dyn('spec.ephemeralContainers[' + string(i) + ']'), 'of': dyn(c)})"
+)
+
+
+def _own_init() -> dict[str, str]:
+    """How many init containers are ours, at the front."""
+    return _variable(
+        "own_init",
+        f"object.spec.?initContainers.orValue([]).exists(c, c.name in [{_OURS}]) ? (variables.captured ? 2 : 1) : 0",
+    )
+
+
+def _apps(expression: str) -> dict[str, str]:
+    return _variable("apps", expression)
+
+
+def _each(condition: str, sentence: str) -> str:
+    """Write the sentences about the containers for which a condition holds."""
+    return f"variables.apps.filter(x, {condition}).map(x, string(x.at) + {sentence})"
+
+
+def _texts(texts: Sequence[str] | frozenset[str]) -> str:
+    return f"[{', '.join(cel.quoted(one) for one in sorted(texts))}]"
+
+
+_NAMED: Final = "'container ' + string(x.of.name) + '"
+_CAPABILITY: Final = "(a.upperAscii().startsWith('CAP_') ? a.upperAscii().substring(4) : a.upperAscii())"
+_ADDED: Final = (
+    f"x.of.?securityContext.capabilities.add.orValue([]).map(a, {_CAPABILITY}).filter(a, a in {_texts(ROUND)})"
+)
+_MOUNTS: Final = "x.of.?volumeMounts.orValue([])"
+_SECRET: Final = _texts((containers.STATE, containers.TOKEN))
+# Sentences about containers, by name of the variable that holds them.
+_SENTENCES: Final = {
+    "same_user": _each(
+        f"x.of.?securityContext.runAsUser.orValue(object.spec.?securityContext.runAsUser.orValue(-1)) == {cel.UID}",
+        '".securityContext.runAsUser: container " + string(x.of.name) + " runs as user " + params.data.uid'
+        ' + ", the sidecar\'s own, which passes the rules"',
+    ),
+    "secret_mounts": _each(
+        f"{_MOUNTS}.exists(m, m.name in {_SECRET})",
+        '".volumeMounts: container " + string(x.of.name) + " mounts a volume of the sidecar\'s,'
+        ' with what proves who the pod is"',
+    ),
+    "written_socket": _each(
+        f"{_MOUNTS}.exists(m, m.name == '{containers.AUTH}' && !m.?readOnly.orValue(false))",
+        f"'.volumeMounts: ' + {_NAMED} mounts {containers.AUTH} to write to; it needs readOnly: true'",
+    ),
+    "privileged": _each(
+        "variables.captured && x.of.?securityContext.privileged.orValue(false)",
+        f"'.securityContext.privileged: ' + {_NAMED} could go round its sidecar: it is given privileged'",
+    ),
+    "capabilities": _each(
+        f"variables.captured && {_ADDED}.size() > 0",
+        f"'.securityContext.capabilities.add: ' + {_NAMED} could go round its sidecar: it is given the capability '"
+        f" + {_ADDED}[0]",
+    ),
+    "names": _each(
+        f"x.of.name in [{_OURS}]",
+        "'.name: it is a name that only the init containers of the sidecar have'",
+    ),
+}
+# About volumes that are not the sidecar's, and hold what it attests with.
+_TOKENS: Final = (
+    "object.spec.?volumes.orValue([]).transformList(i, v, {'at': i, 'of': dyn(v)})"
+    f".filter(x, x.of.name != '{containers.TOKEN}' && x.of.?projected.sources.orValue([])"
+    ".exists(s, s.?serviceAccountToken.audience.orValue('') == params.data.audience))"
+    ".map(x, 'spec.volumes[' + string(x.at) + ']: volume ' + string(x.of.name) + ' projects a token for '"
+    " + params.data.audience + ', which proves who the pod is: that is its sidecar\\'s alone')"
+)
+
+
+# The sidecar
+
+
+def _sidecar() -> list[dict[str, str]]:
+    """Write which fields of the sidecar are not as they would be injected."""
+    both, one = (
+        " + ".join(_strange(wanted, place) for place, wanted in enumerate(cel.init_containers(captured=captured)))
+        for captured in (True, False)
+    )
+    names = _names_at("true"), _names_at("false")
+    volumes = " + ".join(
+        f"(object.spec.?volumes.orValue([]).exists(v, v == {cel.literal(_stored(one))}) ? []"
+        f" : ['spec.volumes: {one['name']}'])"
+        for one in cel.volumes()
+    )
+    return [
+        _variable("has_sidecar", f"variables.captured ? {names[0]} : {names[1]}"),
+        _variable("strange", f"variables.has_sidecar ? ((variables.captured ? {both} : {one}) + {volumes}) : []"),
+    ]
+
+
+def _names_at(captured: str) -> str:
+    ours = [one["name"] for one in cel.init_containers(captured=captured == "true")]
+    each = [f"variables.init[{place}].name == '{name}'" for place, name in enumerate(ours)]
+    return f"(variables.init.size() >= {len(ours)} && {' && '.join(each)})"
+
+
+def _has_sidecar() -> list[Validation]:
+    return [
+        _refused(
+            "variables.has_sidecar",
+            "spec.initContainers: it has no sidecar in front; let the injector put it there, or label it"
+            f" {wishes.INJECT}: disabled",
+        )
+    ]
+
+
+def _is_ours() -> list[Validation]:
+    return [
+        _told(
+            "variables.strange.size() == 0",
+            "variables.strange[0] + ': it comes with a sidecar that is not the one which would be injected now:"
+            " take the init containers " + ", ".join(sorted(containers.NAMES)) + " and their volumes out of it'",
+        ),
+        _told(
+            f"variables.labels[?'{wishes.SEGMENT}'].orValue('') == variables.segment",
+            f"'metadata.labels[{wishes.SEGMENT}]: it must be ' + variables.segment + ', the segment of its identity'",
+        ),
+        _told(
+            f"variables.labels[?'{wishes.ENFORCING}'].orValue('') == string(variables.captured)",
+            f"'metadata.labels[{wishes.ENFORCING}]: it must be \"' + string(variables.captured) + '\"'",
+        ),
+    ]
+
+
+def _strange(wanted: dict[str, Any], place: int) -> str:
+    """Write the list of the fields of an init container that differ; what it is given to use up may."""
+    found, at = f"variables.init[{place}]", f"spec.initContainers[{place}]"
+    fields = {**{key: value for key, value in wanted.items() if key not in ("env", "volumeMounts", "resources")}}
+    if "startupProbe" in fields:
+        fields["startupProbe"] = {**fields["startupProbe"], "successThreshold": 1}
+    keys = _texts((*wanted, "volumeMounts", *containers.CONTAINER_DEFAULTS))
+    tests = {key: f"{found}.?{key}.orValue(dyn('')) == {cel.literal(value)}" for key, value in fields.items()}
+    tests["env"] = (
+        f"{found}.?env.orValue([]).all(v, !has(v.valueFrom)) && {found}.?env.orValue([])"
+        f".filter(v, v.name != '{containers.PROBES}')"
+        ".map(v, [string(v.name), string(v.?value.orValue(''))]) == variables.settings"
+    )
+    mounts = cel.literal(wanted.get("volumeMounts", []))
+    tests["volumeMounts"] = (
+        f"{found}.?volumeMounts.orValue([]).filter(m, m.mountPath != '{containers.ACCOUNT}') == {mounts}"
+    )
+    message = cel.quoted(containers.MESSAGE)
+    tests["terminationMessagePath"] = f"{found}.?terminationMessagePath.orValue({message}) == {message}"
+    # Devices are called DOMAIN/NAME, and come with files and variables of their own.
+    devices = "exists(k, k.contains('/'))"
+    tests["resources"] = (
+        f"{found}.?resources.claims.orValue([]).size() == 0 && !{found}.?resources.limits.orValue({{}}).{devices}"
+        f" && !{found}.?resources.requests.orValue({{}}).{devices}"
+    )
+    each = [f"({test} ? '' : '{at}.{key}')" for key, test in tests.items()]
+    each.append(f"({found}.all(k, k in {keys}) ? '' : '{at}')")
+    return f"[{', '.join(each)}].filter(f, f != '')"
+
+
+def _stored(volume: dict[str, Any]) -> dict[str, Any]:
+    """Return a volume with what an API server adds."""
+    return {
+        key: {**value, "defaultMode": 420} if key in ("projected", "configMap") else value
+        for key, value in volume.items()
+    }
+
+
+# Pods that run
+
+
+_RULED: Final = (
+    f"oldObject.?status.initContainerStatuses.orValue([]).exists(s, s.name == '{containers.CAPTURE}'"
+    " && s.?state.terminated.exitCode.orValue(1) == 0)"
+)
+
+
+def _changed() -> list[dict[str, Any]]:
+    ours = f"{{}}.spec.?initContainers.orValue([]).filter(c, c.name in [{_OURS}]).map(c, c.image)"
+    target = _each(
+        f"x.of.?targetContainerName.orValue('') in [{_OURS}]",
+        '".targetContainerName: container " + string(x.of.name) + " would see the sidecar\'s processes, its keys too"',
+    )
+    spec = {
+        **_matching(pods("UPDATE", resources=("pods", "pods/ephemeralcontainers"))),
+        "paramKind": PARAM_KIND,
+        "variables": [
+            _variable(
+                "captured",
+                f"object.spec.?initContainers.orValue([]).exists(c, c.name == '{containers.CAPTURE}')",
+            ),
+            _apps(_JOINING),
+            _variable("targets", target),
+            *(_variable(name, expression) for name, expression in _SENTENCES.items()),
+        ],
+        "validations": [
+            _refused(
+                f"{ours.format('object')} == {ours.format('oldObject')}",
+                "spec.initContainers: the image of its sidecar stays; make the pod anew",
+            ),
+            _first("targets"),
+            *(_first(name) for name in _SENTENCES),
+            # A kubelet starts those that join before the init containers.
+            _refused(
+                f"request.?subResource.orValue('') != 'ephemeralcontainers' || !variables.captured || {_RULED}",
+                f"spec.ephemeralContainers: its rules are not written yet; wait until {containers.CAPTURE} has ended",
+            ),
+        ],
+    }
+    return _policy("firedoor-running-pods", spec, {"paramRef": PARAM_REF})
+
+
+# Volumes
+
+
+def _volumes() -> list[dict[str, Any]]:
+    """Hold pods to a Segment that says `volumes: read-only`, with a sidecar or without.
+
+    What a pod says of its segment stays as it was when it was made.
+    """
+    segment = (
+        f"object.metadata.?annotations[?'{wishes.SEGMENT}'].orValue("
+        f"object.metadata.?labels[?'{wishes.SEGMENT}'].orValue(request.namespace))"
+    )
+    harmless = " || ".join(f"has(v.{kind})" for kind in _HARMLESS)
+    lasting = f"object.spec.?volumes.orValue([]).filter(v, !({harmless})).map(v, v.name)"
+    mounts = "x.of.?volumeMounts.orValue([]).filter(m, m.name in variables.lasting && !m.?readOnly.orValue(false))"
+    devices = "x.of.?volumeDevices.orValue([]).size() > 0"
+    reason = "segment ' + params.metadata.name + ' has volumes: read-only'"
+    spec = {
+        **_matching(pods("CREATE"), pods("UPDATE", resources=("pods/ephemeralcontainers",))),
+        "paramKind": {"apiVersion": API_VERSION, "kind": "Segment"},
+        "matchConditions": [
+            {"name": "read-only", "expression": "params.spec.?volumes.orValue('') == 'read-only'"},
+            {
+                "name": "of-the-segment",
+                "expression": f"{segment} == params.metadata.name",
+            },
+        ],
+        "variables": [
+            _variable("init", "object.spec.?initContainers.orValue([])"),
+            _variable("own_init", "0"),
+            _apps(f"{_CREATED} + {_JOINING}"),
+            _variable("lasting", lasting),
+            _variable(
+                "written",
+                _each(
+                    f"{mounts}.size() > 0", f"'.volumeMounts: ' + {mounts}[0].name + ' needs readOnly: true: {reason}"
+                ),
+            ),
+            _variable("devices", _each(devices, f"'.volumeDevices: a device can be written to: {reason}")),
+        ],
+        "validations": [_first("written"), _first("devices")],
+    }
+    every = {"selector": {}, "parameterNotFoundAction": "Allow"}
+    labelled = {"key": wishes.SEGMENT, "operator": "Exists"}
+    return _policy("firedoor-volumes", spec, {"paramRef": every}, inside=(), elsewhere=(labelled,))
+
+
+_LOOSE: Final = _each(
+    "variables.captured && (x.of.?securityContext.allowPrivilegeEscalation.orValue(true)"
+    " || !(x.of.?securityContext.runAsNonRoot.orValue(object.spec.?securityContext.runAsNonRoot.orValue(false))"
+    " || x.of.?securityContext.runAsUser.orValue(object.spec.?securityContext.runAsUser.orValue(0)) != 0"
+    " || x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() in ['ALL', 'CAP_ALL'])"
+    " && !x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID'])))",
+    '": container " + string(x.of.name) + " may become the sidecar\'s user and go round it: set runAsNonRoot: true,'
+    ' allowPrivilegeEscalation: false and drop the capabilities ALL"',
+)
