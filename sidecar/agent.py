@@ -23,10 +23,12 @@ from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import agent_tainted, anchored, renewal_time
 from firedoor.sidecar.issuer import Issuer
 from firedoor.sidecar.link import EventKind, Link
+from firedoor.sidecar.servers import Servers
 from firedoor.sidecar.state import State, StoredAgent
 from firedoor.sidecar.tasks import until_first
 from firedoor.sidecar.updates import Updates
 from firedoor.sidecar.version import VERSION
+from firedoor.wire import control_pb2
 
 log = logging.getLogger(__name__)
 
@@ -44,25 +46,44 @@ class Agent:
         local_table: bytes | None,
     ) -> None:
         self._state, self._holder, self._now = state, holder, now
-        self._enrolment = Enrolment(core, config, state, now)
-        self.link = Link(core, config)
+        self._servers = Servers(config.broker)
+        self._enrolment = Enrolment(core, config, self._servers, state, now)
+        self.link = Link(core, config, self._servers)
+        # The server that answers fails: have `_fail_over` look.
+        self._failed = asyncio.Event()
         self._lost = False
+        # The server was away when the agent SVID was to be used first.
+        self._unused = False
         # The last try to get a new agent SVID came to nothing.
         self._failing = False
+        # Of our own bundle, as of the last view.
+        self._taints: frozenset[str] = frozenset()
         # Have `_keep_agent` look now.
         self._look = asyncio.Event()
-        self._issuer = Issuer(holder, state, now, self._agent_lost, keep_on_disk=config.keep_workload_keys)
-        self._updates = Updates(holder, self.link, state, local_table, self._view_changed, self._agent_lost, now)
-        self._keep_on_disk = config.keep_workload_keys
         self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
+        failed = self._failed.set
+        self._issuer = Issuer(holder, state, now, self._agent_lost, failed, keep_on_disk=config.keep_workload_keys)
+        self._updates = Updates(
+            holder, self.link, state, local_table, self._view_changed, self._agent_lost, now, failed
+        )
+        self._updates.spread = self._issuer.spread
+        self._updates.later = self._events.put_nowait
+        self._keep_on_disk = config.keep_workload_keys
 
-    def restore(self) -> None:
-        """Take up what is stored for the view that the holder has."""
+    def restore(self, update: control_pb2.Update) -> None:
+        """Take up what is stored for the view that the holder has, which is that of an update."""
+        self._updates.bases.runs(update)
         if self._keep_on_disk:
             self._issuer.restore()
 
     def wake(self) -> None:
         """Look at once whether an SVID is lacking."""
+        self._issuer.wake()
+
+    def look_again(self) -> None:
+        """Let go of what has expired, and replace what must be, after time that no timer knows of."""
+        self._holder.set()
+        self._look.set()
         self._issuer.wake()
 
     def drain_events(self) -> None:
@@ -77,6 +98,7 @@ class Agent:
             await until_first(
                 self._follow(),
                 self._keep_agent(),
+                self._fail_over(),
                 self._updates.poll(),
                 self._issuer.run(lambda: self.link.server, self._updates.acknowledge),
             )
@@ -87,7 +109,9 @@ class Agent:
     async def _begin(self) -> None:
         """Become an agent: the stored one, or a new one."""
         stored = self._enrolment.stored()
-        if stored is not None:
+        if stored is not None and not self._vouched(stored):
+            log.warning("no authority vouches for the stored agent SVID any more: attesting again")
+        elif stored is not None:
             try:
                 return await self._use(stored)
             except ServerUnavailable as error:
@@ -120,9 +144,15 @@ class Agent:
         except MtlsError as error:
             raise ServerUnavailable(f"the agent SVID cannot be used: {error}") from error
         await self.link.open(agent.spiffe_id)
+        await self._first_use()
+
+    async def _first_use(self) -> None:
+        """Call the server as the agent: until then it does not know that a renewed SVID has arrived."""
         try:
             await self.link.server.post_status(VERSION)
+            self._unused = False
         except ServerUnavailable as error:
+            self._unused = True
             log.warning("the server does not answer", extra={"reason": str(error)})
             if not self._holder.identities and self._holder.view.synced:
                 log.warning("nothing can be served until it does: workload keys are not on disk (keep_workload_keys)")
@@ -130,8 +160,19 @@ class Agent:
             self._agent_lost()
 
     def _view_changed(self) -> None:
-        """Look at once whether anything of ours must be replaced."""
+        """Look at once whether anything of ours must be replaced; at some time soon when everybody's must."""
         self._issuer.wake()
+        before, self._taints = self._taints, self._tainted_roots()
+        if self._taints <= before or self._forsaken():
+            self._look_now()
+        else:
+            asyncio.get_running_loop().call_later(self._issuer.spread.taint_delay(), self._look_now)
+
+    def _tainted_roots(self) -> frozenset[str]:
+        own = self._holder.view.bundles.get(self._holder.view.trust_domain)
+        return frozenset(root.authority_id for root in own.x509_roots if root.tainted) if own else frozenset()
+
+    def _look_now(self) -> None:
         if self._holder.agent is not None and (self._tainted() or self._forsaken()):
             self._look.set()
 
@@ -141,8 +182,11 @@ class Agent:
 
     def _forsaken(self) -> bool:
         """Say whether no authority vouches for the agent SVID any more: the server will not even shake hands."""
+        return self._holder.agent is not None and not self._vouched(self._holder.agent)
+
+    def _vouched(self, agent: StoredAgent) -> bool:
         own = self._holder.view.bundles.get(self._holder.view.trust_domain)
-        return own is not None and not anchored(self._agent.chain, own)
+        return own is None or anchored(agent.chain, own)
 
     def _agent_lost(self) -> None:
         """Note that the server knows this agent no longer, or says so."""
@@ -157,9 +201,28 @@ class Agent:
                 await self._updates.on_event(kind, data)
             except AgentLost:
                 self._agent_lost()
-            if kind == "connected" and self._failing:
+            if kind != "connected":
+                continue
+            if self._failing:
                 # It is back: no need to wait for the next try.
                 self._look.set()
+            if self._unused:
+                await self._first_use()
+
+    async def _fail_over(self) -> None:
+        """Go to another server when the present one fails though it is connected: it hangs, or is behind."""
+        backoff = Backoff()
+        while True:
+            await self._failed.wait()
+            if self._servers.turn():
+                log.warning("going to another server", extra={"server": self._servers.order[0]})
+                await self.link.open(self._agent.spiffe_id)
+                self._issuer.wake()
+            # However many fail, nobody is tried in a busy loop; and what one failure sets off is over by then.
+            await asyncio.sleep(backoff.failed())
+            if not self._failed.is_set():
+                backoff.reset()
+            self._failed.clear()
 
     async def _keep_agent(self) -> None:
         """Renew the agent SVID at half life and when it is tainted, or attest again when it counts no longer."""
@@ -183,6 +246,7 @@ class Agent:
                 # A full disk too: one that cannot be stored would be lost with this process, and the old one with it.
                 log.warning("the agent SVID is not renewed", extra={"reason": str(error)})
                 self._failing, self._lost = True, False
+                self._failed.set()
                 due = self._now() + backoff.failed(not_after(self._agent) - self._now())
 
     async def _next_agent(self) -> StoredAgent | None:

@@ -96,6 +96,7 @@ class Answers:
                 bundle=own,
                 hint=one.entry.hint,
             )
+        response.crl.extend(self.holder.crls)
         response.federated_bundles.update(x509_bundles(self.federated(entries)))
         return self.whole(response, entries, found)
 

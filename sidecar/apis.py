@@ -5,13 +5,18 @@ from collections.abc import Callable
 
 from firedoor.sidecar import tokens, wits
 from firedoor.sidecar.answers import Answers
-from firedoor.sidecar.attestor import Names, UnixAttestor
+from firedoor.sidecar.attestor import Names, UnixAttestor, WorkloadAttestor
 from firedoor.sidecar.auth import AuthApi
-from firedoor.sidecar.broker_api import BrokerApi
+from firedoor.sidecar.broker_api import BrokerApi, Clients
 from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.node_workload import NodeAttestor
+from firedoor.sidecar.pod_finder import PodFinder
+from firedoor.sidecar.pod_source import ListedPods, PodClient
+from firedoor.sidecar.pod_watch import WatchedPods
+from firedoor.sidecar.pod_workload import PodWorkload
 from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.workload import VerifierRules, WorkloadApi
 
@@ -28,17 +33,52 @@ class Apis:
         fetch_token: tokens.Fetch,
         fetch_wit: wits.Fetch,
     ) -> None:
-        attestor, most = UnixAttestor(names), config.jwt_svid_cache_max_size
+        self.pods = _finder(config)
+        attestor, most = _attestor(config, names, self.pods), config.jwt_svid_cache_max_size
         self.tokens = tokens.Tokens(holder, fetch_token, now, max_held=most)
         self.wits = wits.Wits(holder, fetch_wit, now, max_held=most)
         self.streams = Streams(holder, config.max_streams)
         rules = VerifierRules(config.allow_unauthenticated_verifiers, config.allowed_foreign_jwt_claims)
-        self.workload = WorkloadApi(holder, attestor, now, self.tokens, self.wits, self.streams, rules)
+        # On a volume of one pod, whoever calls is that pod.
+        token = config.pod_token if config.workload == "pod" else None
+        programs = PodWorkload(token) if token else attestor
+        self.workload = WorkloadApi(holder, programs, now, self.tokens, self.wits, self.streams, rules)
         own = self.workload.answers
         self.auth = AuthApi(self.workload.callers, own, config.inbound)
         others = Answers(holder, now, self.tokens, for_others=True)
         # The admin socket has callers of its own.
         callers = Callers(holder, attestor)
         self.delegated = DelegatedIdentity(own, others, callers, self.streams, config.authorized_delegates)
-        clients = config.broker_api.clients if config.broker_api else frozenset()
-        self.broker = BrokerApi(others, callers, self.streams, clients)
+        asked = config.broker_api
+        clients = Clients(asked.clients, asked.kubernetes_clients) if asked else Clients()
+        pods = self.pods.source if self.pods else None
+        self.broker = BrokerApi(others, callers, self.streams, clients, pods)
+
+    def look_for_pods(self) -> None:
+        """Have pods asked for, when they are to be known and are not."""
+        if self.pods is not None:
+            self.pods.look()
+
+    def missing(self) -> list[str]:
+        """Say why programs of pods cannot be told, if that is so."""
+        trouble = self.pods.source.trouble if self.pods is not None else ""
+        return [f"k8s_workloads: {trouble}"] if trouble else []
+
+    async def close(self) -> None:
+        """Close what asks for pods."""
+        if self.pods is not None:
+            await self.pods.close()
+
+
+def _finder(config: Config) -> PodFinder | None:
+    node = config.k8s_workloads
+    if node is None:
+        return None
+    client = PodClient(node.access)
+    source = ListedPods(client) if node.access.asks == "kubelet" else WatchedPods(client)
+    return PodFinder(source, looks=node.looks)
+
+
+def _attestor(config: Config, names: Names, pods: PodFinder | None) -> WorkloadAttestor:
+    unix, node = UnixAttestor(names), config.k8s_workloads
+    return unix if node is None or pods is None else NodeAttestor(unix, pods, node.places)

@@ -38,6 +38,13 @@ class LiveCaller(Protocol):
     def alive(self) -> bool: ...  # noqa: D102
 
 
+class WorkloadAttestor(Protocol):
+    """Says what a caller of a Unix front is."""
+
+    async def attest(self, caller: LiveCaller, keys: Collection[str]) -> frozenset[Selector]:
+        """Return a caller's selectors; `keys` says which costly ones any entry asks for. Raise SidecarError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """Turns IDs to names and back; None when there is no such account."""

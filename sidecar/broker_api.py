@@ -7,8 +7,9 @@ reference, and what that workload is, is looked up here (SPIFFE Broker API: neve
 
 import ipaddress
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import grpc.aio
@@ -30,8 +31,10 @@ from firedoor.sidecar.errors import (
     SidecarError,
     WorkloadGone,
 )
-from firedoor.sidecar.named_process import NamedProcess, hold, question_time
-from firedoor.sidecar.streams import Answer, Selectors, Streams
+from firedoor.sidecar.named_pod import ObjectReference, find_pod
+from firedoor.sidecar.named_process import hold, question_time
+from firedoor.sidecar.pod_source import PodSource
+from firedoor.sidecar.streams import Answer, Selectors, Streams, Subject
 from firedoor.sidecar.workload import check_header
 from firedoor.wire import brokerapi_grpc, brokerapi_pb2, details
 from firedoor.wire.well_known import Any as AnyMessage
@@ -55,12 +58,38 @@ class _Request(Protocol):
     def reference(self) -> brokerapi_pb2.WorkloadReference: ...
 
 
+class _Workload(Subject, Protocol):
+    """Whom a request refers to."""
+
+    @property
+    def recheck_seconds(self) -> float | None:
+        """How often a stream looks again by itself; None: it is told."""
+
+    async def confirm(self) -> None:
+        """Raise WorkloadGone when it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Who may ask about processes of this node, and who about objects of Kubernetes."""
+
+    by_pid: Collection[SpiffeId] = ()
+    by_object: Collection[SpiffeId] = ()
+
+
 class BrokerApi(brokerapi_grpc.APIServicer):
     """Serves the clients that the configuration names. `answers` are those for others than the workload itself."""
 
-    def __init__(self, answers: Answers, callers: Callers, streams: Streams, clients: Collection[SpiffeId]) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        callers: Callers,
+        streams: Streams,
+        clients: Clients,
+        pods: PodSource | None = None,
+    ) -> None:
         self._answers, self._callers, self._streams = answers, callers, streams
-        self._clients = {str(one) for one in clients}
+        self._clients, self._pods = clients, pods
         self._front: Front | None = None
 
     def serve_on(self, front: Front) -> None:
@@ -86,7 +115,7 @@ class BrokerApi(brokerapi_grpc.APIServicer):
 
         async def answer(selectors: Selectors, _: Subscription) -> brokerapi_pb2.SubscribeToX509BundlesResponse:
             bundles = x509_bundles(self._answers.bundles(selectors))
-            return brokerapi_pb2.SubscribeToX509BundlesResponse(bundles=bundles)
+            return brokerapi_pb2.SubscribeToX509BundlesResponse(bundles=bundles, crl=self._answers.holder.crls)
 
         async with self._stream(request, context, answer) as responses:
             async for response in responses:
@@ -100,11 +129,11 @@ class BrokerApi(brokerapi_grpc.APIServicer):
         response = brokerapi_pb2.FetchJWTSVIDResponse()
         try:
             caller = self._caller(context)
-            with self._workload(request, caller, asked_at) as workload:
+            async with self._workload(request, caller, asked_at) as workload:
                 selectors = await workload.attest()
                 for entry, token in await self._answers.tokens(selectors, request.spiffe_id, request.audience):
                     response.svids.add(spiffe_id=str(entry.spiffe_id), svid=token.text, hint=entry.hint)
-                workload.check_alive()
+                await workload.confirm()
         except SidecarError as error:
             await _end(context, error)
         return response
@@ -129,8 +158,9 @@ class BrokerApi(brokerapi_grpc.APIServicer):
         async def run() -> AsyncGenerator[M, None]:
             try:
                 caller = self._caller(context)
-                with self._workload(request, caller, asked_at) as workload:
-                    async with aclosing(self._streams.run(caller.spiffe_id, workload, answer)) as responses:
+                async with self._workload(request, caller, asked_at) as workload:
+                    due = lambda: workload.recheck_seconds  # noqa: E731
+                    async with aclosing(self._streams.run(caller.spiffe_id, workload, answer, due)) as responses:
                         async for response in responses:
                             yield response
             except SidecarError as error:
@@ -149,34 +179,48 @@ class BrokerApi(brokerapi_grpc.APIServicer):
             raise CallerRefused(str(error)) from error
         if caller.spiffe_id is None:
             raise CallerRefused("this API is for callers with an X.509-SVID")
-        if caller.spiffe_id not in self._clients:
+        if caller.spiffe_id not in {str(one) for one in (*self._clients.by_pid, *self._clients.by_object)}:
             raise DelegateRefused(f"{caller.spiffe_id} is not among broker_api.clients")
         return caller
 
-    @contextmanager
-    def _workload(self, request: _Request, caller: Caller, asked_at: float) -> Iterator[NamedProcess]:
-        """Hold whom a request refers to. Raise ReferenceInvalid, RequestRefused, NotServed or WorkloadGone."""
-        pid = _pid(request.reference.reference)
-        if not on_this_node(caller.remote):
-            raise ReferenceInvalid("a PID means a process of this node, and the caller is on another one")
-        with hold(pid, asked_at, self._callers) as process:
-            yield process
+    @asynccontextmanager
+    async def _workload(self, request: _Request, caller: Caller, asked_at: float) -> AsyncIterator[_Workload]:
+        """Hold whom a request refers to.
+
+        Raise ReferenceInvalid, RequestRefused, NotServed, DelegateRefused, WorkloadGone or NotReady.
+        """
+        found = _reference(request.reference.reference)
+        if isinstance(found, int):
+            _check_among(caller, self._clients.by_pid, "broker_api.clients")
+            if not on_this_node(caller.remote):
+                raise ReferenceInvalid("a PID means a process of this node, and the caller is on another one")
+            with hold(found, asked_at, self._callers) as process:
+                yield process
+            return
+        if self._pods is None:
+            raise NotServed("this sidecar knows no Kubernetes objects: refer to the workload by its PID")
+        _check_among(caller, self._clients.by_object, "broker_api.kubernetes_clients")
+        yield await find_pod(self._pods, ObjectReference.read(found))
 
 
-def _pid(reference: AnyMessage) -> int:
-    """Read a reference to a process. Raise ReferenceInvalid, RequestRefused or NotServed."""
+def _check_among(caller: Caller, clients: Collection[SpiffeId], key: str) -> None:
+    if caller.spiffe_id not in {str(one) for one in clients}:
+        raise DelegateRefused(f"{caller.spiffe_id} is not among {key}")
+
+
+def _reference(reference: AnyMessage) -> int | brokerapi_pb2.KubernetesObjectReference:
+    """Read a reference to a process or an object. Raise ReferenceInvalid or RequestRefused."""
     if not reference.type_url:
         raise ReferenceInvalid("workload reference must be provided")
-    if reference.Is(brokerapi_pb2.KubernetesObjectReference.DESCRIPTOR):
-        raise NotServed("this sidecar knows no Kubernetes objects: refer to the workload by its PID")
-    if not reference.Is(brokerapi_pb2.WorkloadPIDReference.DESCRIPTOR):
-        raise RequestRefused("the workload reference is of a type that is not known here")
-    found = brokerapi_pb2.WorkloadPIDReference()
+    process, object_ = brokerapi_pb2.WorkloadPIDReference(), brokerapi_pb2.KubernetesObjectReference()
     try:
-        reference.Unpack(found)
+        if reference.Unpack(process):
+            return process.pid
+        if reference.Unpack(object_):
+            return object_
     except DecodeError:
         raise ReferenceInvalid("the workload reference cannot be read") from None
-    return found.pid
+    raise RequestRefused("the workload reference is of a type that is not known here")
 
 
 def on_this_node(remote: str) -> bool:

@@ -57,6 +57,29 @@ def _keys(bundle: types.Bundle, keys: Iterable[types.JWTKey] | Iterable[types.WI
     return tuple(found)
 
 
+def to_wire(bundle: TrustBundle) -> types.Bundle:
+    """Write a bundle as servers send it."""
+
+    def jwt(key: JwtKey) -> types.JWTKey:
+        return types.JWTKey(
+            public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted
+        )
+
+    def wit(key: JwtKey) -> types.WITKey:
+        return types.WITKey(
+            public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted
+        )
+
+    return types.Bundle(
+        trust_domain=bundle.trust_domain.name,
+        x509_authorities=[types.X509Certificate(asn1=root.der, tainted=root.tainted) for root in bundle.x509_roots],
+        jwt_authorities=[jwt(key) for key in bundle.jwt_keys],
+        wit_authorities=[wit(key) for key in bundle.wit_keys],
+        sequence_number=bundle.sequence,
+        refresh_hint=bundle.refresh_hint,
+    )
+
+
 def read_bootstrap(text: bytes, trust_domain: TrustDomain, place: str) -> TrustBundle:
     """Read a bootstrap bundle, SPIFFE JSON or PEM. Raise ConfigError when it cannot vouch for any server."""
     try:

@@ -3,7 +3,7 @@
 
 from firedoor.certs import Selector
 from firedoor.mtls import CallerUnknown, Front
-from firedoor.sidecar.attestor import LiveCaller, UnixAttestor
+from firedoor.sidecar.attestor import LiveCaller, WorkloadAttestor
 from firedoor.sidecar.errors import CallerRefused, NotReady
 from firedoor.sidecar.holder import Holder
 
@@ -32,7 +32,7 @@ class Connection:
 class Callers:
     """Attests whoever opened a connection; the same for gRPC and for HTTP."""
 
-    def __init__(self, holder: Holder, attestor: UnixAttestor) -> None:
+    def __init__(self, holder: Holder, attestor: WorkloadAttestor) -> None:
         self._holder, self._attestor = holder, attestor
         self._front: Front | None = None
 

@@ -22,6 +22,7 @@ from firedoor.segments import document as yaml_text
 from firedoor.segments.setting_values import MAX_PORT, choice, integer
 from firedoor.segments.settings import Findings, Option, Section
 from firedoor.sidecar import settings
+from firedoor.sidecar.capture.settings import OUTBOUND_PORTS
 from firedoor.sidecar.listeners import HTTP_LIMITS, LIMITS, PROTOCOLS, Listener, uid
 
 MOST_PORTS = 1024
@@ -90,7 +91,7 @@ class CaptureOutbound(Listener):
 
     def core(self) -> dict[str, Any]:
         """Return what `Core.listen` takes."""
-        return {"direction": "capture_outbound", **_common(self), "clients": self.clients}
+        return {"direction": "capture_outbound", **_common(self), "ports": OUTBOUND_PORTS, "clients": self.clients}
 
 
 def _common(listener: Listener) -> dict[str, Any]:

@@ -8,6 +8,24 @@ from collections.abc import Callable
 NOTABLE_STEP_SECONDS = 300
 
 
+# By so much more than the monotonic clock the wall clock runs on when a machine was suspended, and not by adjustment.
+NOTABLE_LEAP_SECONDS = 5.0
+
+
+class Leaps:
+    """Notices that a machine was suspended, or its clock set ahead: timers know nothing of that time."""
+
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._monotonic = wall, monotonic
+        self._ahead = wall() - monotonic()
+
+    def since(self) -> float:
+        """Return by how many seconds the wall clock leapt since the last call; 0 for what is not notable."""
+        before, self._ahead = self._ahead, self._wall() - self._monotonic()
+        leap = self._ahead - before
+        return leap if leap > NOTABLE_LEAP_SECONDS else 0.0
+
+
 class Clock:
     """Tells the time in Unix seconds. `stepped_back` is called with the seconds of each step that is notable."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from firedoor.certs import SpiffeId, TrustDomain
 from firedoor.segments import SettingsError
@@ -33,15 +33,18 @@ from firedoor.segments.setting_values import (
     text,
 )
 from firedoor.segments.settings import NOTHING, Findings, Option, Section, layered, read_mapping
-from firedoor.sidecar import captured, evidence_config, probes, settings
+from firedoor.sidecar import captured, dns_config, evidence_config, node_config, probes, settings
 from firedoor.sidecar.capture import settings as capture_settings
 from firedoor.sidecar.capture.settings import Capture
+from firedoor.sidecar.dns_config import Dns
 from firedoor.sidecar.errors import ConfigError
 from firedoor.sidecar.http_challenge import HttpNonce
 from firedoor.sidecar.listeners import Inbound, Listener, Outbound, parse_inbound, parse_outbound
 from firedoor.sidecar.namespace import settings as run_settings
 from firedoor.sidecar.namespace.settings import Run
 from firedoor.sidecar.node_certificate import X509Pop
+from firedoor.sidecar.node_config import NodeWorkloads
+from firedoor.sidecar.pod_token import ClusterToken, PodProof
 from firedoor.sidecar.probes import Probe
 from firedoor.sidecar.ssh_certificate import SshPop
 
@@ -71,10 +74,13 @@ OPTIONS = (
     _option("join_token_file", "FILE", "a join token, used once"),
     *evidence_config.options(ENVIRONMENT),
     _option("auth_socket", "PATH", "where programs ask for their identity (SPIFFE Workload API)"),
+    _option("workload", "process|pod", "pod: whoever reaches auth_socket is this pod, told by its token"),
+    *node_config.options(ENVIRONMENT),
     _option("admin_socket", "PATH", "status and health, for root and the sidecar's own user"),
     _option("authorized_delegates", "ID", "who may ask there for identities of other programs", several=True),
     _option("broker_api.listen", "IP:PORT", "where the SPIFFE Broker API is served; off without it"),
     _option("broker_api.clients", "ID", "who may ask there for identities of other programs", several=True),
+    _option("broker_api.kubernetes_clients", "ID", "who may ask there for those of pods of this node", several=True),
     _option("allow_unauthenticated_verifiers", "true|false", "whether bundles go to programs without an identity too"),
     _option("allowed_foreign_jwt_claims", "CLAIM", "what ValidateJWTSVID tells of foreign tokens", several=True),
     _option("data_dir", "DIR", "state that survives a restart"),
@@ -96,6 +102,7 @@ OPTIONS = (
     *capture_settings.options(ENVIRONMENT),
     *run_settings.options(ENVIRONMENT),
     *captured.options(ENVIRONMENT),
+    *dns_config.options(ENVIRONMENT),
 )
 
 
@@ -114,7 +121,10 @@ class BrokerApiConfig:
     """Where the SPIFFE Broker API is served, and to whom."""
 
     listen: str
+    # By the number of a process.
     clients: frozenset[SpiffeId]
+    # By an object of Kubernetes.
+    kubernetes_clients: frozenset[SpiffeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +147,12 @@ class Config:
     x509pop: X509Pop | None
     sshpop: SshPop | None
     http_challenge: HttpNonce | None
+    pod_token: ClusterToken | None
     auth_socket: Path
+    # Who calls there: processes that are told apart, or this pod.
+    workload: Literal["process", "pod"]
+    # None: what pod a process is of is not asked.
+    k8s_workloads: NodeWorkloads | None
     admin_socket: Path
     authorized_delegates: frozenset[SpiffeId]
     # None: off.
@@ -163,6 +178,8 @@ class Config:
     # What is captured is served by these; without an identity for it there are none.
     captured: tuple[Listener, ...]
     probes: tuple[Probe, ...]
+    # None: nothing is captured.
+    dns: Dns | None = None
     # The ports of our listeners that others reach, for the rules of capture.
     open_ports: tuple[int, ...] = ()
     # None: `firedoor run` does not start this sidecar.
@@ -248,6 +265,9 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         x509pop=evidence_config.x509pop(top),
         sshpop=evidence_config.sshpop(top),
         http_challenge=evidence_config.http_challenge(top),
+        pod_token=evidence_config.pod_token(top),
+        workload=cast("Literal['process', 'pod']", top.parse("workload", choice("process", "pod"), "process")),
+        k8s_workloads=node_config.node_workloads(top),
         auth_socket=top.parse("auth_socket", settings.socket_path, places.sockets / "auth.sock"),
         admin_socket=top.parse("admin_socket", settings.socket_path, places.sockets / "admin.sock"),
         authorized_delegates=frozenset(top.each("authorized_delegates", settings.own_workload_id(trust_domain))),
@@ -272,6 +292,10 @@ def _parse(top: Section, findings: Findings, places: _Places) -> Config:
         probes=(),
     )
     evidence_config.check_one(top)
+    if config.workload == "pod" and not isinstance(config.pod_token, PodProof):
+        findings.add(top.at("workload"), "workload", "`pod` needs k8s_pod, whose token says which pod it is")
+    if config.workload == "pod" and config.k8s_workloads is not None:
+        findings.add(top.at("k8s_workloads"), "k8s_workloads", "is for the socket of a node, not of one pod")
     _check_socket_paths(config, top, findings)
     _check_names(config, findings)
     return _with_capture(_with_open_ports(config, top, findings), top, findings)
@@ -281,10 +305,18 @@ def _broker_api(top: Section, trust_domain: TrustDomain) -> BrokerApiConfig | No
     if top.get("broker_api") is None:
         return None
     section = top.section("broker_api")
-    section.require_some("clients", "the SPIFFE ID of a program that may ask")
+    by_object = section.get("kubernetes_clients") is not None
+    if not by_object:
+        section.require_some("clients", "the SPIFFE ID of a program that may ask")
+    elif top.get("k8s_workloads") is None:
+        key = section.path("kubernetes_clients")
+        section.findings.add(
+            section.at("kubernetes_clients"), key, "needs k8s_workloads, which says which pods are here"
+        )
     return BrokerApiConfig(
         listen=section.require("listen", ip_port, ""),
         clients=frozenset(section.each("clients", settings.own_workload_id(trust_domain))),
+        kubernetes_clients=frozenset(section.each("kubernetes_clients", settings.own_workload_id(trust_domain))),
     )
 
 
@@ -351,7 +383,13 @@ def _with_capture(config: Config, top: Section, findings: Findings) -> Config:
     for one in config.listeners:
         if (one.direction, one.name) in taken:
             findings.add(one.at, one.direction, f"the name `{one.name}` is that of a listener of capture")
-    return replace(config, captured=listeners, probes=probes.parse(section))
+    relay = tuple(f"{host}:{capture.dns_port}" for host in ("127.0.0.1", "[::1]")[: 1 + places.ipv6_loopback])
+    return replace(
+        config,
+        captured=listeners,
+        probes=probes.parse(section),
+        dns=dns_config.parse(section, relay, elsewhere=config.run is not None),
+    )
 
 
 def _ipv6_addresses() -> str | None:

@@ -5,8 +5,9 @@ None is bound until the sidecar is attested (or has identities of before a resta
 generation; after that each is open while the sidecar is entitled to its ID, and closed when it is not.
 """
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from firedoor.mtls import Core, ListenError
@@ -38,7 +39,7 @@ class DataPath:
         found = self._lacking(now)
         if found:
             return found
-        return [f"{_name(slot.listener)} is not open: {slot.reason}" for slot in self._slots if slot.bound is None]
+        return [f"{_name(one)} is not open: {reason}" for one, address, reason in self.status() if not address]
 
     def _lacking(self, now: float) -> list[str]:
         found = []
@@ -106,10 +107,18 @@ class DataPath:
 
     def status(self) -> list[tuple[Listener, str, str]]:
         """Return each listener, the address that it is bound to (empty when closed) and why it is closed."""
-        return [
-            (slot.listener, slot.bound.address if slot.bound else "", "" if slot.bound else slot.reason)
-            for slot in self._slots
-        ]
+        return list(self._status())
+
+    def _status(self) -> Iterator[tuple[Listener, str, str]]:
+        # The core closes by itself what new material does not permit, and opens it again.
+        reasons = {(one["direction"], one["name"]): one["reason"] for one in json.loads(self._core.listeners())}
+        for slot in self._slots:
+            if slot.bound is None:
+                yield slot.listener, "", slot.reason
+            elif slot.bound.open:
+                yield slot.listener, slot.bound.address, ""
+            else:
+                yield slot.listener, "", reasons.get((slot.listener.direction, slot.listener.name), "")
 
 
 def _name(listener: Listener) -> str:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent SVID: attested once with a join token or by a DNS name, renewed at half life, kept on disk.
 
-With a node's certificate, X.509 or SSH, it is attested again instead of renewed, and not kept.
+With a node's certificate, X.509 or SSH, it is attested again instead of renewed, and not kept. With the token of a pod
+it is attested again by each next token, and kept: a token is good for one attestation, and a restart may come before
+there is another.
 
 A renewed SVID becomes the one that counts when it is first used; the server refuses the old one after that. So whoever
 renews opens new connections, and closes the old ones.
@@ -9,15 +11,17 @@ renews opens new connections, and closes the old ones.
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from firedoor.certs import CertsError, parse_x509_svid
 from firedoor.mtls import Core
 from firedoor.sidecar import keys
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import AttestationRefused, ServerUnavailable, StateError, TokenMissing
-from firedoor.sidecar.evidence import Evidence, JoinToken
+from firedoor.sidecar.evidence import Evidence, JoinToken, Shown
 from firedoor.sidecar.keys import Key
 from firedoor.sidecar.server import Server
+from firedoor.sidecar.servers import Servers
 from firedoor.sidecar.state import State, StoredAgent
 
 log = logging.getLogger(__name__)
@@ -27,15 +31,15 @@ BOOT_SOCKET = "server-boot.sock"
 
 def evidence_of(config: Config) -> Evidence | None:
     """Return what the configuration says to attest with, None when it says nothing."""
-    own = config.x509pop or config.sshpop or config.http_challenge
+    own = config.x509pop or config.sshpop or config.http_challenge or config.pod_token
     return own or (JoinToken(config.join_token_file) if config.join_token_file else None)
 
 
 class Enrolment:
     """Gets and renews the agent SVID."""
 
-    def __init__(self, core: Core, config: Config, state: State, now: Callable[[], float]) -> None:
-        self._core, self._config, self._state, self._now = core, config, state, now
+    def __init__(self, core: Core, config: Config, servers: Servers, state: State, now: Callable[[], float]) -> None:
+        self._core, self._config, self._servers, self._state, self._now = core, config, servers, state, now
         self._evidence = evidence_of(config)
 
     @property
@@ -60,20 +64,22 @@ class Enrolment:
         evidence = self._evidence
         if evidence is None:
             raise TokenMissing(
-                "this sidecar has no usable agent SVID, and none of join_token_file, x509pop, sshpop and "
-                "http_challenge is configured; "
-                "make a token with `firedoor token create`"
+                "this sidecar has no usable agent SVID, and none of join_token_file, x509pop, sshpop, "
+                f"http_challenge, k8s_pod and k8s_psat is configured; {self._advice('join_token_file')}"
             )
-        shown, key = evidence.show(self._now()), keys.generate()
+        shown, key = self._shown(evidence), keys.generate()
         if self._kept:
             self._state.prepare_agent_key(self._present_key(), key)
         socket = self._config.run_dir / BOOT_SOCKET
-        server = Server.open(self._core, socket, self._config.broker, self._config.server_id)
+        server = Server.open(self._core, socket, self._servers.order, self._config.server_id)
         try:
             async with shown.serving():
                 spiffe_id, chain, reattestable = await server.attest(evidence.kind, shown, keys.csr(key))
         except AttestationRefused as error:
-            raise AttestationRefused(f"{error}; {evidence.advice}") from error
+            raise AttestationRefused(f"{error}; {self._advice_for(evidence)}") from error
+        except ServerUnavailable:
+            self._servers.turn()
+            raise
         finally:
             await server.close()
         agent = StoredAgent(spiffe_id, chain, key, reattestable)
@@ -81,6 +87,31 @@ class Enrolment:
         self._keep(agent)
         log.info("attested", extra={"agent_id": str(spiffe_id), "not_after": not_after(agent)})
         return agent
+
+    def _shown(self, evidence: Evidence) -> Shown:
+        try:
+            return evidence.show(self._now())
+        except TokenMissing as error:
+            raise TokenMissing(f"{error}; {self._advice_for(evidence)}") from error
+
+    def _advice_for(self, evidence: Evidence) -> str:
+        """Say what to do when the server refuses the evidence, or there is none."""
+        return self._advice(str(evidence.file)) if isinstance(evidence, JoinToken) else evidence.advice
+
+    def _advice(self, place: str) -> str:
+        """Say where another join token comes from, and who it is for when this sidecar was somebody before."""
+        try:
+            stored = self._state.load_agent()
+        except StateError:
+            stored = None
+        if stored is None or stored.spiffe_id.trust_domain != self._config.trust_domain:
+            return "make a token with `firedoor token create` and start the sidecar with it"
+        end = datetime.fromtimestamp(not_after(stored), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return (
+            f"its agent SVID is good until {end} and a join token for one attestation: have `firedoor token create "
+            f"--replaces {stored.spiffe_id}` make another at the broker, write it to {place}, and start this sidecar "
+            "again; its data directory stays"
+        )
 
     def _present_key(self) -> Key | None:
         """Return the key that the stored chain needs, for as long as there is no other chain."""

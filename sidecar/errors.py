@@ -8,6 +8,7 @@
     │   ├── TokenMissing         a first attestation without a join token
     │   ├── NodeCertificateUnusable   the files of x509pop and sshpop
     │   ├── ChallengeNotServed   the address of http_challenge
+    │   ├── PodTokenUnusable     the token of k8s_pod and k8s_psat
     │   └── CaptureError         the rules of capture
     │       ├── CaptureFailed    the kernel or this process cannot have them
     │       ├── ToolMissing      a program that writes them is not installed
@@ -76,6 +77,12 @@ class TokenMissing(OperatorError):
     """A first attestation needs a join token."""
 
     code = "token_missing"
+
+
+class PodTokenUnusable(OperatorError):
+    """The token that the kubelet projects cannot be read, or cannot attest."""
+
+    code = "pod_token_unusable"
 
 
 class NodeCertificateUnusable(OperatorError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this node proves itself with: a join token, once, or what it has of its own.
 
-That is an X.509 certificate (node_certificate.py), an SSH certificate (ssh_certificate.py), or a DNS name
-(http_challenge.py).
+That is an X.509 certificate (node_certificate.py), an SSH certificate (ssh_certificate.py), a DNS name
+(http_challenge.py), or a token of a Kubernetes cluster (pod_token.py).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class JoinToken:
     @property
     def advice(self) -> str:
         """Say where tokens come from."""
-        return "make a token with `firedoor token create` and start the sidecar with it"
+        return "make another token with `firedoor token create`"
 
     def show(self, _: float) -> Shown:
         """Read the token. Raise TokenMissing."""

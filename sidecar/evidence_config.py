@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the configuration says of a node's own evidence: a certificate, or a name."""
+"""What the configuration says of a node's own evidence: a certificate, a name, or a token of its cluster."""
 
 from functools import partial
 from pathlib import Path
 
-from firedoor.certs import HttpNode, is_agent_name, is_host_name
+from firedoor.certs import HttpNode, is_agent_name, is_cluster_name, is_host_name
 from firedoor.segments.setting_values import MAX_PORT, integer, ip_port, split_host_port
 from firedoor.segments.settings import Option, Section
 from firedoor.sidecar import settings
 from firedoor.sidecar.http_challenge import HttpNonce
 from firedoor.sidecar.node_certificate import X509Pop
+from firedoor.sidecar.pod_token import PROOFS, TOKENS, ClusterToken
 from firedoor.sidecar.ssh_certificate import SshPop
 
 # The ways to attest, of which a node has one.
-WAYS = ("join_token_file", "x509pop", "sshpop", "http_challenge")
+WAYS = ("join_token_file", "x509pop", "sshpop", "http_challenge", "k8s_pod", "k8s_psat")
 
 
 def options(environment: str) -> tuple[Option, ...]:
@@ -29,6 +30,10 @@ def options(environment: str) -> tuple[Option, ...]:
         option("http_challenge.listen", "IP:PORT", "where that leads to; listened on only while the node attests"),
         option("http_challenge.advertised_port", "PORT", "the port at the name, where it is another"),
         option("http_challenge.agentname", "NAME", "where several agents share the port"),
+        option("k8s_pod.cluster", "NAME", "the cluster of this pod, as the broker calls it"),
+        option("k8s_pod.token", "FILE", "this pod's projected token, for the audience of the broker's k8s_pod"),
+        option("k8s_psat.cluster", "NAME", "the cluster of this node, as the server calls it"),
+        option("k8s_psat.token", "FILE", "the projected token of this agent's pod, as SPIRE's agents have it"),
     )
 
 
@@ -69,6 +74,16 @@ def http_challenge(top: Section) -> HttpNonce | None:
     return HttpNonce(node, listen)
 
 
+def pod_token(top: Section) -> ClusterToken | None:
+    """Read `k8s_pod`, or `k8s_psat`; None when both are absent."""
+    kind = next((kind for kind in PROOFS if top.get(kind) is not None), None)
+    if kind is None:
+        return None
+    section = top.section(kind)
+    cluster = section.require("cluster", _cluster, "")
+    return PROOFS[kind](cluster, section.parse("token", settings.path, TOKENS[kind]))
+
+
 def check_one(top: Section) -> None:
     """Add a finding when there is more than one way to attest."""
     given = [way for way in WAYS if top.get(way) is not None]
@@ -85,6 +100,12 @@ def _listen(text: str) -> str:
 def _host_name(text: str) -> str:
     if not is_host_name(text):
         raise ValueError("must be a DNS name in lower case, without a dot at its end; not an address, nor localhost")
+    return text
+
+
+def _cluster(text: str) -> str:
+    if not is_cluster_name(text):
+        raise ValueError("must be letters, digits, dots, dashes and underscores, at most 63")
     return text
 
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from firedoor.certs import Selector
 from firedoor.mtls import ClientRule, Core
+from firedoor.sidecar.crls import vouched
 from firedoor.sidecar.demand import Demand
-from firedoor.sidecar.identities import Identity, Verifier, material
+from firedoor.sidecar.identities import Identity, Standing, Verifier, material
 from firedoor.sidecar.server import Issued
 from firedoor.sidecar.state import StoredAgent
 from firedoor.sidecar.view import Entry, View
@@ -32,6 +33,8 @@ class Holder:
         self.identities: Mapping[str, Identity] = {}
         self.verifier = Verifier(view)
         self.revision = 0
+        # The revocation lists that local programs get, DER.
+        self.crls: tuple[bytes, ...] = vouched(view, now())
         # Why the server gave no SVID, by entry ID.
         self.refusals: Mapping[str, Issued] = {}
         # Set at the next change, and then another one stands here.
@@ -59,6 +62,8 @@ class Holder:
         )
         if view is not None:
             self.verifier = Verifier(view, self.verifier)
+            if (view.crls, view.bundles) != (self.view.crls, self.view.bundles):
+                self.crls = vouched(view, self._now())
         self.verifier.forget(one.svid.serial for one in new_identities.values())
         self.view, self.agent, self.identities = new_view, new_agent, new_identities
         self.refusals = {key: why for key, why in self.refusals.items() if key in new_view.entries}
@@ -73,6 +78,19 @@ class Holder:
         """Return the entries whose SVID is missing, due for renewal, or good no longer."""
         chosen = self.demand.chosen(self.view, self.identities)
         return [self.view.entries[one] for one in chosen if not self._is_fresh(self.view.entries[one], now)]
+
+    def can_wait(self, entries: Iterable[Entry], now: float) -> tuple[list[str], list[str]]:
+        """Return which of these, that lack a fresh SVID, have one that serves: after a change, and after a taint."""
+        changed: list[str] = []
+        tainted: list[str] = []
+        for entry in entries:
+            held = self.identities.get(entry.id)
+            if held is None or now >= held.renew_at:
+                continue
+            standing = self.verifier.standing(held, now)
+            if standing is not Standing.BAD:
+                (tainted if standing is Standing.TAINTED else changed).append(entry.id)
+        return changed, tainted
 
     def prune(self) -> None:
         """Drop identities that nobody wants any more, when there are too many."""

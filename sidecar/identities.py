@@ -4,6 +4,7 @@
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from firedoor.certs import Selector, SvidError, TrustBundle, TrustDomain, VerifiedSvid, X509Svid, verify_x509_svid
 from firedoor.certs.certificate import read_certificate
@@ -38,6 +39,16 @@ def renewal_time(obtained: float, not_after: float, uniform: Callable[[float, fl
     return obtained + max(SHORTEST_SECONDS, (not_after - obtained) / 2 * uniform(1 - JITTER, 1 + JITTER))
 
 
+class Standing(Enum):
+    """What a certificate of ours is worth."""
+
+    GOOD = "good"
+    # It serves, and is to be replaced soon.
+    TAINTED = "tainted"
+    # Revoked, expired, or nobody vouches for it any more.
+    BAD = "bad"
+
+
 class Verifier:
     """Checks SVIDs of ours against one view, before they are used and again when the view changes."""
 
@@ -45,8 +56,8 @@ class Verifier:
         self.view = view
         self.bundles = view.bundles
         self.revocations = tuple(certs_revocation(one, view.trust_domain) for one in view.revocations)
-        # By serial number, what `_holds` found; it takes a millisecond each, and most views change neither of the two.
-        self.held: dict[str, bool] = {}
+        # By serial number, what `_look` found; it takes a millisecond each, and most views change neither of the two.
+        self.held: dict[str, Standing] = {}
         same = before and before.bundles == self.bundles and before.revocations == self.revocations
         if before and same and before.view.intermediates == view.intermediates:
             self.held = before.held
@@ -61,10 +72,14 @@ class Verifier:
         entry = self.view.entries.get(identity.entry.id)
         if entry is None or entry.revision != identity.entry.revision:
             return True
+        return self.standing(identity, now) is not Standing.GOOD
+
+    def standing(self, identity: Identity, now: float) -> Standing:
+        """Say what its certificate is worth, whatever its entry says now."""
         serial = identity.svid.serial
         if serial not in self.held:
-            self.held[serial] = self._holds(identity, now)
-        return not self.held[serial]
+            self.held[serial] = self._look(identity, now)
+        return self.held[serial]
 
     def forget(self, serials: Iterable[str]) -> None:
         """Keep what is known about these alone."""
@@ -72,12 +87,13 @@ class Verifier:
         for serial in self.held.keys() - kept:
             del self.held[serial]
 
-    def _holds(self, identity: Identity, now: float) -> bool:
+    def _look(self, identity: Identity, now: float) -> Standing:
         try:
             verified = self.verify(identity.svid.chain, now)
         except SvidError:
-            return False
-        return not tainted(self.bundles, identity.entry.spiffe_id.trust_domain, verified.authority_ids)
+            return Standing.BAD
+        bad = tainted(self.bundles, identity.entry.spiffe_id.trust_domain, verified.authority_ids)
+        return Standing.TAINTED if bad else Standing.GOOD
 
 
 def anchored(chain: Sequence[bytes], bundle: TrustBundle | None) -> bool:
@@ -112,8 +128,9 @@ def material(
 ) -> Material:
     """Put together what the core runs on: one SVID an ID, and by which rules local clients may use it."""
     own = view.bundles.get(view.trust_domain)
-    # One that no authority vouches for any more would have the core refuse everything, the news of that too.
-    held = [agent] if agent is not None and (own is None or anchored(agent.chain, own)) else []
+    # One that has expired, or that no authority vouches for any more, would have the core refuse everything: the news
+    # of that too.
+    held = [agent] if agent is not None and _counts(agent, own, now) else []
     svids = [Svid(id=str(one.spiffe_id), chain=one.chain, key=one.key.private) for one in held]
     by_id: dict[str, list[Identity]] = {}
     for identity in sorted(identities, key=lambda one: one.entry.order):
@@ -123,12 +140,17 @@ def material(
     return Material(
         trust_domain=view.trust_domain.name,
         bundles={domain.name: [root.der for root in one.x509_roots] for domain, one in view.bundles.items()},
+        tainted=[root.der for one in view.bundles.values() for root in one.x509_roots if root.tainted],
         svids=svids,
         revocations=[core_revocation(one) for one in view.revocations],
         intermediates=None if view.intermediates is None else list(view.intermediates.items()),
         table=view.table,
         generation=view.generation or (0, 0),
     )
+
+
+def _counts(agent: StoredAgent, own: TrustBundle | None, now: float) -> bool:
+    return (own is None or anchored(agent.chain, own)) and read_certificate(agent.chain[0]).not_after > now
 
 
 def _svid(

@@ -17,8 +17,9 @@ from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity, Verifier, renewal_time
 from firedoor.sidecar.keys import Key
 from firedoor.sidecar.server import BATCH, Issued, Server
+from firedoor.sidecar.spread import Spread
 from firedoor.sidecar.state import State
-from firedoor.sidecar.view import Entry
+from firedoor.sidecar.view import Entry, View
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,10 @@ LONGEST_WAIT_SECONDS = 60.0
 
 
 class Issuer:
-    """Has SVIDs issued and keeps them. `lost` is called when the server knows this agent no longer."""
+    """Has SVIDs issued and keeps them.
+
+    `lost` is called when the server knows this agent no longer, `failed` when it does not do its work.
+    """
 
     def __init__(
         self,
@@ -39,17 +43,22 @@ class Issuer:
         state: State,
         now: Callable[[], float],
         lost: Callable[[], None],
+        failed: Callable[[], None],
         *,
         keep_on_disk: bool,
     ) -> None:
-        self._holder, self._state, self._now, self._lost = holder, state, now, lost
+        self._holder, self._state, self._now, self._lost, self._failed = holder, state, now, lost, failed
         self._keep_on_disk = keep_on_disk
+        self.spread = Spread()
         self._wake = asyncio.Event()
         # The server failed, and is asked again after a while.
         self._failing = False
+        # When the last look was: what fell due since then was not looked at.
+        self._looked = 0.0
         # Somebody began to use an identity since the last look.
         self._wanted = False
-        self._ask_again: dict[str, tuple[Entry, float]] = {}
+        # What was refused: under which view, and when to ask again under the same.
+        self._ask_again: dict[str, tuple[View, float]] = {}
         holder.demand.wake = self.wanted
 
     def wake(self) -> None:
@@ -81,8 +90,11 @@ class Issuer:
         backoff = Backoff()
         while True:
             self._wake.clear()
-            self._wanted = False
+            self._wanted, failed_before = False, self._failing
             self._failing = await self._try(server)
+            # Once may be a connection that was just replaced.
+            if self._failing and failed_before:
+                self._failed()
             self._holder.prune()
             done()
             if self._failing:
@@ -99,9 +111,11 @@ class Issuer:
 
     async def _try(self, server: Callable[[], Server]) -> bool:
         """Fetch what is lacking; say whether that failed."""
-        now = self._now()
+        now = self._looked = self._now()
         self._ask_again = {key: value for key, value in self._ask_again.items() if key in self._holder.view.entries}
-        lacking = [one for one in self._holder.lacking(now) if self._may_ask(one, now)]
+        found = [one for one in self._holder.lacking(now) if self._may_ask(one, now)]
+        waiting = self.spread.waiting(*self._holder.can_wait(found, now), now)
+        lacking = [one for one in found if one.id not in waiting]
         try:
             for start in range(0, len(lacking), BATCH):
                 await self._fetch(server(), lacking[start : start + BATCH])
@@ -115,6 +129,7 @@ class Issuer:
 
     async def _fetch(self, server: Server, entries: Sequence[Entry]) -> None:
         """Have SVIDs issued for these entries."""
+        view = self._holder.view
         fresh = await asyncio.to_thread(_requests, entries)
         answers = await server.issue([(entry.id, csr) for entry, _, csr in fresh])
         issued, refusals = await self._accept([(e, key, a) for (e, key, _), a in zip(fresh, answers, strict=True)])
@@ -123,14 +138,14 @@ class Issuer:
             self._ask_again.pop(entry.id, None)
             if entry.id in refusals:
                 log.warning("no SVID issued", extra={"entry_id": entry.id, "reason": refusals[entry.id].refusal})
-                self._ask_again[entry.id] = (entry, again)
+                self._ask_again[entry.id] = (view, again)
         self._publish(issued)
         self._holder.refused({**self._holder.refusals, **refusals})
 
     def _may_ask(self, entry: Entry, now: float) -> bool:
-        """Say whether an entry was not refused a moment ago, in this very form."""
+        """Say whether an entry was not refused a moment ago, under this very view: policy may admit it now."""
         asked = self._ask_again.get(entry.id)
-        return asked is None or asked[0] is not entry or now >= asked[1]
+        return asked is None or asked[0] is not self._holder.view or now >= asked[1]
 
     async def _accept(
         self, answers: Sequence[tuple[Entry, Key, Issued]]
@@ -176,7 +191,9 @@ class Issuer:
         times = [one.renew_at for one in held] + [float(one.svid.not_after) for one in held]
         times += [float(one.expires_at) for one in self._holder.view.entries.values() if one.expires_at]
         times += [when for _, when in self._ask_again.values()]
-        return max(0.05, min((when - now for when in times if when > now), default=LONGEST_WAIT_SECONDS))
+        times += self.spread.next_due()
+        # A millisecond that is waited may be over before this is asked.
+        return max(0.05, min((when - now for when in times if when > self._looked), default=LONGEST_WAIT_SECONDS))
 
     def _first_expiry(self) -> float | None:
         now = self._now()

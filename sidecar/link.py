@@ -13,17 +13,19 @@ from firedoor.mtls import ControlClient, Core
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import ServerUnavailable
 from firedoor.sidecar.server import Server
+from firedoor.sidecar.servers import Servers
 from firedoor.wire import control_pb2
 
-EventKind = Literal["connected", "message", "disconnected", "unsupported"]
+# "ask" is our own: a while after a disconnection.
+EventKind = Literal["connected", "message", "disconnected", "unsupported", "ask"]
 EVENTS_AT_ONCE = 64
 
 
 class Link:
     """What connects this agent to its server now."""
 
-    def __init__(self, core: Core, config: Config) -> None:
-        self._core, self._config = core, config
+    def __init__(self, core: Core, config: Config, servers: Servers) -> None:
+        self._core, self._config, self._servers = core, config, servers
         # Two names in turn: the old socket may still be in use while the new one opens.
         self._names = itertools.cycle(("server-0.sock", "server-1.sock"))
         self._server: Server | None = None
@@ -41,10 +43,10 @@ class Link:
         """Connect as this agent, with the SVID that the core has now; what was open is closed."""
         old_server, old_control = self._server, self._control
         config = self._config
-        path = config.run_dir / next(self._names)
-        self._server = Server.open(self._core, path, config.broker, config.server_id, agent_id)
+        addresses, path = self._servers.order, config.run_dir / next(self._names)
+        self._server = Server.open(self._core, path, addresses, config.server_id, agent_id)
         self._control = self._core.control_client(
-            addresses=config.broker, as_id=str(agent_id), expect=str(config.server_id)
+            addresses=addresses, as_id=str(agent_id), expect=str(config.server_id)
         )
         self.connected = False
         if old_control is not None:
@@ -57,9 +59,16 @@ class Link:
         if self._control is not None and self.connected:
             self._control.send(message.SerializeToString())
 
+    def spread(self, milliseconds: int) -> None:
+        """Say over how long to come back when the server ends the control stream."""
+        if self._control is not None:
+            self._control.spread(milliseconds)
+
     def drain(self) -> list[tuple[EventKind, bytes]]:
         """Return what the control stream has to say."""
-        events = self._control.drain(EVENTS_AT_ONCE) if self._control is not None else []
+        events: list[tuple[EventKind, bytes]] = []
+        if self._control is not None:
+            events += self._control.drain(EVENTS_AT_ONCE)
         for kind, _ in events:
             if kind != "message":
                 self.connected = kind == "connected"

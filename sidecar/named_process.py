@@ -44,6 +44,9 @@ class _Seen:
 class NamedProcess:
     """The process; `ended` is set when it has ended. Made by `hold`."""
 
+    # Its handle tells when it ends, and what it is now is asked at every change of ours.
+    recheck_seconds: float | None = None
+
     def __init__(self, pid: int, handle: int, callers: Callers) -> None:
         self._pid, self._handle, self._callers = pid, handle, callers
         self.ended = asyncio.Event()
@@ -61,6 +64,10 @@ class NamedProcess:
         """Raise WorkloadGone when it has ended."""
         if not _alive(self._handle):
             raise _gone(self._pid)
+
+    async def confirm(self) -> None:
+        """Raise WorkloadGone when it has ended."""
+        self.check_alive()
 
     async def attest(self) -> Selectors:
         """Return its selectors as they are now: it may have changed its user or program since. Raise SidecarError."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 # Larger than any interpreter or static binary seen; reading takes about 0.4 s a GiB.
 LARGEST_EXECUTABLE = 1024 * 1024 * 1024
 CHUNK = 1024 * 1024
+# The kernel has one line a hierarchy, and in each a path of at most PATH_MAX.
+LARGEST_CGROUP = 64 * 1024
 CACHE_SIZE = 1024
 DELETED = " (deleted)"
 
@@ -79,6 +81,15 @@ def read_start(pid: int) -> float:
             return parse_start(file.read(1 << 16)) / os.sysconf("SC_CLK_TCK")
     except OSError as error:
         raise ProcError(f"process {pid} cannot be read: {error.strerror}") from error
+
+
+def read_cgroup(pid: int) -> bytes:
+    """Return `/proc/<pid>/cgroup`, at most a byte more than pod_cgroup takes. Raise ProcError."""
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:  # noqa: PTH123
+            return file.read(LARGEST_CGROUP + 1)
+    except OSError as error:
+        raise ProcError(f"the cgroup of process {pid} cannot be read: {error.strerror}") from error
 
 
 def overflow_ids() -> tuple[int, int]:

@@ -19,10 +19,11 @@ from firedoor.sidecar.agent import Agent
 from firedoor.sidecar.apis import Apis
 from firedoor.sidecar.attestor import Names, rule_of
 from firedoor.sidecar.broker_endpoint import BrokerEndpoint
-from firedoor.sidecar.clock import Clock
+from firedoor.sidecar.clock import Clock, Leaps
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
 from firedoor.sidecar.demand import Demand
+from firedoor.sidecar.dns import DnsRelay
 from firedoor.sidecar.errors import ConfigError, OperatorError, SidecarError, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.metrics import MetricsServer, Snapshot
@@ -88,6 +89,7 @@ class Process:
         self.datapath = DataPath(self.core, self.holder, config.listeners)
         self.apis = Apis(config, self.holder, self.clock.now, names, self._fetch_token, self._fetch_wit)
         self.broker_endpoint = BrokerEndpoint(self.core, self.holder, config.broker_api, self.apis.broker)
+        self.dns = DnsRelay(self.core, config.dns)
         self.report = Report(
             Parts(
                 config=config,
@@ -98,6 +100,7 @@ class Process:
                 sink=self.sink,
                 apis=self.apis,
                 broker_endpoint=self.broker_endpoint,
+                dns=self.dns,
                 now=self.clock.now,
             )
         )
@@ -182,13 +185,15 @@ class Process:
         except (UpdateRefused, MtlsError) as error:
             log.warning("the stored generation is not used", extra={"reason": str(error)})
             return
-        self.agent.restore()
+        self.agent.restore(update)
 
     async def _open_sockets(self) -> None:
         await self.sockets.open_auth(self.apis.workload, self.apis.auth, self.report.ready)
         await self.sockets.open_admin(self.report, self.report.ready, self.apis.delegated)
         await self.broker_endpoint.start()
+        self.apis.look_for_pods()
         await self._open_probes()
+        self.dns.adjust()
         if self.config.metrics is not None:
             try:
                 await self.metrics.start(self.config.metrics)
@@ -219,8 +224,14 @@ class Process:
 
     async def _upkeep(self) -> None:
         told: list[str] = []
+        leaps = Leaps()
         while True:
             await asyncio.sleep(UPKEEP_SECONDS)
+            if (leap := leaps.since()) > 0:
+                log.warning("the machine was suspended, or its clock set ahead", extra={"seconds": round(leap)})
+                self.agent.look_again()
+            self.dns.adjust()
+            self.apis.look_for_pods()
             missing = self.report.missing()
             if missing:
                 self.holder.notify()
@@ -232,9 +243,11 @@ class Process:
         log.info("stopping")
         await self.broker_endpoint.close()
         await self.sockets.close()
+        await self.apis.close()
         await self.metrics.stop()
         await self.probes.stop()
         await self.agent.close()
+        self.dns.close()
         drained = await asyncio.to_thread(self.core.drain, DRAIN_SECONDS)
         if not drained:
             log.warning("connections were cut", extra={"after_seconds": DRAIN_SECONDS})

@@ -11,6 +11,7 @@ from firedoor.sidecar.apis import Apis
 from firedoor.sidecar.broker_endpoint import BrokerEndpoint
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.datapath import DataPath
+from firedoor.sidecar.dns import DnsRelay
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.inspection import agent_chain
 from firedoor.sidecar.records import Sink
@@ -29,6 +30,7 @@ class Parts:
     sink: Sink
     apis: Apis
     broker_endpoint: BrokerEndpoint
+    dns: DnsRelay
     now: Callable[[], float]
 
 
@@ -44,7 +46,9 @@ class Report:
 
     def missing(self) -> list[str]:
         """Say what keeps the sidecar from being ready; nothing when it is."""
-        return [*self._parts.datapath.missing(self._now()), *self._parts.broker_endpoint.missing()]
+        parts = self._parts
+        others = (parts.broker_endpoint, parts.dns, parts.apis)
+        return [*parts.datapath.missing(self._now()), *(line for one in others for line in one.missing())]
 
     def ready(self) -> bool:
         """Whether everything that is configured works."""
@@ -79,11 +83,19 @@ class Report:
             missing=self.missing(),
             counters={name: int(value) for name, value in self.values().items()},
             broker_api=self._parts.broker_endpoint.address,
-            broker_api_clients=sorted(map(str, self._config.broker_api.clients)) if self._config.broker_api else (),
+            broker_api_clients=self._broker_api_clients(),
             authorized_delegates=sorted(map(str, self._config.authorized_delegates)),
             not_admitted=sorted(one.name for one in holder.view.not_admitted),
             capture_exclusions=self._config.capture.exclusions() if self._config.capture else (),
+            dns=self._parts.dns.status(),
+            not_enforcing=self._not_enforcing(),
         )
+
+    def _not_enforcing(self) -> str:
+        """Say why the app of a pod can be reached past its sidecar. Of packet filters a sidecar knows nothing."""
+        if self._config.workload != "pod" or self._config.capture is not None:
+            return ""
+        return "the app can be reached past its sidecar: nothing is captured"
 
     def info(self) -> agent_debug_pb2.GetInfoResponse:
         """Answer SPIRE's Debug."""
@@ -96,6 +108,10 @@ class Report:
             cached_jwt_svids_count=len(self._parts.apis.tokens),
             last_sync_success=int(self._parts.agent.last_sync()),
         )
+
+    def _broker_api_clients(self) -> list[str]:
+        found = self._config.broker_api
+        return sorted({str(one) for one in (*found.clients, *found.kubernetes_clients)}) if found else []
 
     def _svids(self) -> Iterable[admin_pb2.SvidStatus]:
         for one in sorted(self._holder.identities.values(), key=lambda one: one.entry.order):

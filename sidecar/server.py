@@ -99,6 +99,13 @@ _REFUSED = frozenset(
     }
 )
 
+# What the core says of a server that no root of ours vouches for (`chain_untrusted`).
+_UNKNOWN_ROOT = "does not lead to a root of its trust domain"
+_UNKNOWN_ROOT_ADVICE = (
+    "; if it is the right server, and its authorities were replaced while this sidecar was away, hand over the present "
+    "bundle: `firedoor bundle show` there, `firedoor sidecar trust` here"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:
@@ -306,8 +313,13 @@ def _translated(error: grpc.aio.AioRpcError, why_no_connection: str) -> ServerEr
     if error.code() in _REFUSED:
         return _Refused(details_text)
     if error.code() == grpc.StatusCode.UNAVAILABLE and why_no_connection:
-        return ServerUnavailable(f"the server cannot be reached: {why_no_connection}")
+        return ServerUnavailable(f"the server cannot be reached: {with_advice(why_no_connection)}")
     return ServerUnavailable(f"the server failed ({error.code().name}): {details_text}")
+
+
+def with_advice(why_no_connection: str) -> str:
+    """Return why there is no connection, with what a person can do where only a person can."""
+    return why_no_connection + (_UNKNOWN_ROOT_ADVICE if _UNKNOWN_ROOT in why_no_connection else "")
 
 
 def _is_about_the_entry(error: grpc.aio.AioRpcError) -> bool:

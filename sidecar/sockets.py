@@ -8,6 +8,7 @@ reaches is decided by the socket that it opened.
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
@@ -90,7 +91,7 @@ class Sockets:
         auth_grpc.add_AuthServicer_to_server(AuthService(auth), server)
         self._http = OnDemand(auth)
         self._http.listen(self.http_backend)
-        api.callers.serve_on(await self._open(server, self._config.auth_socket, AUTH_MODE, self.http_backend))
+        api.callers.serve_on(await self._open_programs(server))
 
     async def open_admin(self, reporter: Reporter, ready: Callable[[], bool], delegated: DelegatedIdentity) -> None:
         """Serve whoever runs this sidecar, and delegates. Raise ListenError."""
@@ -110,7 +111,18 @@ class Sockets:
         options = (*SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls))
         return grpc.aio.server(interceptors=[ReadsRequests()], options=options)
 
-    async def _open(self, server: grpc.aio.Server, path: Path, mode: int, http1: str | None = None) -> Front:
+    async def _open_programs(self, server: grpc.aio.Server) -> Front:
+        config = self._config
+        return await self._open(server, config.auth_socket, AUTH_MODE, self.http_backend, config.workload)
+
+    async def _open(
+        self,
+        server: grpc.aio.Server,
+        path: Path,
+        mode: int,
+        http1: str | None = None,
+        workload: Literal["process", "pod"] = "process",
+    ) -> Front:
         backend = private_address()
         self.backends.append(backend)
         server.add_insecure_port(backend)
@@ -120,7 +132,9 @@ class Sockets:
             path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"the folder of the socket {path} cannot be made: {error.strerror}") from error
-        front = self._core.unix_front(path=str(path), backend=backend, mode=mode, http1_backend=http1)
+        front = self._core.unix_front(
+            path=str(path), backend=backend, mode=mode, http1_backend=http1, workload=workload
+        )
         self._fronts.append(front)
         return front
 

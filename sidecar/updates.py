@@ -7,32 +7,40 @@ the SVIDs that it calls for have been asked for, so that an acknowledgement says
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
 from firedoor.certs import NOT_BEFORE_CUSHION, TrustBundle, TrustDomain
 from firedoor.mtls import MtlsError, check_roots
-from firedoor.sidecar import bundles
+from firedoor.sidecar import bundles, deltas
 from firedoor.sidecar.errors import AgentLost, ServerUnavailable, StateError, UpdateRefused
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.link import EventKind, Link
-from firedoor.sidecar.server import Server
+from firedoor.sidecar.server import Server, with_advice
+from firedoor.sidecar.spread import Spread
 from firedoor.sidecar.state import State
 from firedoor.sidecar.version import VERSION
-from firedoor.sidecar.view import View, read_entry, read_update
-from firedoor.wire import control_pb2
+from firedoor.sidecar.view import View, check_update, read_checked, read_entry, read_update
+from firedoor.wire import control_pb2, views
 
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSIONS = (1,)
+FEATURES = (views.DELTA, views.SPREAD, views.CRLS)
 POLL_SECONDS = 5.0
+# Give or take: those that a server's return brought together part again. Nobody gains by guessing it.
+POLL_JITTER = 0.1
+# How long a server may be behind what another one said.
+CATCH_UP_SECONDS = 5.0
 
 
 class Updates:
     """Keeps the view that of the server.
 
-    `wake` is called when SVIDs may be lacking, `lost` when the server knows this agent no longer.
+    `wake` is called when SVIDs may be lacking, `lost` when the server knows this agent no longer, `failed` when what it
+    says stays older than what runs here.
     """
 
     def __init__(
@@ -44,9 +52,15 @@ class Updates:
         wake: Callable[[], None],
         lost: Callable[[], None],
         now: Callable[[], float],
+        failed: Callable[[], None],
     ) -> None:
         self._holder, self._link, self._state, self._wake, self._lost = holder, link, state, wake, lost
-        self._local_table, self._now = local_table, now
+        self._local_table, self._now, self._failed = local_table, now, failed
+        # What the server may build updates upon.
+        self.bases = deltas.Bases()
+        # How what every sidecar would do at once is spread, and where events are put that come later.
+        self.spread = Spread()
+        self.later: Callable[[tuple[EventKind, bytes]], None] = lambda _: None
         # When the server last told what it has, in Unix seconds; 0 before that.
         self.heard_at = 0.0
         self._owed = False
@@ -78,12 +92,17 @@ class Updates:
             if not self.polling:
                 log.info("the server has no control stream: it is asked every few seconds")
             self._polling.set()
+        elif kind == "disconnected":
+            self._on_disconnect(data.decode(errors="replace"))
         else:
-            await self._on_disconnect(data.decode(errors="replace"))
+            await self._ask()
 
     def _hello(self) -> control_pb2.FromSidecar:
         view = self._holder.view
-        hello = control_pb2.Hello(versions=PROTOCOL_VERSIONS, view_hash=view.hash, agent_version=VERSION)
+        hello = control_pb2.Hello(
+            versions=PROTOCOL_VERSIONS, features=FEATURES, view_hash=view.hash, agent_version=VERSION
+        )
+        self.bases.said(view.hash)
         if view.generation is not None:
             hello.running.CopyFrom(_generation(view))
         return control_pb2.FromSidecar(hello=hello)
@@ -102,23 +121,51 @@ class Updates:
 
     def _take(self, update: control_pb2.Update) -> None:
         old = self._holder.view
-        view = read_update(update, old.trust_domain, old.generation)
+        told = update.spread_ms if update.HasField("spread_ms") else None
+        update, view = self._read(update, old)
         try:
             self._holder.set(view=view)
         except MtlsError as error:
             raise UpdateRefused("material_refused", f"the update cannot be used: {error}") from error
         self.heard_at = self._now()
+        self.bases.runs(update)
+        self.spread.take(told)
+        self._link.spread(self.spread.milliseconds)
         self._keep(update, view)
         if view.generation != old.generation:
             log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
         self._owed, self._refused = True, False
         self._wake()
 
+    def _read(self, update: control_pb2.Update, old: View) -> tuple[control_pb2.Update, View]:
+        """Return an update made whole, and its view. Raise UpdateRefused."""
+        if not update.HasField("base"):
+            return update, read_update(update, old.trust_domain, old.generation)
+        check_update(update, old.generation)
+        delta = update.delta
+        if old.generation is None or views.generation_key(update.base) > old.generation:
+            raise UpdateRefused(views.UNKNOWN_BASE, "the update is built upon a generation that never ran here")
+        full = deltas.whole(self.bases.find(delta.base_hash), update, old.trust_domain)
+        if not self.bases.runs_with(delta.base_hash) or old.hash != delta.base_hash:
+            return full, read_checked(full, old.trust_domain)
+        put = {entry.id for part in delta.put for entry in part.entries.entries}
+        known = {entry_id: entry for entry_id, entry in old.entries.items() if entry_id not in put}
+        return full, read_checked(full, old.trust_domain, known)
+
     def _refuse(self, update: control_pb2.Update, error: UpdateRefused) -> None:
         self._refused = True
-        log.error("an update was refused", extra={"code": error.nack, "reason": str(error)})
+        # All of it comes in place of a delta that cannot be used.
+        level = logging.INFO if error.nack == views.UNKNOWN_BASE else logging.ERROR
+        log.log(level, "an update was refused", extra={"code": error.nack, "reason": str(error)})
         nack = control_pb2.Nack(generation=update.generation, code=error.nack, error=str(error))
         self._link.send(control_pb2.FromSidecar(nack=nack))
+        if error.nack == "generation_went_back":
+            # One of several brokers hears of the others' changes within moments.
+            asyncio.get_running_loop().call_later(CATCH_UP_SECONDS, self._still_behind)
+
+    def _still_behind(self) -> None:
+        if self._refused:
+            self._failed()
 
     def _keep(self, update: control_pb2.Update | None, view: View) -> None:
         """Store what a restart begins with; when that fails, this process still runs on it."""
@@ -147,13 +194,18 @@ class Updates:
         if not self._owed and ack == self._said:
             return
         self._owed, self._said = False, ack
+        self.bases.said(view.hash)
         self._link.send(control_pb2.FromSidecar(ack=ack))
 
-    async def _on_disconnect(self, reason: str) -> None:
-        """Ask the server whether it still knows us: a stream that was reset does not say why."""
+    def _on_disconnect(self, reason: str) -> None:
         if reason != self._reason:
-            log.warning("the control stream is down", extra={"reason": reason})
+            log.warning("the control stream is down", extra={"reason": with_advice(reason)})
             self._reason = reason
+        # All sidecars may have lost it.
+        asyncio.get_running_loop().call_later(self.spread.delay(), self.later, ("ask", b""))
+
+    async def _ask(self) -> None:
+        """Ask the server whether it still knows us: a stream that was reset does not say why."""
         try:
             await self._link.server.post_status(VERSION)
         except ServerUnavailable as error:
@@ -169,7 +221,7 @@ class Updates:
                 self._lost()
             except (ServerUnavailable, UpdateRefused, MtlsError) as error:
                 log.warning("the server was asked in vain", extra={"reason": str(error)})
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER))  # noqa: S311 - as above
 
     async def _poll_once(self, server: Server) -> None:
         old = self._holder.view
@@ -189,6 +241,7 @@ class Updates:
         if view == old or not self.polling:
             return
         self._holder.set(view=view)
+        self.bases.forget()
         self._keep(None, view)
         log.info("entries", extra={"entries": len(view.entries)})
         self._wake()

@@ -12,7 +12,7 @@ from firedoor import segments
 from firedoor.segments import PolicySet, Protocol
 from firedoor.sidecar import bundles, enrolment
 from firedoor.sidecar.captured import CaptureInbound
-from firedoor.sidecar.errors import ConfigError, NodeCertificateUnusable, OperatorError
+from firedoor.sidecar.errors import ConfigError, NodeCertificateUnusable, NotReady, OperatorError, PodTokenUnusable
 from firedoor.sidecar.listeners import Listener
 from firedoor.sidecar.policy_files import read_policy
 from firedoor.wire import control_pb2, policy_pb2
@@ -26,6 +26,7 @@ def validate(config: "Config") -> list[str]:
     findings: list[str] = []
     _check_bootstrap(config, findings)
     _check_evidence(config, findings)
+    _check_pods(config, findings)
     policy = _policy(config, findings)
     if policy is not None:
         findings += check_listeners(config, policy)
@@ -71,16 +72,24 @@ def _check_evidence(config: "Config", findings: list[str]) -> None:
         return
     if evidence is None:
         findings.append(
-            "join_token_file: is missing, and so are x509pop, sshpop and http_challenge, and no agent SVID is stored: "
-            "this node could not attest"
+            "join_token_file: is missing, and so are x509pop, sshpop, http_challenge, k8s_pod and k8s_psat, and no "
+            "agent SVID is stored: this node could not attest"
         )
         return
     try:
         evidence.show(time.time())
-    except NodeCertificateUnusable as error:
+    except (NodeCertificateUnusable, PodTokenUnusable) as error:
         findings.append(str(error))
     except OperatorError as error:
         findings.append(f"join_token_file: {error}")
+
+
+def _check_pods(config: "Config", findings: list[str]) -> None:
+    if config.k8s_workloads is not None:
+        try:
+            config.k8s_workloads.access.check()
+        except NotReady as error:
+            findings.append(str(error))
 
 
 def _policy(config: "Config", findings: list[str]) -> PolicySet | policy_pb2.Table | None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -23,6 +24,7 @@ from firedoor.wire import control_pb2, policy_pb2, types, views
 
 Generation = tuple[int, int]
 _SHA256_BYTES = 32
+_PARTS = ("entries", "bundles", "policy", "revocations", "crls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class View:
     bundles: Mapping[TrustDomain, TrustBundle] = field(default_factory=dict)
     table: bytes = b""
     revocations: tuple[control_pb2.Revocation, ...] = ()
+    # The revocation lists for local programs, as they came: see crls.py.
+    crls: tuple[control_pb2.Crl, ...] = ()
     # The segments of each CA below our own roots, by SHA-256 of its key; None: the server keeps no list.
     intermediates: Mapping[bytes, frozenset[str]] | None = None
     # The segments of each key for tokens in our own bundle that is not the server's own, by its ID.
@@ -146,19 +150,42 @@ class View:
         return replace(self, bundles={one.trust_domain: one for one in bundles})
 
 
-def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: Generation | None) -> View:
-    """Read a full update. Raise UpdateRefused."""
+def check_update(update: control_pb2.Update, running: Generation | None) -> None:
+    """Raise UpdateRefused for an update, full or not, that is older than what runs or that a newer broker means."""
     generation = views.generation_key(update.generation)
     if running is not None and generation < running:
         raise UpdateRefused("generation_went_back", f"generation {generation} is older than {running}, which runs here")
-    if update.HasField("base"):
-        raise UpdateRefused("unexpected_delta", "this sidecar takes full updates only")
-    if update.view_hash != views.view_hash(update.parts):
-        raise UpdateRefused("view_hash_mismatch", "the update is not the one that its hash was made of")
-    parts = _parts(update)
+    for part in (*update.parts, *update.delta.put):
+        if part.WhichOneof("kind") is None:
+            raise UpdateRefused("unknown_part", "the update has a part of a kind that this sidecar does not know")
     _check_fields(update)
+
+
+def read_update(
+    update: control_pb2.Update,
+    trust_domain: TrustDomain,
+    running: Generation | None,
+    known: Mapping[str, Entry] = MappingProxyType({}),
+) -> View:
+    """Read a full update; `known` are entries that it has as they were read before. Raise UpdateRefused."""
+    check_update(update, running)
+    if update.HasField("base") or update.HasField("delta"):
+        raise UpdateRefused("unexpected_delta", "the update is built upon another one")
+    # A broker of before, or one that took us for a sidecar of before, hashes all parts at once.
+    if update.view_hash not in (views.parts_hash(update.parts), views.view_hash(update.parts)):
+        raise UpdateRefused("view_hash_mismatch", "the update is not the one that its hash was made of")
+    return read_checked(update, trust_domain, known)
+
+
+def read_checked(
+    update: control_pb2.Update, trust_domain: TrustDomain, known: Mapping[str, Entry] = MappingProxyType({})
+) -> View:
+    """Read a full update that was checked, or made of a delta that was. Raise UpdateRefused."""
+    generation = views.generation_key(update.generation)
+    parts = _parts(update)
     found = [bundles.from_wire(one) for one in parts["bundles"].bundles.bundles]
-    entries = [read_entry(one, trust_domain) for one in parts["entries"].entries.entries]
+    wire_entries = parts["entries"].entries.entries
+    entries = [known.get(one.id) or read_entry(one, trust_domain) for one in wire_entries]
     if trust_domain not in {one.trust_domain for one in found if one.x509_roots}:
         raise UpdateRefused("bundle_missing", f"the update has no X.509 authority of {trust_domain} itself")
     revocations = tuple(parts["revocations"].revocations.revocations)
@@ -171,6 +198,7 @@ def read_update(update: control_pb2.Update, trust_domain: TrustDomain, running: 
         hash=update.view_hash,
         table=parts["policy"].policy.table.SerializeToString(deterministic=True),
         revocations=revocations,
+        crls=tuple(parts["crls"].crls.crls),
         intermediates=_intermediates(parts["bundles"].bundles),
         token_keys={one.key_id: frozenset(one.segments) for one in parts["bundles"].bundles.token_keys},
     )
@@ -186,7 +214,7 @@ def _parts(update: control_pb2.Update) -> dict[str, control_pb2.Part]:
         if kind in found:
             raise UpdateRefused("repeated_part", f"the update has two parts of the kind {kind}")
         found[kind] = part
-    return {kind: found.get(kind, control_pb2.Part()) for kind in ("entries", "bundles", "policy", "revocations")}
+    return {kind: found.get(kind, control_pb2.Part()) for kind in _PARTS}
 
 
 def _check_fields(update: control_pb2.Update) -> None:
@@ -203,14 +231,23 @@ def _check_fields(update: control_pb2.Update) -> None:
 def _ours(update: control_pb2.Update) -> Iterator[Message]:
     """Yield every message of the control stream's own."""
     yield update
-    for part in update.parts:
+    if update.HasField("delta"):
+        yield update.delta
+        yield update.delta.removed
+        yield from _revocations(update.delta.removed.revocations)
+    for part in (*update.parts, *update.delta.put):
         yield part
         yield getattr(part, part.WhichOneof("kind") or "")
         yield from part.bundles.intermediates
         yield from part.bundles.token_keys
-        for one in part.revocations.revocations:
-            yield one
-            yield one.issued_before
+        yield from part.crls.crls
+        yield from _revocations(part.revocations.revocations)
+
+
+def _revocations(found: Iterable[control_pb2.Revocation]) -> Iterator[Message]:
+    for one in found:
+        yield one
+        yield one.issued_before
 
 
 def _intermediates(part: control_pb2.Bundles) -> dict[bytes, frozenset[str]] | None:

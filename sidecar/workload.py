@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from firedoor.sidecar.answers import Answers, jwt_bundles, named, wit_bundles, x509_bundles
-from firedoor.sidecar.attestor import UnixAttestor
+from firedoor.sidecar.attestor import WorkloadAttestor
 from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.demand import Subscription
 from firedoor.sidecar.errors import HeaderMissing, SidecarError
@@ -51,7 +51,7 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     def __init__(
         self,
         holder: Holder,
-        attestor: UnixAttestor,
+        attestor: WorkloadAttestor,
         now: Callable[[], float],
         tokens: Tokens,
         wits: Wits,
@@ -82,7 +82,8 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
         """Stream the X.509 bundles that the caller may trust."""
 
         async def answer(selectors: Selectors, _: Subscription) -> workload_pb2.X509BundlesResponse:
-            return workload_pb2.X509BundlesResponse(bundles=x509_bundles(self.answers.bundles(selectors)))
+            bundles = x509_bundles(self.answers.bundles(selectors))
+            return workload_pb2.X509BundlesResponse(bundles=bundles, crl=self._holder.crls)
 
         async with self._stream(context, answer) as responses:
             async for response in responses:

@@ -10,7 +10,7 @@ A packet passes three chains on its way in and three on its way out:
 | `arriving` | input | what is not named here is dropped |
 | `forwarded` | forward | everything is dropped: a workload is no router |
 | `leaving_first` | output, before redirection | private ports and the metadata address are refused |
-| `leaving_redirect` | output | TCP goes to the outbound port, DNS to the relay |
+| `leaving_redirect` | output | TCP goes to the outbound ports, DNS to the relay |
 | `leaving` | postrouting | what is not named here is dropped |
 
 The last chain is in postrouting because in output a redirected packet still shows the interface of before.
@@ -45,6 +45,7 @@ FLAGS_SYN_ACK: Final = 0x12
 Statement = dict[str, Any]
 
 ACCEPT: Final[Statement] = {"accept": None}
+_RESET: Final[Statement] = {"reject": {"type": "tcp reset"}}
 # Counted, so that an operator sees that something is refused.
 DROP: Final[tuple[Statement, ...]] = ({"counter": None}, {"drop": None})
 
@@ -177,7 +178,18 @@ def _arriving_redirect(capture: Capture, known: Sequence[int]) -> Iterator[Rule]
 
 def _arriving(capture: Capture, known: Sequence[int]) -> Iterator[Rule]:
     chain = "arriving"
-    yield Rule(chain, "programs inside reach each other", (_match(_meta("iifname"), "lo"), ACCEPT))
+    inside = _match(_meta("iifname"), "lo")
+    # By another source port it could be taken for a connection of whoever has that one.
+    moved = (
+        _match(_payload("tcp", "dport"), _set((*capture.outbound_ports, capture.dns_port))),
+        _match({"ct": {"key": "status"}}, "snat", "in"),
+    )
+    yield Rule(
+        chain,
+        "a redirected connection that could not keep its source port is refused: nobody knows whose it is",
+        (inside, *moved, {"counter": None}, _RESET),
+    )
+    yield Rule(chain, "programs inside reach each other", (inside, ACCEPT))
     yield _neighbours(chain)
     yield from _tracked(chain, (MARK_SIDECAR, MARK_EXCLUDED), "the sidecar's, or excluded")
     redirected = (
@@ -220,8 +232,10 @@ def _leaving_redirect(capture: Capture) -> Iterator[Rule]:
     dns = (*_tcp_or_udp(), _match(_payload("th", "dport"), DNS))
     yield Rule(chain, "DNS to any address goes to the relay", (*dns, {"redirect": {"port": capture.dns_port}}))
     yield Rule(chain, "programs inside reach each other", (_match(_meta("oifname"), "lo"), ACCEPT))
-    outbound = {"redirect": {"port": capture.outbound_port}}
-    yield Rule(chain, "TCP to anywhere else goes to the outbound port", (_match(_meta("l4proto"), "tcp"), outbound))
+    # The kernel takes the first by which the source port can stay.
+    ports = capture.outbound_ports
+    outbound = {"redirect": {"port": {"range": [ports[0], ports[-1]]}}}
+    yield Rule(chain, "TCP to anywhere else goes to the outbound ports", (_match(_meta("l4proto"), "tcp"), outbound))
 
 
 def _leaving(capture: Capture, known: Sequence[int]) -> Iterator[Rule]:
@@ -254,7 +268,7 @@ def _leaving(capture: Capture, known: Sequence[int]) -> Iterator[Rule]:
 def _refused(chain: str, sentence: str, matches: Sequence[Statement]) -> Iterator[Rule]:
     """Refuse at once: a reset for TCP; for the rest a drop, which in these hooks fails the program's call."""
     tcp = _match(_meta("l4proto"), "tcp")
-    yield Rule(chain, sentence, (*matches, tcp, {"counter": None}, {"reject": {"type": "tcp reset"}}))
+    yield Rule(chain, sentence, (*matches, tcp, {"counter": None}, _RESET))
     yield Rule(chain, sentence, (*matches, *DROP))
 
 

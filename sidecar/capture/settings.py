@@ -23,7 +23,10 @@ from firedoor.sidecar.listeners import HIGHEST_UID
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Istio's sidecar has 150xx: both can be in one pod.
-INBOUND_PORT, OUTBOUND_PORT, PROBE_PORT, DNS_PORT = 14006, 14001, 14020, 14053
+INBOUND_PORT, OUTBOUND_PORT, PROBE_PORT, DNS_PORT = 14006, 14032, 14020, 14053
+# So many programs, or destinations of one, may have one source port at once. Redirected to a single port of ours, the
+# kernel gives all but the first another source port (nf_nat_core.c), and whose they are is found by it.
+OUTBOUND_PORTS = 16
 # Below it a program needs a capability (ip(7)), and the sidecar has none.
 LOWEST_PORT = 1024
 MOST_EXCLUSIONS = 100
@@ -31,7 +34,7 @@ LONGEST_REASON = 200
 
 _PORTS = {
     "inbound_port": (INBOUND_PORT, "what arrives is redirected to it"),
-    "outbound_port": (OUTBOUND_PORT, "what leaves is redirected to it"),
+    "outbound_port": (OUTBOUND_PORT, f"what leaves is redirected to it and the {OUTBOUND_PORTS - 1} after it"),
     "probe_port": (PROBE_PORT, "where declared probes are answered, without an identity"),
     "dns_port": (DNS_PORT, "the DNS relay, to which port 53 is redirected"),
 }
@@ -78,9 +81,14 @@ class Capture:
     exclude: tuple[Exclusion, ...]
 
     @property
+    def outbound_ports(self) -> range:
+        """The ports to which what leaves is redirected."""
+        return range(self.outbound_port, self.outbound_port + OUTBOUND_PORTS)
+
+    @property
     def private_ports(self) -> tuple[int, ...]:
         """The ports to which nothing comes but by a redirection."""
-        return (self.inbound_port, self.outbound_port, self.dns_port)
+        return (self.inbound_port, *self.outbound_ports, self.dns_port)
 
     def exclusions(self) -> list[str]:
         """Say what passes by the sidecar, a line each, numbered as the rules name them."""
@@ -106,7 +114,10 @@ def parse(top: Section) -> Capture | None:
     items = list(section.items("exclude"))
     if len(items) > MOST_EXCLUSIONS:
         section.findings.add(section.at("exclude"), section.path("exclude"), f"has more than {MOST_EXCLUSIONS} items")
-    ports = {key: section.parse(key, integer(LOWEST_PORT, MAX_PORT), default) for key, (default, _) in _PORTS.items()}
+    ports = {
+        key: section.parse(key, integer(LOWEST_PORT, MAX_PORT - _others(key)), default)
+        for key, (default, _) in _PORTS.items()
+    }
     _check_apart(section, ports)
     return Capture(
         uid=section.require("uid", integer(1, HIGHEST_UID), 1, ": the sidecar's own user, by number"),
@@ -118,12 +129,19 @@ def parse(top: Section) -> Capture | None:
     )
 
 
+def _others(key: str) -> int:
+    """Return how many ports a key has beside the one that it names."""
+    return OUTBOUND_PORTS - 1 if key == "outbound_port" else 0
+
+
 def _check_apart(section: Section, ports: dict[str, int]) -> None:
     taken: dict[int, str] = {}
-    for key, port in ports.items():
-        if port in taken:
-            section.findings.add(section.at(key), section.path(key), f"is the same port as {taken[port]}")
-        taken.setdefault(port, key)
+    for key, first in ports.items():
+        mine = range(first, first + _others(key) + 1)
+        if clash := next((taken[port] for port in mine if port in taken), None):
+            section.findings.add(section.at(key), section.path(key), f"is the same port as {clash}")
+        for port in mine:
+            taken.setdefault(port, key)
 
 
 def _exclusion(node: yaml_text.Node, key: str, findings: Findings) -> Exclusion:

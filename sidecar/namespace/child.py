@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a forked child does between `fork` and `exec`."""
 
+import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ def run_program(words: Sequence[str], environment: dict[str, str]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.closerange(3, HIGHEST_DESCRIPTOR)
-        os.execvpe(words[0], list(words), environment)  # noqa: S606 - the program is what was asked for
+        os.execve(_path(words[0], environment), list(words), environment)  # noqa: S606 - it is what was asked for
     except FileNotFoundError as error:
         code = NOT_FOUND
         failed(words[0], error)
@@ -50,6 +52,16 @@ def run_program(words: Sequence[str], environment: dict[str, str]) -> NoReturn:
         failed(words[0], error)
     finally:
         os._exit(code)
+
+
+def _path(name: str, environment: dict[str, str]) -> str:
+    """Look a program up as shells do. Raise FileNotFoundError, whatever folders of PATH are closed to this user."""
+    if "/" in name:
+        return name
+    found = shutil.which(name, path=environment.get("PATH", os.defpath))
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "no such program in PATH")
+    return found
 
 
 def failed(what: str, error: OSError) -> None:

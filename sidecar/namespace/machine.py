@@ -2,13 +2,15 @@
 """What `firedoor run` changes of the machine: a wire, a table, and a folder that says so. All of it goes again."""
 
 import fcntl
+import ipaddress
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +22,11 @@ from firedoor.sidecar.namespace.settings import Run
 from firedoor.sidecar.proc import ProcError, read_start
 
 FOLDER = Path("/run/firedoor/run")
+PORTS = Path("/run/firedoor/run-ports")
 SECONDS = 30
 GONE_SECONDS = 10.0
+# TCP_LISTEN of the kernel's tcp_states.h.
+LISTEN = "0A"
 
 
 class Place:
@@ -34,6 +39,7 @@ class Place:
         self.sockets = self.folder / "sockets"
         self._state = self.folder / "state.json"
         self._lock_file = FOLDER / f"{run.name}.lock"
+        self._ports: dict[Path, int] = {}
         try:
             FOLDER.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self._lock_file)
@@ -42,6 +48,24 @@ class Place:
             raise CaptureFailed(f"another `firedoor run` has the name {run.name}; give this one another") from None
         except OSError as error:
             raise CaptureFailed(f"{self.folder}: {error.strerror}") from error
+
+    def take(self, ports: Iterable[int]) -> None:
+        """Keep ports of this machine from other runs: the table that was written last would have them.
+
+        Raise CaptureFailed when another run has one.
+        """
+        machine = Path("/proc/self/ns/net").stat().st_ino
+        try:
+            PORTS.mkdir(parents=True, exist_ok=True)
+            for port in ports:
+                path = PORTS / f"{port}-{machine}"
+                self._ports[path] = _locked(path)
+        except BlockingIOError:
+            raise CaptureFailed(
+                f"another `firedoor run` publishes port {port}: leave it out of `run.publish` of one of them"
+            ) from None
+        except OSError as error:
+            raise CaptureFailed(f"{PORTS}: {error.strerror}") from error
 
     def write(self, pids: Iterable[int]) -> None:
         """Say whom to end should this process be killed."""
@@ -73,8 +97,9 @@ class Place:
         _remove_interface(self._run)
         _remove_table(self._run)
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock_file.unlink(missing_ok=True)
-        os.close(self._lock)
+        for path, handle in [*self._ports.items(), (self._lock_file, self._lock)]:
+            path.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def _locked(path: Path) -> int:
@@ -129,6 +154,33 @@ def check_forwarding(run: Run) -> None:
             f"this machine forwards no IPv{network.version}, and the sidecar would reach nobody: "
             f"`sysctl -w {name.replace('/', '.')}=1`, or `run.forwarding: set`"
         )
+
+
+def check_free(ports: Sequence[int]) -> None:
+    """Raise CaptureFailed when a program of this machine, such as sshd, listens at a port that is to lead elsewhere."""
+    taken: set[int] = set()
+    for name in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError):
+            taken.update(listening(Path(f"/proc/self/net/{name}").read_text()))
+    if both := sorted(taken.intersection(ports)):
+        raise CaptureFailed(
+            f"this machine has a program at port {both[0]}, which would not be reached any more: "
+            "end it, or leave the port out of `run.publish`"
+        )
+
+
+def listening(table: str) -> Iterator[int]:
+    """Yield the ports at which others reach somebody, from `/proc/net/tcp` or `tcp6` (proc(5))."""
+    for line in table.splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        address, _, port = local.partition(":")
+        # Each word of the address is printed as a number of this machine's.
+        words = (int(address[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(address), 8))
+        found = ipaddress.ip_address(b"".join(words))
+        if isinstance(found, ipaddress.IPv6Address):
+            found = found.ipv4_mapped or found
+        if state == LISTEN and not found.is_loopback:
+            yield int(port, 16)
 
 
 def connect(run: Run, network: int) -> None:

@@ -14,14 +14,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from firedoor.sidecar import capture
+from firedoor.sidecar import capture, resolv
 from firedoor.sidecar.capture import nft, privileges
 from firedoor.sidecar.capture.nft import Nft
+from firedoor.sidecar.captured import CaptureInbound
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import AppRefused, CaptureFailed
 from firedoor.sidecar.namespace import child, first, linux, machine
 from firedoor.sidecar.namespace.child import Who
 from firedoor.sidecar.namespace.settings import Run
+from firedoor.sidecar.resolv import ResolvConf
 
 # What the command gets to end after SIGTERM, and the sidecar, which drains for 10 s.
 COMMAND_SECONDS = 10.0
@@ -53,10 +55,19 @@ def run(config: Config, order: Order, default: Config) -> int:
         left = place.leftovers()
         if left:
             _say(f"the run of that name before this one was killed; removed: {', '.join(left)}")
+        place.take(published(config, settings))
         signal.pthread_sigmask(signal.SIG_BLOCK, first.SIGNALS)
         return _Running(config, order, settings, rules, place, default).run()
     finally:
         place.remove()
+
+
+def published(config: Config, settings: Run) -> tuple[int, ...]:
+    """Return the ports that are reached from outside: of the sidecar's own listeners, and captured ones."""
+    captured = settings.publish
+    if captured is None:
+        captured = tuple(p.port for one in config.captured if isinstance(one, CaptureInbound) for p in one.ports)
+    return tuple(sorted({*config.open_ports, *captured}))
 
 
 def _checked(config: Config, order: Order) -> tuple[Run, capture.Ruleset]:
@@ -72,7 +83,19 @@ def _checked(config: Config, order: Order) -> tuple[Run, capture.Ruleset]:
         raise CaptureFailed("a network namespace is made by root: run this as root; the command will not be it")
     nft.tool("ip", "iproute2")
     machine.check_forwarding(config.run)
+    machine.check_free(published(config, config.run))
+    check_resolvers(config)
     return config.run, capture.make(config.capture, config.open_ports)
+
+
+def check_resolvers(config: Config) -> None:
+    """Raise CaptureFailed when no resolver would be reached, although this machine has some."""
+    if config.dns is None or config.dns.source()().addresses or not ResolvConf(elsewhere=False).read().addresses:
+        return
+    raise CaptureFailed(
+        f"{resolv.PATH} names resolvers on this machine's loopback alone, which the network namespace does not reach, "
+        "and systemd-resolved does not say who is behind them: name others in `capture.dns.resolvers`"
+    )
 
 
 def _group(uid: int) -> int:
@@ -115,10 +138,12 @@ class _Running:
         except OSError as error:
             raise CaptureFailed(f"no network namespace can be made: {error.strerror}") from error
         try:
+            # Whatever is made from here on, the next run of that name finds out about.
+            self._place.write(())
             # The rules stand before anything is connected.
             Nft(lambda: linux.enter(network, linux.CLONE_NEWNET)).write(self._rules)
             machine.connect(self._settings, network)
-            machine.publish(self._settings, sorted({*self._config.open_ports, *self._settings.publish}))
+            machine.publish(self._settings, published(self._config, self._settings))
             return self._run(network)
         finally:
             self._end_all()
@@ -169,7 +194,11 @@ class _Running:
 
     def _until_ready(self, reading: int) -> int | None:
         said = b""
+        deadline = time.monotonic() + self._settings.ready_within
         while b"ready" not in said:
+            if time.monotonic() > deadline:
+                _say(f"the sidecar was not ready within {self._settings.ready_within} s (run.ready_within)")
+                return EXIT_SIDECAR_GONE
             found = signal.sigtimedwait(first.SIGNALS, TICK_SECONDS)
             if found is not None and found.si_signo in ENDING:
                 return first.BY_SIGNAL + found.si_signo

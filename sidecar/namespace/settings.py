@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `run` section of the sidecar's configuration: the network namespace that `firedoor run` makes.
 
-    run: {name: web, network: 10.201.7.0/30, network6: "fd01:7::/126", publish: [8080]}
+    run: {name: web, network: 10.201.7.0/30, network6: "fd01:7::/126"}
 
 Of each network the first address is this machine's, the second the workload's.
 """
@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-from firedoor.segments.setting_values import MAX_PORT, choice, integer
+from firedoor.segments.setting_values import MAX_PORT, choice, duration, integer
 from firedoor.segments.settings import Option, Section
 
 # An interface's name has 15 characters at most (IFNAMSIZ), and ours begin with "fd-".
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,10}")
+START_SECONDS, LONGEST_START_SECONDS = 60, 86_400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +27,12 @@ class Run:
     network: ipaddress.IPv4Network
     # None: the namespace has no IPv6 but its link-local address.
     network6: ipaddress.IPv6Network | None
-    # Beside the sidecar's own listeners.
-    publish: tuple[int, ...]
+    # Captured ports that are reached from outside; None: those that the section `capture` declares.
+    publish: tuple[int, ...] | None
     # Whether the machine's forwarding may be turned on.
     set_forwarding: bool
+    # Seconds that the sidecar has until it is ready.
+    ready_within: int
 
     @property
     def interface(self) -> str:
@@ -49,8 +52,9 @@ def options(environment: str) -> tuple[Option, ...]:
         option("run.name", "NAME", "what `firedoor run` calls its network namespace"),
         option("run.network", "NETWORK", "IPv4 addresses of its wire, such as 10.201.7.0/30"),
         option("run.network6", "NETWORK", "IPv6 addresses of its wire"),
-        option("run.publish", "PORT", "captured ports that are reached from outside too", several=True),
+        option("run.publish", "PORT", "captured ports that are reached from outside (capture.ports)", several=True),
         option("run.forwarding", "require|set", "whether the machine's forwarding may be turned on"),
+        option("run.ready_within", "DURATION", "how long the sidecar may take until it is ready (60s)"),
     )
 
 
@@ -65,9 +69,17 @@ def parse(top: Section) -> Run | None:
         name=section.require("name", _name, "x"),
         network=section.require("network", _network4, ipaddress.IPv4Network("192.0.2.0/30")),
         network6=section.parse("network6", _network6, None),
-        publish=tuple(sorted(set(section.each("publish", integer(1, MAX_PORT))))),
+        publish=_publish(section),
         set_forwarding=section.parse("forwarding", choice("require", "set"), "require") == "set",
+        ready_within=section.parse("ready_within", duration(1, LONGEST_START_SECONDS), START_SECONDS),
     )
+
+
+def _publish(section: Section) -> tuple[int, ...] | None:
+    """Read the list; an empty one publishes nothing."""
+    if section.get("publish") is None:
+        return None
+    return tuple(sorted(set(section.each("publish", integer(1, MAX_PORT)))))
 
 
 def _name(value: str) -> str:
