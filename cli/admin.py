@@ -5,7 +5,7 @@ A broker elsewhere is reached at its TCP port with `--server`, as the identity t
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,7 +16,7 @@ from firedoor.certs import Selector, SpiffeId
 from firedoor.certs.errors import CertsError
 from firedoor.cli import places
 from firedoor.cli.errors import CliError, NotFound, Refused, Unreachable, UsageError
-from firedoor.wire import types
+from firedoor.wire import control_pb2, types
 
 Request = TypeVar("Request")
 Response = TypeVar("Response", bound=Any)
@@ -81,6 +81,13 @@ class Admin:
         """Make one call; raise a CliError that says what to repair."""
         try:
             return method(request, timeout=seconds, metadata=metadata)
+        except grpc.RpcError as error:
+            self._raise(error)
+
+    def stream(self, method: Callable[..., Iterable[Response]], request: Any, *, seconds: float) -> Iterator[Response]:
+        """Make a call with several answers, which ends after so long; raise a CliError that says what to repair."""
+        try:
+            yield from method(request, timeout=seconds)
         except grpc.RpcError as error:
             self._raise(error)
 
@@ -154,9 +161,26 @@ def selector(text: str) -> Selector:
         raise UsageError(f"a --selector is wrong: {error}") from None
 
 
+def serial_number(text: str) -> str:
+    """Read a serial number as openssl and others print it.
+
+    >>> serial_number("3F:9C:2B")
+    '3f9c2b'
+    """
+    found = text.replace(":", "").lower().removeprefix("0x")
+    if not found or set(found) - set("0123456789abcdef"):
+        raise UsageError(f"{text!r} is no serial number in hex")
+    return found
+
+
 def wire_id(parsed: SpiffeId) -> types.SPIFFEID:
     """Return an ID as SPIRE's APIs carry it."""
     return types.SPIFFEID(trust_domain=parsed.trust_domain.name, path=parsed.path)
+
+
+def generation_text(carried: control_pb2.Generation) -> str:
+    """Return a generation as people and scripts read it."""
+    return f"{carried.epoch}.{carried.number}"
 
 
 def id_text(carried: types.SPIFFEID) -> str:

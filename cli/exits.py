@@ -21,7 +21,8 @@ class Exit(IntEnum):
 # What `firedoor --help` prints.
 SENTENCES = {
     Exit.DONE: "done; explain: allowed; lint and validate: nothing to repair; demo: every row as expected",
-    Exit.NO: "the answer is no: denied, not ready, findings in a policy, rules or a row of the demo that differ",
+    Exit.NO: "the answer is no: denied, not ready, findings in a policy, rules or a row of the demo that differ, "
+    "a rotation that waits for somebody",
     Exit.USAGE: "the command line, a configuration or a policy file is wrong, or what they name cannot be used",
     Exit.UNREACHABLE: "the broker or the sidecar does not answer",
     Exit.REFUSED: "the broker or the sidecar refused",

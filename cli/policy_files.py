@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading segment and flow documents from a file or a folder on the command line."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from firedoor.certs import TrustDomain
 from firedoor.certs.errors import CertsError
 from firedoor.cli.errors import UsageError
-from firedoor.segments import Document
+from firedoor.segments import Document, Finding
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -33,3 +34,8 @@ def trust_domain(name: str | None) -> TrustDomain:
         return TrustDomain.parse(name)
     except CertsError as error:
         raise UsageError(f"--trust-domain {name!r}: {error}") from None
+
+
+def unusable(findings: Iterable[Finding]) -> UsageError:
+    """Return what ends a command whose policy has these errors."""
+    return UsageError("the policy cannot be used:\n  " + "\n  ".join(map(str, findings)))

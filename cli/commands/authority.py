@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`firedoor authority`: the CAs that servers below the broker were given."""
+"""`firedoor authority`: the broker's own authorities and their rotation, and the CAs of servers below it."""
 
 import argparse
 
-from firedoor.cli.admin import add_broker_socket, broker
-from firedoor.cli.errors import UsageError
+from firedoor.cli import rotate
+from firedoor.cli.admin import add_broker_socket, broker, serial_number
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table, when
 from firedoor.cli.parsing import Group
@@ -18,7 +18,9 @@ $ openssl x509 -in ca.pem -noout -serial | cut -d= -f2 | xargs firedoor authorit
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    below = Group(parser).group("downstream", "the CAs of servers below the broker")
+    words = Group(parser)
+    rotate.configure(words)
+    below = words.group("downstream", "the CAs of servers below the broker")
     listing = below.leaf(
         "list", "show the CAs that count, and for which segments they may issue", LIST_EXAMPLE, run_list
     )
@@ -69,18 +71,6 @@ def run_revoke(options: argparse.Namespace) -> int:
     lines.append(f"the server may get another: entry {done.entry_id} says so (firedoor entry delete)")
     show("\n".join(lines))
     return Exit.DONE
-
-
-def serial_number(text: str) -> str:
-    """Read a serial number as openssl and others print it.
-
-    >>> serial_number("3F:9C:2B")
-    '3f9c2b'
-    """
-    found = text.replace(":", "").lower().removeprefix("0x")
-    if not found or set(found) - set("0123456789abcdef"):
-        raise UsageError(f"{text!r} is no serial number in hex")
-    return found
 
 
 def as_json(ca: admin_pb2.DownstreamCa) -> dict[str, str | int]:

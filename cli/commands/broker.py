@@ -4,6 +4,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from firedoor.cli import backup
 from firedoor.cli.daemon import add_options, load_config, report, usage_error
 from firedoor.cli.exits import Exit
 from firedoor.cli.parsing import Group
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     words = Group(parser)
     run = words.leaf("run", "run the broker in the foreground", RUN_EXAMPLE, run_broker)
     validate = words.leaf("validate", "check the configuration and the policy", VALIDATE_EXAMPLE, run_validate)
-    for leaf in (run, validate):
+    for leaf in (run, validate, *backup.configure(words)):
         add_options(leaf, config.OPTIONS, config.ENVIRONMENT)
 
 

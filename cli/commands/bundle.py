@@ -3,6 +3,7 @@
 
 import argparse
 
+from firedoor.cli import crls
 from firedoor.cli.admin import add_broker_socket, broker, check_status
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
@@ -45,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for leaf in (shown, listing, put, delete):
         add_broker_socket(leaf)
+    crls.configure(words)
 
 
 def run_show(options: argparse.Namespace) -> int:

@@ -243,18 +243,29 @@ def _downstream(connection: Admin, entry: types.Entry) -> admin_pb2.Downstream:
     return next((one for one in found if one.entry_id == entry.id), admin_pb2.Downstream())
 
 
+def _origin(connection: Admin, entry: types.Entry) -> admin_pb2.EntryOrigin:
+    """Return what made an entry; nothing for one that was made by hand, whose ID does not begin so."""
+    if not entry.id.startswith("kubernetes."):
+        return admin_pb2.EntryOrigin()
+    stub = admin_grpc.EntryAdminStub(connection.channel)
+    found = connection.call(stub.ListOrigins, admin_pb2.ListOriginsRequest(entry_ids=[entry.id])).origins
+    return next(iter(found), admin_pb2.EntryOrigin())
+
+
 def _show_one(connection: Admin, entry: types.Entry, output: str) -> None:
-    below = _downstream(connection, entry)
+    below, made = _downstream(connection, entry), _origin(connection, entry)
     if output == "json":
         cas = [
             {"serial": one.serial, "key_sha256": one.key_sha256, "not_after": one.not_after}
             for one in below.authorities
         ]
         more = {"segments": list(below.segments), "authorities": cas} if entry.downstream else {}
-        show_json({**as_json(entry), **more})
+        origin = {"origin": made.origin, "kept": made.kept} if made.origin else {}
+        show_json({**as_json(entry), **more, **origin})
         return
     lines = [
         ("entry", entry.id),
+        *([("made by", made.origin + (", which would undo a change" if made.kept else ""))] if made.origin else []),
         ("spiffe id", id_text(entry.spiffe_id)),
         ("parent", id_text(entry.parent_id)),
         *(("selector", text) for text in _selector_texts(entry)),

@@ -7,12 +7,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from firedoor.certs import SpiffeId, TrustDomain
+from firedoor.cli import services
 from firedoor.cli.admin import add_broker_socket, broker, spiffe_id
 from firedoor.cli.errors import NotFound, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import finish
-from firedoor.cli.policy_files import read_documents, trust_domain
+from firedoor.cli.policy_files import read_documents, trust_domain, unusable
 from firedoor.mtls import Decision, Engine
 from firedoor.segments import (
     Address,
@@ -21,7 +22,6 @@ from firedoor.segments import (
     PolicySet,
     Question,
     QuestionError,
-    Service,
     ServicePort,
     compile_table,
     examples,
@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
     at = int(time.time()) if options.at is None else options.at
     about: tuple[str, ...] = ()
     if isinstance(target, IPv4Address | IPv6Address):
-        service, found = _service(policy, target, port)
-        about, port, ids = _row(service, found, options.to), found.service_port, expected_examples(policy, found.expect)
+        found, what = _service(options, policy, target, port)
+        about, port, ids = _row(found, what, options.to), found.service_port, expected_examples(policy, found.expect)
     else:
         ids = _destinations(policy, target, port)
     if not ids:
@@ -104,7 +104,7 @@ def _loaded(documents: list[Document], domain: TrustDomain) -> PolicySet:
     try:
         return load(documents, domain)
     except PolicyErrors as errors:
-        raise UsageError("the policy cannot be used:\n  " + "\n  ".join(map(str, errors.findings))) from None
+        raise unusable(errors.findings) from None
 
 
 def _destinations(policy: PolicySet, target: SpiffeId | str, port: int) -> list[SpiffeId]:
@@ -120,20 +120,26 @@ def _destinations(policy: PolicySet, target: SpiffeId | str, port: int) -> list[
     return found
 
 
-def _service(policy: PolicySet, address: Address, port: int) -> tuple[Service, ServicePort]:
-    found = policy.service_at(address, port)
-    if found is None:
+def _service(options: argparse.Namespace, policy: PolicySet, address: Address, port: int) -> tuple[ServicePort, str]:
+    """Return what the directory has there, and what to call it: of the policy, else of what a broker derived."""
+    declared = policy.service_at(address, port)
+    if declared is not None:
+        return declared[1], f"service {declared[0].name}"
+    derived = None if options.segments else services.find(options, address, port)
+    if derived is None:
+        whose = "the policy" if options.segments else "the policy or the cluster"
         raise NotFound(
-            f"no service of the policy has {address} at port {port}: what an app sends there by capture is denied, or "
+            f"no service of {whose} has {address} at port {port}: what an app sends there by capture is denied, or "
             "passed and recorded where its segment is in audit mode"
         )
-    return found
+    _, found, source = derived
+    return found, source
 
 
-def _row(service: Service, port: ServicePort, text: str) -> tuple[str, ...]:
+def _row(port: ServicePort, what: str, text: str) -> tuple[str, ...]:
     expected = " or ".join(map(str, port.expect))
     protocol = port.protocol.name.lower()
-    return (f"{text} is service {service.name}, {protocol} at service port {port.service_port}; expected: {expected}",)
+    return (f"{text} is {what}, {protocol} at service port {port.service_port}; expected: {expected}",)
 
 
 def _decide(engine: Engine, question: Question) -> Decision:

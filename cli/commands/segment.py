@@ -7,12 +7,12 @@ from ipaddress import ip_address
 from typing import Any
 
 from firedoor.certs import TrustDomain
-from firedoor.cli.admin import add_broker_socket, broker
-from firedoor.cli.errors import UsageError
+from firedoor.cli import export, inventory, services
+from firedoor.cli.admin import add_broker_socket, broker, generation_text
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
 from firedoor.cli.parsing import Group
-from firedoor.cli.policy_files import read_documents, trust_domain
+from firedoor.cli.policy_files import read_documents, trust_domain, unusable
 from firedoor.cli.progress import waiting
 from firedoor.segments import Document, Finding, PolicyErrors, lint, load
 from firedoor.wire import admin_grpc, admin_pb2, control_pb2, policy_pb2
@@ -45,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for leaf in (listing, applying):
         add_broker_socket(leaf)
+    services.configure(words)
+    export.configure(words)
+    inventory.configure(words)
 
 
 def generation(text: str) -> control_pb2.Generation:
@@ -63,7 +66,7 @@ def run_list(options: argparse.Namespace) -> int:
     if options.output == "json":
         show_json(as_json(policy))
         return Exit.DONE
-    show(f"generation {_number(policy.generation)}, from {policy.source}")
+    show(f"generation {generation_text(policy.generation)}, from {policy.source}")
     show("")
     rows = [
         (s.name, _word(policy_pb2.Trust.Name(s.trust)), _word(policy_pb2.Mode.Name(s.mode)), " ".join(s.members))
@@ -76,20 +79,20 @@ def run_list(options: argparse.Namespace) -> int:
         for f in policy.table.flows
     ]
     show(table(("FLOW", "FROM", "TO", "ALLOWS", "OWNER"), flows))
-    services = [
+    declared = [
         (s.name, str(len(s.addresses)), _ports(s), " ".join(dict.fromkeys(e for p in s.ports for e in p.expect)))
         for s in policy.table.services
     ]
-    if services:
+    if declared:
         show("")
-        show(table(("SERVICE", "ADDRESSES", "PORTS", "EXPECTED"), services))
+        show(table(("SERVICE", "ADDRESSES", "PORTS", "EXPECTED"), declared))
     return Exit.DONE
 
 
 def as_json(policy: admin_pb2.GetPolicyResponse) -> dict[str, Any]:
     """Return the policy as scripts read it."""
     return {
-        "generation": _number(policy.generation),
+        "generation": generation_text(policy.generation),
         "source": policy.source,
         "segments": [
             {
@@ -142,7 +145,7 @@ def run_lint(options: argparse.Namespace) -> int:
     findings = find(read_documents(options.path), trust_domain(options.trust_domain or "example.org"))
     bad = [f for f in findings if f.severity == "error" or options.strict]
     if options.output == "json":
-        show_json([_finding(f) for f in findings])
+        show_json([export.as_json(f) for f in findings])
     else:
         show("\n".join(str(f) for f in findings) or "nothing to repair")
     return Exit.NO if bad else Exit.DONE
@@ -154,17 +157,6 @@ def find(documents: list[Document], domain: TrustDomain) -> list[Finding]:
         return list(lint(load(documents, domain)))
     except PolicyErrors as errors:
         return list(errors.findings)
-
-
-def _finding(found: Finding) -> dict[str, Any]:
-    return {
-        "severity": found.severity,
-        "code": found.code,
-        "file": found.at.file,
-        "line": found.at.line,
-        "message": found.message,
-        "fix": found.fix,
-    }
 
 
 def run_apply(options: argparse.Namespace) -> int:
@@ -183,7 +175,7 @@ def run_apply(options: argparse.Namespace) -> int:
             answer = connection.call(stub.ApplyPolicy, request, seconds=APPLY_SECONDS)
     if options.output == "json":
         changes = [{"kind": _kind(c), "object": c.object, "name": c.name, "diff": c.diff} for c in answer.changes]
-        number = _number(answer.generation)
+        number = generation_text(answer.generation)
         show_json(
             {"dry_run": options.dry_run, "generation": number, "changes": changes, "warnings": list(answer.warnings)}
         )
@@ -194,14 +186,10 @@ def run_apply(options: argparse.Namespace) -> int:
     for warning in answer.warnings:
         show(f"warning: {warning}")
     if options.dry_run:
-        show(f"nothing was changed; generation {_number(answer.generation)} is in force")
+        show(f"nothing was changed; generation {generation_text(answer.generation)} is in force")
     else:
-        show(f"generation {_number(answer.generation)}" if answer.changes else "nothing to change")
+        show(f"generation {generation_text(answer.generation)}" if answer.changes else "nothing to change")
     return Exit.DONE
-
-
-def _number(carried: control_pb2.Generation) -> str:
-    return f"{carried.epoch}.{carried.number}"
 
 
 def _word(name: str) -> str:
@@ -230,6 +218,6 @@ def _action(action: policy_pb2.Action) -> str:
 
 def check_documents(path: str, domain: TrustDomain) -> None:
     """Raise UsageError with every error of a policy that cannot be used."""
-    errors = [str(f) for f in find(read_documents(path), domain) if f.severity == "error"]
+    errors = [f for f in find(read_documents(path), domain) if f.severity == "error"]
     if errors:
-        raise UsageError("the policy cannot be used:\n  " + "\n  ".join(errors))
+        raise unusable(errors)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`firedoor svid`: what a workload gets from its auth socket, seen as the calling process."""
+"""`firedoor svid`: what a workload gets from its auth socket, seen as the calling process; and taking SVIDs back."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from cryptography import x509
 
 from firedoor.certs import jose
 from firedoor.certs.certificate import split_der
-from firedoor.cli import places
+from firedoor.cli import places, revocation
 from firedoor.cli.errors import Refused, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
 from firedoor.cli.parsing import Group
+from firedoor.cli.pem_files import CERTIFICATE_MODE, KEY_MODE, replace
 from firedoor.cli.watch import After, Folder, watch
 from firedoor.cli.workload import certificates_pem, fetch, fetch_jwt, key_pem
 from firedoor.wire import workload_pb2
@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     leaf.add_argument("--write", metavar="DIR", help="write svid.N.pem, svid.N.key (0600) and bundle.N.pem there")
     _add_jwt(fetch)
     _add_watch(words)
+    revocation.configure(words)
 
 
 def _add_jwt(fetch: Group) -> None:
@@ -154,16 +155,8 @@ def _write(folder: Path, response: workload_pb2.X509SVIDResponse) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for i, svid in enumerate(response.svids):
-            _replace(folder / f"svid.{i}.key", key_pem(svid), 0o600)
-            _replace(folder / f"svid.{i}.pem", certificates_pem(svid.x509_svid), 0o644)
-            _replace(folder / f"bundle.{i}.pem", certificates_pem(svid.bundle), 0o644)
+            replace(folder / f"svid.{i}.key", key_pem(svid), KEY_MODE)
+            replace(folder / f"svid.{i}.pem", certificates_pem(svid.x509_svid), CERTIFICATE_MODE)
+            replace(folder / f"bundle.{i}.pem", certificates_pem(svid.bundle), CERTIFICATE_MODE)
     except OSError as error:
         raise UsageError(f"--write {folder}: {error.strerror}") from None
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    fresh.replace(path)

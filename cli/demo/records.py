@@ -10,7 +10,7 @@ from typing import Any
 Record = dict[str, Any]
 
 # A sidecar writes records within milliseconds; on a busy machine it may be later.
-WAIT_SECONDS = 3.0
+WAIT_SECONDS = 10.0
 POLL_SECONDS = 0.01
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An MCP server on the official SDK, Streamable HTTP: `mcp_tools.py PORT`."""
+"""An MCP server on the official SDK, Streamable HTTP: `mcp_tools.py PORT [HOST]`; an empty host is every address."""
 
 import sys
 
@@ -15,4 +15,4 @@ def add(a: int, b: int) -> int:
 
 
 if __name__ == "__main__":
-    server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
+    server.run("streamable-http", host=sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1", port=int(sys.argv[1]))

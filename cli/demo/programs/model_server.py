@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gRPC service: grpcio's server with the health service of `grpcio-health-checking`: `model_server.py PORT`.
+"""A gRPC service: grpcio's server with the health service of `grpcio-health-checking`: `model_server.py PORT [HOST]`.
 
 A line on stderr a call, as an access log.
 """
@@ -32,16 +32,16 @@ class Health(health.HealthServicer):  # type: ignore[misc]  # the package has no
         return health_pb2.HealthListResponse(statuses={"llm": serving})
 
 
-def main(port: str) -> None:
+def main(port: str, host: str = "127.0.0.1") -> None:
     """Serve until the process is ended."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), interceptors=[AccessLog()])
     servicer = Health()
     servicer.set("llm", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.add_insecure_port(f"{host}:{port}")
     server.start()
     server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
