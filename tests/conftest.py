@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.postgres import MISSING, Server, running_server
+
 # How long an example takes says more about the machine than about us.
 settings.register_profile("firedoor", deadline=None)
 settings.load_profile("firedoor")
@@ -19,3 +21,27 @@ def _log_level() -> Iterator[None]:
     before = ours.level
     yield
     ours.setLevel(before)
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[Server | None]:
+    """One server for all tests of a process."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(_postgres: Server | None) -> Server:
+    """A PostgreSQL server; the test skips where none is installed."""
+    if _postgres is None:
+        pytest.skip(MISSING)
+    return _postgres
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Server]:
+    """A PostgreSQL server that a test may stop."""
+    with running_server() as server:
+        if server is None:
+            pytest.skip(MISSING)
+        yield server

@@ -18,8 +18,14 @@ class SlowNetwork:
         self._host, _, port = to.rpartition(":")
         self._port, self._seconds = int(port), seconds
         self.address = ""
+        self._transports: set[asyncio.WriteTransport] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def turn(self, to: str) -> None:
+        """Lead connections that come from now on to another port."""
+        self._host, _, port = to.rpartition(":")
+        self._port = int(port)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -36,17 +42,31 @@ class SlowNetwork:
 
     async def _end(self) -> None:
         self._server.close()
+        # What was accepted a moment ago has begun by then, and can be ended.
+        for _ in range(10):
+            await asyncio.sleep(0.01)
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for transport in self._transports:
+            transport.abort()
+        # And what was closed is closed.
+        for _ in range(10):
+            await asyncio.sleep(0.01)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(self._seconds)
-        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
-        with contextlib.closing(writer), contextlib.closing(far_writer):
-            ways = (self._way(reader, far_writer), self._way(far_reader, writer))
-            await asyncio.gather(*ways, return_exceptions=True)
+        self._transports.add(writer.transport)
+        with contextlib.closing(writer):
+            await asyncio.sleep(self._seconds)
+            try:
+                far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+            except OSError:
+                return
+            self._transports.add(far_writer.transport)
+            with contextlib.closing(far_writer):
+                ways = (self._way(reader, far_writer), self._way(far_reader, writer))
+                await asyncio.gather(*ways, return_exceptions=True)
 
     async def _way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()

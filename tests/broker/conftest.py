@@ -21,10 +21,25 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a module's tests that have a broker on each of the databases that its `ENGINES` names."""
+    if "engine" in metafunc.fixturenames and hasattr(metafunc.module, "ENGINES"):
+        metafunc.parametrize("engine", metafunc.module.ENGINES, indirect=True)
+
+
 @pytest.fixture
-async def broker(folder: Path) -> AsyncIterator[RunningBroker]:
+def engine(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What a broker is told of its database: SQLite's file, unless something else is asked for."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return {}
+    url, password_file = request.getfixturevalue("postgres").database()
+    return {"database": url, "database_password_file": str(password_file)}
+
+
+@pytest.fixture
+async def broker(folder: Path, engine: dict[str, str]) -> AsyncIterator[RunningBroker]:
     """A broker with two segments."""
-    async with running(folder) as found:
+    async with running(folder, **engine) as found:
         yield found
 
 

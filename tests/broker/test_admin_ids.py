@@ -125,11 +125,14 @@ async def test_one_of_our_own_needs_no_entry_that_says_so(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("alice", "is no SPIFFE ID"),
-        ("spiffe://other.org", "it has no path"),
+        ("alice", "'alice' is no SPIFFE ID"),
+        ("spiffe://other.org", "is no SPIFFE ID and no pattern"),
         (f"spiffe://{TD}/spire/agent/join_token/x", "lies below /spire"),
+        (f"spiffe://{TD}/spire/agent/**", "lies below /spire"),
+        ("spiffe://{td}/**", "every ID of its trust domain"),
     ],
 )
 def test_what_is_no_administrators_id(folder: Path, text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        config.load(None, {}, flags(folder, POLICY, admin_ids=text))
+    for key in ("admin_ids", "operator_ids", "policy_ids", "viewer_ids"):
+        with pytest.raises(ConfigError, match=words):
+            config.load(None, {}, flags(folder, POLICY, **{key: text}))

@@ -12,6 +12,8 @@ from firedoor.certs import KeyType, generate_key, make_csr
 from firedoor.wire import agent_grpc, agent_pb2, details, types
 from tests.broker.harness import RunningBroker, spiffe_id
 
+ENGINES = ("sqlite", "postgresql")
+
 NO_TOKEN = "failed to attest: join token does not exist or has already been used"
 Denied = types.PermissionDeniedDetails
 

@@ -74,10 +74,10 @@ async def test_the_brokers_own_svid_follows_the_authority_without_a_restart(fold
         identity, authority = broker.broker.identity, broker.broker.authority
         before = identity._svid
         await authority._prepare()
-        identity.refresh()
+        await identity.refresh()
         assert identity._svid is before
         await authority._activate()
-        identity.refresh()
+        await identity.refresh()
         assert identity._svid is not None
         assert identity._svid.authority_id == authority.issuer().authority_id
         # A client that learned of the new root verifies it; the listener never closed.

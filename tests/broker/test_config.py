@@ -112,6 +112,11 @@ CASES = {
 }
 
 
+def test_metrics_are_for_all_when_it_is_written_out(tmp_path: Path) -> None:
+    found = load(tmp_path, "trust_domain: a\nmetrics: 0.0.0.0:9090\nmetrics_for_all: true\n")
+    assert found.metrics == "0.0.0.0:9090"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_problem_is_named(tmp_path: Path, name: str) -> None:
     text, words = CASES[name]
@@ -172,3 +177,18 @@ def test_no_text_raises_anything_else(text: str) -> None:
             config.load(None, {"FIREDOOR_BROKER_TRUST_DOMAIN": "a"}, {option.name: text})
         except ConfigError:
             continue
+
+
+def test_a_policy_has_one_origin(tmp_path: Path) -> None:
+    found = load(tmp_path, GOOD + "kubernetes_policy: {cluster: prod}\n").kubernetes.policy
+    assert found is not None
+    assert found.cluster == "prod"
+    (both,) = findings(tmp_path, GOOD + "segments: /tmp/fd/policy\nkubernetes_policy: {cluster: prod}\n")
+    assert both.endswith("kubernetes_policy: the policy is in `segments` already; remove one")
+    (nameless,) = findings(tmp_path, GOOD + "kubernetes_policy: {}\n")
+    assert nameless.endswith("kubernetes_policy.cluster: is missing, the cluster's name")
+    elsewhere = findings(tmp_path, GOOD + 'kubernetes_policy: {cluster: prod, server: "https://10.0.0.1:6443"}\n')
+    assert [one.rpartition(": ")[0].rpartition(": ")[2] for one in elsewhere] == [
+        "kubernetes_policy.ca",
+        "kubernetes_policy.token",
+    ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from firedoor.broker.db.rows import Generation
 from firedoor.certs import KeyType, SpiffeId, generate_key, make_csr, parse_x509_svid
+from firedoor.certs.rotation import Stage
 from firedoor.wire import bundle_pb2, control_pb2, entry_pb2, types
-from firedoor.wire.views import view_hash
+from firedoor.wire.views import parts_hash, view_hash
 from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, running, until
 from tests.broker.test_issuing import USER, change
 
@@ -19,16 +21,16 @@ from tests.broker.test_issuing import USER, change
 class Stream:
     """A sidecar's end of one control stream."""
 
-    def __init__(self, agent: AgentClient, *versions: int) -> None:
+    def __init__(self, agent: AgentClient, *versions: int, features: tuple[str, ...] = ()) -> None:
         self._client = agent.core.control_client(addresses=[agent.broker.broker.listen], as_id=agent.id, expect=SERVER)
-        self._hello = control_pb2.Hello(versions=versions or [1], agent_version="test")
+        self.hello = control_pb2.Hello(versions=versions or [1], features=features, agent_version="test")
         self.updates: list[control_pb2.Update] = []
         self.disconnects = 0
 
     def poll(self) -> None:
         for kind, content in self._client.drain(100):
             if kind == "connected":
-                self._client.send(control_pb2.FromSidecar(hello=self._hello).SerializeToString())
+                self._client.send(control_pb2.FromSidecar(hello=self.hello).SerializeToString())
             elif kind == "message":
                 self.updates.append(control_pb2.FromBroker.FromString(content).update)
             elif kind == "disconnected":
@@ -54,8 +56,8 @@ class Stream:
         )
         self._client.send(control_pb2.FromSidecar(ack=ack).SerializeToString())
 
-    def nack(self, update: control_pb2.Update) -> None:
-        nack = control_pb2.Nack(generation=update.generation, code="unknown_part", error="what is this")
+    def nack(self, update: control_pb2.Update, code: str = "unknown_part") -> None:
+        nack = control_pb2.Nack(generation=update.generation, code=code, error="what is this")
         self._client.send(control_pb2.FromSidecar(nack=nack).SerializeToString())
 
     def stop(self) -> None:
@@ -113,6 +115,96 @@ async def test_each_change_is_a_higher_generation(broker: RunningBroker) -> None
     assert update.generation.number > numbers[-1]
 
 
+async def test_who_takes_deltas_is_told_what_changed(broker: RunningBroker) -> None:
+    agent, other, old = await broker.attest(), await broker.attest(), await broker.attest()
+    stream, before = Stream(agent, features=("delta", "something-else")), Stream(old)
+    first = await stream.next()
+    assert not first.HasField("base")
+    assert first.view_hash == parts_hash(first.parts)
+    stream.ack(first)
+    pusher, mine = broker.broker.pusher, SpiffeId.parse(agent.id)
+    await until(lambda: pusher.listening[mine].view_hash == first.view_hash)
+    # Nothing for it.
+    await broker.entry("/segment/registry/x", other.path, USER)
+    second = await stream.next()
+    assert second.base == first.generation
+    assert second.view_hash == second.delta.base_hash == first.view_hash
+    assert not second.delta.put
+    made = await broker.entry("/segment/registry/y", agent.path, USER)
+    third = await stream.next()
+    assert third.delta.base_hash == first.view_hash
+    assert [list(put.entries.entries) for put in third.delta.put if put.HasField("entries")] == [[made]]
+    # Whoever did not say that it takes them gets all of it.
+    update = await before.next()
+    while update.generation != third.generation:
+        update = await before.next()
+    assert not update.HasField("base")
+    assert update.view_hash == view_hash(update.parts)
+
+
+@pytest.mark.parametrize("code", ["unknown_base", "view_hash_mismatch"])
+async def test_a_delta_that_is_refused_is_followed_by_all_of_it_once(broker: RunningBroker, code: str) -> None:
+    agent = await broker.attest()
+    stream = Stream(agent, features=("delta",))
+    first = await stream.next()
+    stream.ack(first)
+    pusher, mine = broker.broker.pusher, SpiffeId.parse(agent.id)
+    await until(lambda: pusher.listening[mine].view_hash == first.view_hash)
+    made = await broker.entry("/segment/registry/y", agent.path, USER)
+    delta = await stream.next()
+    assert delta.HasField("base")
+    stream.nack(delta, code)
+    whole = await stream.having(made.id)
+    assert (whole.view_hash, whole.generation) == (delta.view_hash, delta.generation)
+    # Refused again: nothing until there is something new, and that is whole.
+    stream.nack(whole)
+    await until(lambda: pusher.listening[mine].refused == "unknown_part")
+    other = await broker.entry("/segment/registry/z", agent.path, USER)
+    assert not (await stream.having(made.id, other.id)).HasField("base")
+    refused = b"firedoor_broker_updates_refused_total %.1f" % (1 if code == "unknown_base" else 2)
+    assert refused in broker.broker.metrics.text()
+
+
+async def test_updates_say_over_how_long_to_spread_and_in_an_emergency_not_at_all(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firedoor.broker.spread.A_SECOND", 1)
+    agent, old = await broker.attest(), await broker.attest()
+    stream, before = Stream(agent, features=("delta", "spread")), Stream(old)
+    assert 1000 <= (await stream.next()).spread_ms <= 2000
+    assert not (await before.next()).HasField("spread_ms")
+    rotations = broker.broker.rotations
+    assert not rotations.urgent()
+    # Nothing else runs meanwhile.
+    for stage, urgent in ((Stage.SPREAD, True), (Stage.DONE, False)):
+        rotation = SimpleNamespace(emergency=True, stage=stage)
+        with monkeypatch.context() as patch:
+            patch.setitem(rotations._reports, "x509", SimpleNamespace(rotation=rotation))  # type: ignore[arg-type]
+            assert broker.broker.pusher.urgent() is urgent
+    broker.broker.pusher.urgent = lambda: True
+    made = await broker.entry("/segment/registry/x", agent.path, USER)
+    update = await stream.having(made.id)
+    assert update.HasField("spread_ms")
+    assert update.spread_ms == 0
+
+
+async def test_a_sidecar_that_comes_back_with_what_it_had_is_told_so(broker: RunningBroker) -> None:
+    agent = await broker.attest()
+    await broker.entry("/segment/registry/x", agent.path, USER)
+    before = Stream(agent)
+    first = await before.next()
+    whole = parts_hash(first.parts)
+    before.stop()
+    # What one of its streams does not take, none is sent.
+    await until(lambda: SpiffeId.parse(agent.id) not in broker.broker.pusher.listening)
+    stream = Stream(agent, features=("delta",))
+    stream.hello.running.CopyFrom(first.generation)
+    stream.hello.view_hash = whole
+    await until(lambda: stream.poll() or any(one.HasField("base") for one in stream.updates))
+    update = stream.updates[-1]
+    assert (update.delta.base_hash, update.view_hash, len(update.delta.put)) == (whole, whole, 0)
+
+
 async def test_a_change_that_is_another_agents_comes_too(broker: RunningBroker) -> None:
     """A generation with nothing new for an agent is sent, so that acknowledgements stay comparable."""
     agent, other = await broker.attest(), await broker.attest()
@@ -149,6 +241,7 @@ async def test_acknowledgements_are_kept(broker: RunningBroker) -> None:
     generation = Generation(update.generation.epoch, update.generation.number)
     mine, its = SpiffeId.parse(agent.id), SpiffeId.parse(silent.id)
     await until(lambda: pusher.missing(generation) == [its] and pusher.listening[its].refused)
+    await until(lambda: b"firedoor_broker_sidecars_behind 1.0" in broker.broker.metrics.text())
     assert pusher.listening[mine].svids == {"e": (7, "ab")}
     assert pusher.listening[mine].view_hash == update.view_hash
     assert pusher.listening[its].refused == "unknown_part"

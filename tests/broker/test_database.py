@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, func, insert, select, text
 
-from firedoor.broker.db import METADATA, Database, bundles, engine, generation
+from firedoor.broker.db import METADATA, Database, bundles, engine, generation, open_database
 from firedoor.broker.db.agent_rows import insert_token, spend_token
 from firedoor.broker.db.migrate import migrate
 from firedoor.broker.db.rows import Generation, bump, load_generation
@@ -30,10 +30,14 @@ def put(name: str) -> Any:
     return lambda connection: connection.execute(insert(bundles).values(row(name))) and name
 
 
-@pytest.fixture
-async def database(folder: Path):  # type: ignore[no-untyped-def]
-    found = Database(f"sqlite:///{folder}/x.db")
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    if request.param == "sqlite":
+        found = open_database(f"sqlite:///{folder}/x.db")
+    else:
+        found = open_database(*request.getfixturevalue("postgres").database(), "b1")
     migrate(found.engine)
+    await found.join()
     yield found
     found.close()
 
@@ -165,10 +169,13 @@ async def test_generations_only_grow(database: Database) -> None:
     assert await database.read(lambda c: c.scalar(select(func.count()).select_from(generation))) == 1
 
 
-async def test_the_files_are_private(database: Database, folder: Path) -> None:
+async def test_the_files_are_private(folder: Path) -> None:
+    database = Database(f"sqlite:///{folder}/x.db")
+    migrate(database.engine)
     await database.write(put("a"))
     modes = await asyncio.to_thread(lambda: {file.name: file.stat().st_mode & 0o777 for file in folder.glob("x.db*")})
     assert set(modes.values()) == {0o600}, modes
+    database.close()
 
 
 async def test_a_damaged_file_is_said(folder: Path) -> None:

@@ -10,6 +10,7 @@ from firedoor.broker.relationship_file import read_relationships
 from firedoor.certs import TrustDomain, read_roots, verify_node_certificate
 from firedoor.segments import Document, accept
 from firedoor.sidecar import config as sidecar_config
+from firedoor.sidecar.pod_token import TOKENS
 from tests.node_pki import NOW, NodePki
 from tests.simulator import SimulatedTrustDomain
 from tests.web_pki import WebPki
@@ -31,13 +32,18 @@ def test_the_examples_load(tmp_path: Path) -> None:
         for text in blocks(kind):
             file.write_text(text)
             found.append(load(file, {}, {}))
-    x509, ssh, http = brokers
+    x509, ssh, http, pods, psat = brokers
     assert x509.x509pop.ca_bundles == (etc / "nodes-ca.pem",)
     assert ssh.sshpop.cert_authorities == (etc / "hosts-ca.pub",)
     assert (ssh.sshpop.canonical_domain, ssh.sshpop.agent_path.names("hostname")) == ("nodes.example.org", True)
     assert http.http_challenge.required_port == 80
     assert http.http_challenge.allowed_dns_patterns[0].matches("gpu-1.nodes.example.org")
-    x509, ssh, http = sidecars
+    prod, edge, lab = pods.kubernetes.pods
+    assert (prod.access.server, edge.access.server, lab.access) == ("", "https://10.0.0.1:6443", None)
+    assert psat.kubernetes.agents[0].service_accounts == {("spire", "spire-agent")}
+    x509, ssh, http, pods, psat = sidecars
+    assert (pods.pod_token.kind, pods.pod_token.token) == ("k8s_pod", TOKENS["k8s_pod"])
+    assert (psat.pod_token.kind, psat.pod_token.token) == ("k8s_psat", TOKENS["k8s_psat"])
     assert (x509.x509pop.certificate, x509.x509pop.key) == (etc / "node.pem", etc / "node.key")
     assert ssh.sshpop.key == Path("/etc/ssh/ssh_host_ed25519_key")
     assert (http.http_challenge.node.port, http.http_challenge.node.hostname) == (80, "gpu-1.nodes.example.org")
@@ -67,6 +73,18 @@ def test_the_examples_of_federation_load(tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_text(blocks["relationships"])
     found = read_relationships(tmp_path / "federation.yaml", TD)
     assert [one.relationship.trust_domain.name for one in found] == ["partner.example", "cloud.example"]
+
+
+def test_the_examples_of_several_brokers_load(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "brokers.md").read_text()
+    blocks = dict(re.findall(r"```yaml (\S+)\n(.*?)```", text, re.DOTALL))
+    file = tmp_path / "example.yaml"
+    file.write_text(blocks["broker"])
+    loaded = config.load(file, {}, {})
+    assert loaded.database.startswith("postgresql://firedoor@db.internal/firedoor?sslmode=verify-full&")
+    assert loaded.database_password_file == Path("/etc/firedoor/db-password")
+    file.write_text(blocks["sidecar"])
+    assert len(sidecar_config.load(file, {}, {}).broker) == 3
 
 
 def test_the_selectors_are_those_of_a_certificate() -> None:

@@ -33,6 +33,8 @@ from tests.broker.harness import TD, RunningBroker, code_of, running, status, un
 from tests.broker.test_control import Stream, part
 from tests.broker.test_downstream import ANY, ban, delete, evict, no_longer, refusal
 
+ENGINES = ("sqlite", "postgresql")
+
 METHODS = {kind: f"/spire.api.server.bundle.v1.Bundle/Publish{kind.upper()}Authority" for kind in ("jwt", "wit")}
 OUR_TD = TrustDomain.parse(TD)
 

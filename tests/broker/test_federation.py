@@ -21,6 +21,7 @@ from firedoor.wire import bundle_pb2, trustdomain_grpc, types
 from firedoor.wire import trustdomain_pb2 as pb
 from tests.broker.harness import RunningBroker, code_of, running, until
 from tests.simulator import SimulatedTrustDomain
+from tests.tls_server import serving_tls
 
 OTHER = TrustDomain.parse("other.org")
 SERVER = "spiffe://other.org/spire/server"
@@ -44,16 +45,9 @@ async def endpoint(context: ssl.SSLContext, answer: Answer) -> AsyncIterator[End
     found = Endpoint(answer)
     application = web.Application()
     application.router.add_route("*", "/{tail:.*}", found.handle)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
-    await site.start()
-    port = runner.addresses[0][1]
-    found.url = f"https://127.0.0.1:{port}/bundle"
-    try:
+    async with serving_tls(application, context) as address:
+        found.url = f"https://{address}/bundle"
         yield found
-    finally:
-        await runner.cleanup()
 
 
 def spiffe_context(trust: SimulatedTrustDomain, path: str = "/spire/server") -> ssl.SSLContext:

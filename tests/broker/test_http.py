@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -84,6 +85,27 @@ async def test_one_request_a_connection(port: int) -> None:
 
 async def test_whoever_does_not_finish_is_cut(port: int) -> None:
     assert await ask(port, b"GET / HTTP/1.1\r\nHost: a") == b""
+
+
+async def test_one_address_has_some_connections(port: int) -> None:
+    held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(16)]
+    # Each is accepted before the next: this one is the seventeenth.
+    with contextlib.suppress(ConnectionError):
+        assert await ask(port, b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n") == b""
+    for _, writer in held:
+        writer.close()
+    for _ in range(1000):
+        if await answered(port):
+            return
+        await asyncio.sleep(0.03)
+    raise AssertionError("nobody is answered")
+
+
+async def answered(port: int) -> bool:
+    """Say whether a request is answered."""
+    with contextlib.suppress(ConnectionError):
+        return (await ask(port, b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")).endswith(b"/a a")
+    return False
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
+from firedoor.broker.db.rows import issued_by_serial
 from firedoor.certs import KeyType, TrustBundle, TrustDomain, generate_key, parse_x509_svid, verify_x509_svid
 from firedoor.wire import entry_pb2, types
 from tests.broker.harness import POLICY, RunningBroker, entry, running, selectors, spiffe_id, until
@@ -48,12 +49,10 @@ async def test_an_entitled_agent_gets_the_entrys_id(broker: RunningBroker) -> No
     assert svid.not_after - svid.not_before == 130
     assert svid.dns_names == ("models.internal",)
     assert result.svid.expires_at == svid.not_after
-    rows = await broker.broker.database.read(
-        lambda c: list(
-            c.exec_driver_sql("select spiffe_id, entry_id, agent_id from issued where serial = ?", (svid.serial,))
-        )
-    )
-    assert rows == [("spiffe://example.org/segment/registry/x", made.id, agent.id)]
+    found = await broker.broker.database.read(lambda c: issued_by_serial(c, svid.serial, broker.broker.clock.now()))
+    assert found is not None
+    held = (found.spiffe_id, found.entry_id, found.agent_id)
+    assert held == ("spiffe://example.org/segment/registry/x", made.id, agent.id)
 
 
 async def test_names_in_a_csr_have_no_effect(broker: RunningBroker) -> None:

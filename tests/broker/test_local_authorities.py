@@ -146,7 +146,7 @@ async def test_what_a_revoked_authority_signed_opens_nothing(broker: RunningBrok
     calls = Authorities(broker, "X509")
     first = (await calls.ids())["active"]
     await calls.do("Activate", (await calls.do("Prepare")).authority_id)
-    broker.broker.identity.refresh()
+    await broker.broker.identity.refresh()
     for one in (late, punctual):
         one.publish()
     key = generate_key(KeyType.EC_P256)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from pathlib import Path
 
 import grpc
 import pytest
 
-from firedoor.broker.errors import ConfigError
+from firedoor.broker.errors import ConfigError, DatabaseError
 from firedoor.segments import PolicyErrors
 from firedoor.wire import admin_pb2, control_pb2
 from tests.broker.harness import POLICY, RunningBroker, running, until
+from tests.postgres import Server
 
 BROKEN = POLICY.replace("port: 9000", "prot: 9000")
 UNKNOWN_SEGMENT = POLICY.replace("{segment: inference}", "{segment: interference}")
@@ -112,6 +115,20 @@ async def test_an_edited_file_comes_into_force_by_itself(broker: RunningBroker) 
     (broker.folder / "policy" / "segments.yaml").write_text(WIDER)
     await until(lambda: broker.broker.state.generation > before)
     assert await in_force(broker) == WIDER
+
+
+async def test_an_edit_while_the_database_is_away_is_in_force_once_it_is_back(
+    folder: Path, own_postgres: Server
+) -> None:
+    url, password_file = own_postgres.database()
+    shared = {"database": url, "database_password_file": str(password_file)}
+    async with running(folder, POLICY, **shared) as broker:
+        await asyncio.to_thread(own_postgres.stop)
+        (folder / "policy" / "segments.yaml").write_text(WIDER)
+        with contextlib.suppress(DatabaseError):
+            await broker.broker.policy.poll()
+        await asyncio.to_thread(own_postgres.start)
+        await until(lambda: broker.broker.policy.current.documents[0].text == WIDER, 60)
 
 
 async def test_a_file_that_is_added_or_removed_counts(broker: RunningBroker) -> None:

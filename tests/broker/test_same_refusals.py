@@ -15,7 +15,7 @@ import pytest
 
 from firedoor.broker.policy import compile_documents
 from firedoor.certs import TrustDomain
-from firedoor.segments import Document
+from firedoor.segments import Document, Loader
 from firedoor.wire import details, entry_pb2
 from tests.broker.harness import POLICY, AgentClient, RunningBroker, running
 from tests.broker.test_issuing import NODE, STRICTER, change
@@ -69,7 +69,7 @@ async def refused_by_what_comes(broker: RunningBroker, agent: AgentClient) -> st
     """While an edit waits for holders of old certificates, both policies have to admit."""
     made = await broker.entry(PATH, agent.path, USER)
     document = Document("segments.yaml", STRICTER)
-    broker.broker.policy._coming = compile_documents([document], TrustDomain.parse("example.org"))
+    broker.broker.policy._coming = compile_documents([document], Loader(TrustDomain.parse("example.org")))
     return made.id
 
 

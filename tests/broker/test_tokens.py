@@ -18,6 +18,7 @@ from spiffe import JwtSvid as PySpiffeJwtSvid
 from spiffe.bundle.jwt_bundle.jwt_bundle import JwtBundle
 from spiffe.spiffe_id.spiffe_id import TrustDomain as PySpiffeTrustDomain
 
+from firedoor.broker.db.rows import issued_by_serial
 from firedoor.broker.messages import bundle_message
 from firedoor.certs import (
     KeyType,
@@ -213,9 +214,10 @@ async def test_a_segment_that_says_so_lets_its_ids_be_minted(folder: Path) -> No
         verify_x509_svid(svid.chain, {TD: broker.broker.state.bundles[TD]}, broker.broker.clock.now())
         assert (str(svid.id), svid.dns_names, made.expires_at) == (ID, ("models.internal",), svid.not_after)
         assert svid.not_after - svid.not_before == 130
-        query = "select spiffe_id, entry_id, agent_id from issued where serial = ?"
-        rows = await broker.broker.database.read(lambda c: list(c.exec_driver_sql(query, (svid.serial,))))
-        assert rows == [(ID, "", "")]
+        now = broker.broker.clock.now()
+        found = await broker.broker.database.read(lambda c: issued_by_serial(c, svid.serial, now))
+        assert found is not None
+        assert (found.spiffe_id, found.entry_id, found.agent_id) == (ID, "", "")
         records = {r["event"]: r for r in broker.audit() if str(r.get("event", "")).startswith("mint")}
         assert records["mint"]["serial"] == svid.serial
         assert records["mint"]["caller_uid"] == records["mint_jwt"]["caller_uid"] == os.geteuid()

@@ -16,7 +16,18 @@ from firedoor.broker.broker import Broker
 from firedoor.broker.config import load, validate
 from firedoor.broker.downstream import listed, own
 from firedoor.broker.errors import ConfigError
-from firedoor.certs import EVERY_ID, KeyType, TrustDomain, X509Issuer, generate_key, issue_ca, parse_x509_svid
+from firedoor.certs import (
+    EVERY_ID,
+    KeyType,
+    Stage,
+    Status,
+    TrustDomain,
+    X509Issuer,
+    generate_key,
+    issue_ca,
+    parse_x509_svid,
+)
+from firedoor.wire import admin_grpc, admin_pb2
 from firedoor.wire import localauthority_grpc as la_grpc
 from firedoor.wire import localauthority_pb2 as la_pb
 from tests.broker.below import Below, forge
@@ -177,6 +188,29 @@ async def test_it_leaves_a_root_behind(folder: Path, files: Files) -> None:
         await revoke(old.authority_id)
         assert broker.roots() == [new.der]
         assert [verified(broker, one) for one in (before, after)] == ["chain_untrusted", "ok"]
+
+
+async def test_a_rotation_below_it_ends_when_nobody_runs_on_the_old_ca(folder: Path, files: Files) -> None:
+    """What the root above vouches for cannot be taken back here; keys for tokens are ours alone."""
+    root = made()
+    files.write(root)
+    async with running(folder, jwt_svid_ttl="1s", **files.flags()) as broker:
+        stub = admin_grpc.AuthorityAdminStub(broker.admin)
+        rotate = stub.StartRotation
+        code, words = await refusal(rotate(admin_pb2.StartRotationRequest(kinds=["jwt", "x509"], emergency=True)))
+        assert (code, "the x509 authority is below one upstream" in words) == ("FAILED_PRECONDITION", True)
+        # Of several kinds all are started, or none.
+        assert broker.broker.rotations.reports == {}
+        old = broker.broker.authority.active()
+        await rotate(admin_pb2.StartRotationRequest(kinds=["x509", "jwt"], drain=0))
+        reports = broker.broker.rotations.reports
+        await until(lambda: {one.rotation.stage for one in reports.values()} == {Stage.DONE}, 20)
+        slots = broker.broker.authority.slots
+        assert slots.other is not None
+        assert (slots.other.authority_id, slots.other.status) == (old.authority_id, Status.OLD)
+        assert broker.broker.jwt_authority.slots.other is not None
+        assert broker.broker.jwt_authority.slots.other.status is Status.REVOKED
+        assert broker.roots() == [root.der]
 
 
 async def test_without_one_there_is_nothing_to_taint(broker: RunningBroker) -> None:

@@ -56,7 +56,7 @@ def test_intermediate() -> None:
     [
         ({}, "spiffe://td/a"),
         ({"expires": NOW - 1}, "expired"),
-        ({"starts": NOW + 1}, "not_yet_valid"),
+        ({"starts": NOW + 301}, "not_yet_valid"),
         ({"ca": True}, "leaf_is_ca"),
         ({"uris": []}, "uri_san_missing"),
         ({"key_usage": None}, "key_usage_missing"),

@@ -72,11 +72,15 @@ def original(peer):
     return "not redirected" if found == peer.getsockname()[:2] else f"{found[0]} {port}"
 
 
-def ask(host, port, udp=False, seconds=1.0):
+def ask(host, port, udp=False, seconds=1.0, source=0):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
         try:
+            if source:
+                # It may be in use towards another destination.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("", source))
             sock.connect((host, port))
             if udp:
                 sock.send(b"question")

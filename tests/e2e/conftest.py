@@ -81,9 +81,12 @@ def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T
 class Program:
     """A `firedoor` process; its stderr goes to a file. `prefix` is what runs it, such as `nsenter`."""
 
+    # What is run.
+    module = "firedoor.cli"
+
     def __init__(self, log: Path, *words: str, prefix: Sequence[str] = ()) -> None:
         self.log = log
-        command = [*prefix, sys.executable, "-m", "firedoor.cli", *words]
+        command = [*prefix, sys.executable, "-m", self.module, *words]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
 
@@ -162,7 +165,7 @@ class World:
             *("sidecar", "run", "--trust-domain", self.trust_domain, "--broker", self.address, "--metrics", "off"),
             *("--bootstrap-bundle", str(self.folder / "bundle.json")),
             *(evidence or ("--join-token-file", str(self.folder / "token"))),
-            *("--auth-socket", str(self.auth_socket(name)), "--admin-socket", str(self.folder / f"{name}-admin.sock")),
+            *("--auth-socket", str(self.auth_socket(name)), "--admin-socket", str(self.admin_socket(name))),
             *("--data-dir", str(self.folder / name), *words),
         )
 
@@ -173,6 +176,9 @@ class World:
 
     def auth_socket(self, name: str = "s") -> Path:
         return self.folder / f"{name}-auth.sock"
+
+    def admin_socket(self, name: str = "s") -> Path:
+        return self.folder / f"{name}-admin.sock"
 
     def admin(self) -> grpc.Channel:
         """Return a channel to the broker's admin socket."""
@@ -191,10 +197,16 @@ class World:
         (self.folder / "token").write_text(token.value + "\n")
         return f"/spire/agent/join_token/{token.value}"
 
-    def run(self, *words: str) -> str:
+    def write_policy(self, text: str) -> None:
+        """Make this the policy, whole at once: the broker may look at any time. It takes it at its next look."""
+        new = self.folder / "policy.yaml.new"
+        new.write_text(text)
+        new.replace(self.folder / "policy.yaml")
+
+    def run(self, *words: str, seconds: float = DEADLINE) -> str:
         """Run a command of an administrator and return what it prints."""
         command = [sys.executable, "-m", "firedoor.cli", *words, "--admin-socket", str(self.folder / "b.sock")]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds).stdout
 
     def create_entry(self, parent: str, path: str, *selectors: str, **fields: object) -> str:
         """Create an entry and return its ID."""
@@ -237,7 +249,7 @@ class World:
 
     def status(self, name: str = "s") -> admin_pb2.GetStatusResponse | None:
         """Return a sidecar's status; None when it does not answer."""
-        with grpc.insecure_channel(f"unix:{self.folder / f'{name}-admin.sock'}") as channel:
+        with grpc.insecure_channel(f"unix:{self.admin_socket(name)}") as channel:
             try:
                 return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5)
             except grpc.RpcError:

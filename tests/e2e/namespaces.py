@@ -45,8 +45,8 @@ class Actor:
         found: list[str] = self.call("met", host, port)
         return found
 
-    def ask(self, host: str, port: int, *, udp: bool = False, seconds: float = 0.5) -> str:
-        found: str = self.call("ask", host, port, udp=udp, seconds=seconds)
+    def ask(self, host: str, port: int, *, udp: bool = False, seconds: float = 0.5, source: int = 0) -> str:
+        found: str = self.call("ask", host, port, udp=udp, seconds=seconds, source=source)
         return found
 
     def end(self) -> None:

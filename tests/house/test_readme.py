@@ -35,6 +35,11 @@ def test_transcript(block: str, tmp_path: Path) -> None:
     assert transcripts.check(block, tmp_path)
 
 
+def test_every_page_is_in_its_table() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)\)", (ROOT / "README.md").read_text()))
+    assert linked == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+
+
 def test_there_are_transcripts() -> None:
     assert any("demo --once" in block for block in BLOCKS)
     assert any("explain" in block for block in BLOCKS)

@@ -82,6 +82,15 @@ def listener(name: str, identity: str, protocol: str, port: int, **more: object)
     }
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests report, whether or not their output is captured."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for text in (value for name, value in report.user_properties if name == "report"):
+                terminalreporter.section(report.nodeid)
+                terminalreporter.line(str(text))
+
+
 class Estate(World):
     """Sidecar `server` before the programs, sidecar `client` after those that ask."""
 
@@ -90,15 +99,11 @@ class Estate(World):
         self.app = app
         # Of the inbound listeners, once they are bound.
         self._addresses: tuple[str, ...] = ("127.0.0.1:0",) * len(LISTENERS)
-        self.write(policy())
-
-    def write(self, text: str) -> None:
-        """Make this the policy; the broker reads it at its next look, or when told."""
-        (self.folder / "policy.yaml").write_text(text)
+        self.write_policy(policy())
 
     def edit(self, text: str) -> None:
         """Make this the policy, and tell the broker."""
-        self.write(text)
+        self.write_policy(text)
         self.programs[0].process.send_signal(signal.SIGHUP)
 
     def change(self, text: str) -> None:

@@ -21,6 +21,14 @@ TOTALS = struct.Struct("!4sQQ")
 MARK = b"ends"
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+# A Unix socket, or a host and a port.
+Where = Path | tuple[str, int]
+
+
+async def connect(where: Where) -> tuple[Reader, Writer]:
+    if isinstance(where, Path):
+        return await asyncio.open_unix_connection(str(where))
+    return await asyncio.open_connection(*where)
 
 
 def piece(offset: int, size: int) -> bytes:
@@ -60,11 +68,14 @@ class App:
     requests: int = 0
     # By the hash of the leaf that the sidecar saw (XFCC).
     peers: Counter[str] = field(default_factory=Counter)
+    # None is every address.
+    host: str | None = "127.0.0.1"
+    ports: tuple[int, int] = (0, 0)
     _servers: list[asyncio.Server] = field(default_factory=list)
 
     async def start(self) -> Self:
-        for serve in (self._http, self._opaque):
-            self._servers.append(await asyncio.start_server(serve, "127.0.0.1", 0))
+        for serve, port in zip((self._http, self._opaque), self.ports, strict=True):
+            self._servers.append(await asyncio.start_server(serve, self.host, port))
         return self
 
     async def stop(self) -> None:
@@ -84,20 +95,22 @@ class App:
         return f"{host}:{port}"
 
     async def _http(self, reader: Reader, writer: Writer) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            while True:
-                line, headers = await read_head(reader)
-                self.requests += 1
-                # `By=...;Hash=...;URI=...`, as Envoy writes it.
-                identity = dict(one.split("=", 1) for one in headers["x-forwarded-client-cert"].split(";"))
-                self.peers[identity["Hash"]] += 1
-                if line.split(" ")[1].endswith("/stream"):
-                    await self._follow(writer)
-                    break
-                body = headers["x-number"].encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-                await writer.drain()
-        await close(writer)
+        try:
+            with contextlib.suppress(OSError, EOFError):
+                while True:
+                    line, headers = await read_head(reader)
+                    self.requests += 1
+                    # `By=...;Hash=...;URI=...`, as Envoy writes it.
+                    identity = dict(one.split("=", 1) for one in headers["x-forwarded-client-cert"].split(";"))
+                    self.peers[identity["Hash"]] += 1
+                    if line.split(" ")[1].endswith("/stream"):
+                        await self._follow(writer)
+                        break
+                    body = headers["x-number"].encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                    await writer.drain()
+        finally:
+            await close(writer)
 
     async def _follow(self, writer: Writer) -> None:
         """Answer with a body that does not end by itself."""
@@ -110,15 +123,17 @@ class App:
             await asyncio.sleep(PAUSE)
 
     async def _opaque(self, reader: Reader, writer: Writer) -> None:
-        with contextlib.suppress(OSError, EOFError, ValueError):
-            said = await reader.readuntil(b"\n")
-            self.requests += 1
-            if said == b"stream\n":
-                await self._stream(reader, writer)
-            else:
-                writer.write(said)
-                await writer.drain()
-        await close(writer)
+        try:
+            with contextlib.suppress(OSError, EOFError, ValueError):
+                said = await reader.readuntil(b"\n")
+                self.requests += 1
+                if said == b"stream\n":
+                    await self._stream(reader, writer)
+                else:
+                    writer.write(said)
+                    await writer.drain()
+        finally:
+            await close(writer)
 
     async def _stream(self, reader: Reader, writer: Writer) -> None:
         """Send the pattern, read it, and after the other end has closed say how much it was, each way."""
@@ -150,8 +165,8 @@ class Link:
     writer: Writer
 
     @classmethod
-    async def open(cls, path: Path) -> Link:
-        return cls(*await asyncio.open_unix_connection(str(path)))
+    async def open(cls, where: Where) -> Link:
+        return cls(*await connect(where))
 
     async def get(self, target: str, number: int) -> bool:
         """Ask and check the answer; say whether the connection takes another request. Raise OSError or ValueError."""
@@ -168,18 +183,18 @@ class Link:
 class KeepAlive:
     """A pool of connections, used in turn; a request that finds none free opens one."""
 
-    def __init__(self, path: Path, least: int = 8) -> None:
-        self._path, self._least = path, least
+    def __init__(self, where: Where, least: int = 8, target: str = "/models/x") -> None:
+        self._where, self._least, self._target = where, least, target
         self._free: deque[Link] = deque()
 
     async def request(self, number: int) -> None:
         # Those that the other side has closed are known to be no good before anything is sent.
         while self._free and self._free[0].reader.at_eof():
             await close(self._free.popleft().writer)
-        link = self._free.popleft() if len(self._free) >= self._least else await Link.open(self._path)
+        link = self._free.popleft() if len(self._free) >= self._least else await Link.open(self._where)
         again = False
         try:
-            again = await link.get("/models/x", number)
+            again = await link.get(self._target, number)
         finally:
             if again:
                 self._free.append(link)
@@ -191,18 +206,18 @@ class KeepAlive:
             await close(self._free.pop().writer)
 
 
-async def get_once(path: Path, number: int) -> None:
+async def get_once(where: Where, number: int) -> None:
     """One request on a connection of its own."""
-    link = await Link.open(path)
+    link = await Link.open(where)
     try:
         await link.get("/models/x", number)
     finally:
         await close(link.writer)
 
 
-async def say_once(path: Path, number: int) -> None:
+async def say_once(where: Where, number: int) -> None:
     """The same with an opaque protocol."""
-    reader, writer = await asyncio.open_unix_connection(str(path))
+    reader, writer = await connect(where)
     try:
         writer.write(b"%d\n" % number)
         answer = await reader.readuntil(b"\n")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Program, until
 from tests.load.conftest import Estate
-from tests.load.programs import KeepAlive, get_once, say_once
+from tests.load.programs import KeepAlive, Where, get_once, say_once
 from tests.load.traffic import Load, Traffic
 
 # Starts that are killed at a random moment.
@@ -49,10 +49,10 @@ def loads(running: Estate, traffic: Traffic, pool: KeepAlive) -> Broken:
     return stop
 
 
-def carried_again(running: Estate, traffic: Traffic) -> float:
+def carried_again(where: Where, traffic: Traffic) -> float:
     """Send requests for a while, none of which may fail; return when that began."""
     began = time.time()
-    more = traffic.start("again", 100, lambda n: get_once(running.http, n))
+    more = traffic.start("again", 100, lambda n: get_once(where, n))
     until(lambda: more.load.answered > 100, "a second's answers")
     assert more.stop().failures == []
     return began
@@ -92,7 +92,7 @@ def test_with_a_broker_it_serves_again_by_itself(running: Estate, traffic: Traff
     killed = kill(running, name)
     again = running.start_server(*DISK) if name == "server" else running.start_client()
     again.ready()
-    began = carried_again(running, traffic)
+    began = carried_again(running.http, traffic)
     check(loads(), killed, began)
     # The stored agent SVID counts: nobody has attested anew.
     assert running.agents() == agents
@@ -107,7 +107,7 @@ def test_killed_at_its_start_it_serves_at_the_next(running: Estate, traffic: Tra
         time.sleep(chosen.uniform(0, 0.5))
         started.kill()
     running.start_server(*DISK).ready()
-    carried_again(running, traffic)
+    carried_again(running.http, traffic)
     assert running.agents() == agents
 
 
@@ -116,7 +116,7 @@ def test_killed_at_its_start_it_serves_at_the_next(running: Estate, traffic: Tra
 def test_without_a_broker_it_serves_what_is_on_disk(running: Estate, traffic: Traffic, loads: Broken) -> None:
     killed = kill(running, "server")
     running.start_server(*DISK).ready()
-    began = carried_again(running, traffic)
+    began = carried_again(running.http, traffic)
     check(loads(), killed, began)
 
 
@@ -147,5 +147,5 @@ def test_without_a_broker_and_keys_it_binds_nothing_and_says_so(
     assert not (running.folder / "client/workload").exists() or not list((running.folder / "client/workload").iterdir())
     running.start_broker()
     client.ready()
-    began = carried_again(running, traffic)
+    began = carried_again(running.http, traffic)
     check(loads(), killed, began)

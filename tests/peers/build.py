@@ -2,8 +2,10 @@
 """Builds the Go programs that tests drive, and says where they are.
 
 Each folder beside this file that has a go.mod is one module, pinned by its go.sum; its programs are the `tool` lines of
-go.mod, or the module's own main package. They are built once for each content of the module and each version of Go,
-into `$XDG_CACHE_HOME/firedoor/peers` (`~/.cache` without it), so that a fresh clone finds them.
+go.mod, or the module's own main package; without either it is there for its sources. A file `ldflags` beside go.mod is
+what else the linker is told: versions that a program finds out in its own tree alone. They are built once for each
+content of the module and each version of Go, into `$XDG_CACHE_HOME/firedoor/peers` (`~/.cache` without it), so that a
+fresh clone finds them.
 
 Run by `make peers` (`python -m tests.peers.build`). Without Go it builds nothing and says so; the tests then skip.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -23,9 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Half of the cores: a build takes minutes and somebody may be working.
-_JOBS = max(1, (os.cpu_count() or 2) // 2)
-_FLAGS = ("-p", str(_JOBS), "-trimpath", "-buildvcs=false", "-ldflags=-s -w")
+# Half of the cores: a build takes minutes and somebody may be working. In CI nobody is.
+_CORES = os.cpu_count() or 2
+_JOBS = _CORES if os.environ.get("CI") == "true" else max(1, _CORES // 2)
+_FLAGS = ("-p", str(_JOBS), "-trimpath", "-buildvcs=false")
+_LDFLAGS = "-s -w"
 _REPORT_SECONDS = 15
 
 
@@ -62,7 +67,7 @@ def binary(module: str, name: str) -> Path:
 def _folder(module: Path) -> Path:
     digest = hashlib.sha256(go_version().encode())
     for path in sorted(module.rglob("*")):
-        if path.suffix == ".go" or path.name in ("go.mod", "go.sum"):
+        if path.suffix == ".go" or path.name in ("go.mod", "go.sum", "ldflags"):
             digest.update(str(path.relative_to(module)).encode() + b"\0" + path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "firedoor/peers" / f"{module.name}-{digest.hexdigest()[:16]}"
@@ -74,7 +79,25 @@ def programs(module: Path) -> dict[str, str]:
     tools = re.findall(r"^tool ([^\s(]+)$", text, re.M)
     for block in re.findall(r"^tool \(\n(.*?)^\)", text, re.M | re.S):
         tools += block.split()
-    return {tool.rpartition("/")[2]: tool for tool in tools} or {module.name: "."}
+    is_program = any("\npackage main\n" in file.read_text() for file in module.glob("*.go"))
+    return {tool.rpartition("/")[2]: tool for tool in tools} or ({module.name: "."} if is_program else {})
+
+
+def source(module: str, path: str) -> Path:
+    """Return the files of a module that one of ours requires, checked by its go.sum. Raise Missing."""
+    go_version()
+    found = subprocess.run(
+        ["go", "mod", "download", "-json", path], cwd=HERE / module, capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        raise Missing(f"{path} cannot be downloaded: {found.stderr.strip() or found.stdout.strip()}")
+    return Path(json.loads(found.stdout)["Dir"])
+
+
+def ldflags(module: Path) -> str:
+    """Return what the linker is told when it makes a module's programs."""
+    own = module / "ldflags"
+    return " ".join([_LDFLAGS, *(own.read_text().split() if own.exists() else ())])
 
 
 def build(module: Path) -> None:
@@ -91,7 +114,7 @@ def build(module: Path) -> None:
 def _build_one(module: Path, package: str, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     fresh = target.with_name(f".{target.name}.new")
-    command = ["go", "build", "-v", *_FLAGS, "-o", str(fresh), package]
+    command = ["go", "build", "-v", *_FLAGS, f"-ldflags={ldflags(module)}", "-o", str(fresh), package]
     _say(f"{target.name}: building; nothing needs to be done meanwhile")
     with subprocess.Popen(
         command, cwd=module, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: os.nice(15)

@@ -11,6 +11,7 @@ from firedoor.segments import (
     Admitted,
     MintRefused,
     NoSegment,
+    PodNotAsked,
     Refused,
     check_admission,
     check_entry,
@@ -97,6 +98,17 @@ def test_a_foreign_id_needs_a_pattern_that_names_its_trust_domain() -> None:
         check_admission(POLICY, sid("spiffe://partner/segment/b/x"), entry=selectors("unix:user:b"), node=frozenset())
 
 
+def test_a_pod_is_admitted_by_what_the_broker_attested_or_not_at_all() -> None:
+    """Its sidecar is agent and workload in one: whatever entry selectors it claims, nothing stands behind them."""
+    pod = selectors("k8s_pod:ns:web", "k8s_pod:cluster:prod", "spire_agent:id:spiffe://td/spire/agent/k8s_pod/prod/1")
+    assert check_admission(POLICY, ID, entry=ENTRY, node=NODE | pod).segment.name == "a"
+    for spiffe_id in (sid("/segment/b/x"), sid("/host/x")):
+        node = frozenset({one for one in pod if one.type != "k8s_pod"})
+        check_admission(POLICY, spiffe_id, entry=selectors("unix:user:b"), node=node)
+        with pytest.raises(PodNotAsked, match="has no node selector"):
+            check_admission(POLICY, spiffe_id, entry=selectors("unix:user:b"), node=pod)
+
+
 def test_mint() -> None:
     assert check_mint(POLICY, ID).basis == "mint"
     with pytest.raises(MintRefused, match="mint: true"):
@@ -104,7 +116,7 @@ def test_mint() -> None:
 
 
 def test_nobody_else_makes_an_admitted() -> None:
-    with pytest.raises(TypeError, match="check_admission"):
+    with pytest.raises(TypeError, match="functions that check"):
         Admitted()
 
 

@@ -107,6 +107,24 @@ CASES: dict[str, tuple[str, str, Documents, Documents]] = {
         (segment("a", admission={"mint": True}),),
         (segment("a", admission={"mint": True, "node": ["x:y"]}),),
     ),
+    "pods by what they claim": (
+        "error",
+        "pod_by_entry_alone",
+        (segment("a", admission={"entry": ["unix:uid:1", "k8s:ns:a"]}),),
+        (segment("a", admission={"entry": ["unix:uid:1", "k8s:ns:a"], "node": ["k8s_psat:cluster:prod"]}),),
+    ),
+    "pods of every namespace": (
+        "warning",
+        "pods_of_every_namespace",
+        (segment("a", admission={"node": ["k8s_pod:cluster:prod", "k8s_pod:sa:x", "k8s_pod:label:ns:x"]}),),
+        (segment("a", admission={"node": ["k8s_pod:cluster:prod", "k8s_pod:ns:x"]}),),
+    ),
+    "pods of every namespace by what they claim": (
+        "error",
+        "pods_of_every_namespace",
+        (segment("a", admission={"entry": ["k8s:ns:x"], "node": ["k8s_pod:cluster:prod"]}),),
+        (segment("a", admission={"entry": ["k8s:ns:x"], "node": ["k8s_pod:ns-label:zone:x"]}),),
+    ),
     "mint without members": (
         "error",
         "mint_without_members",

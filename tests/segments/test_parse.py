@@ -67,7 +67,7 @@ def test_defaults() -> None:
     (made,) = policy(segment("a", function=None, trust=None, members=None, admission={})).segments
     assert (made.function, made.trust, made.vlan, made.mode) == ("a", Trust.LOW, None, Mode.ENFORCE)
     assert (made.members, made.admission, made.fallback) == ((), Admission(), False)
-    assert (made.audit_loss, made.expiry) == (AuditLoss.COUNT, Expiry(0))
+    assert (made.audit_loss, made.expiry, made.read_only) == (AuditLoss.COUNT, Expiry(0), False)
     (made_flow,) = policy(flow("f")).flows
     assert (made_flow.allow, made_flow.valid) == ((TcpAction(),), None)
 
@@ -76,6 +76,7 @@ GOOD = {
     # name: (document, path into the made object, value)
     "audit mode": (segment("a", mode="audit"), "mode", Mode.AUDIT),
     "audit loss": (segment("a", audit_loss="deny"), "audit_loss", AuditLoss.DENY),
+    "volumes": (segment("a", volumes="read-only"), "read_only", True),
     "expiry close": (segment("a", expiry="close"), "expiry", Expiry(0)),
     "expiry kept": (segment("a", expiry={"until-revoked": "12h"}), "expiry", Expiry(43200)),
     "expiry in days": (segment("a", expiry={"until-revoked": "7d"}), "expiry", Expiry(7 * 86400)),

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from firedoor.certs import IdPattern
 from firedoor.segments import (
     Document,
+    Loader,
+    PolicyErrors,
     PolicySet,
     Speaks,
     Views,
@@ -219,6 +221,28 @@ def test_an_edit_of_a_service_is_shown() -> None:
     assert '+    - "10.0.0.2"' in change.text
 
 
+def test_what_did_not_change_is_not_read_again() -> None:
+    loader = Loader(TD)
+    base, other = Document("base.yaml", text(A, B, flow("f"))), Document("o.yaml", text(service("o", "10.0.0.9")))
+    old = Document("s.yaml", text(service("s", "10.0.0.1")))
+    first = loader.load([base, other, old])
+    new = Document("s.yaml", text(service("s", "10.0.0.2")))
+    second = loader.load([base, other, new])
+    assert second == load([base, other, new], TD)
+    (left, right), (left_2, right_2) = first.services, second.services
+    assert left is left_2
+    assert (right.addresses, right_2.addresses) == ((ip_address("10.0.0.1"),), (ip_address("10.0.0.2"),))
+    # What is wrong changes nothing, and what was read is held against what is new.
+    with pytest.raises(PolicyErrors) as caught:
+        loader.load([base, other, Document("t.yaml", text(service("o", "10.0.0.3")))])
+    assert [one.code for one in caught.value.findings] == ["duplicate_name"]
+    assert loader.load([base, other, new]).services[1] is right_2
+    assert [str(one).splitlines()[0] for one in diff([base, other, old], [base, other, new])] == ["Service s changed"]
+    assert diff([base, old], [base, Document("moved.yaml", old.text)]) == []
+    one, turned = (Document("x.yaml", text(*parts)) for parts in ((A, service("s"), B), (B, service("s"), A)))
+    assert diff([one], [turned]) == []
+
+
 def test_who_might_answer() -> None:
     made = policy(A, B, segment("c", members=["spiffe://{td}/ns/c/sa/*"]))
     expect = [IdPattern.parse(one, TD) for one in (MODELS, "spiffe://{td}/ns/*/sa/x", "spiffe://{td}/nowhere")]
@@ -314,7 +338,9 @@ def test_a_view_holds_what_a_flow_of_its_own_could_reach_and_nothing_else(
 ) -> None:
     made, own = loaded(documents), sid(f"/segment/{name}/{tail}")
     views = Views(compile_table(made))
-    got = {one.name for one in views.with_part(views.part(name, own)).services}
+    part = views.part(name, own)
+    assert views.part_bytes(part) == table_bytes(views.with_part(part)), "joined from what was encoded before"
+    got = {one.name for one in views.with_part(part).services}
     assert got == {one["metadata"]["name"] for one in documents if one["kind"] == "Service" and _could(one, made, own)}
 
 

@@ -14,7 +14,7 @@ from firedoor.sidecar import config, updates
 from firedoor.sidecar.answers import Answers
 from firedoor.sidecar.attestor import Names, UnixAttestor, rule_of
 from firedoor.sidecar.auth import AuthApi
-from firedoor.sidecar.broker_api import BrokerApi
+from firedoor.sidecar.broker_api import BrokerApi, Clients
 from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.config import BrokerApiConfig, Config
 from firedoor.sidecar.delegated import DelegatedIdentity
@@ -23,6 +23,7 @@ from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.identities import Identity
 from firedoor.sidecar.keys import Key, public_key_of
 from firedoor.sidecar.listeners import Inbound
+from firedoor.sidecar.pod_source import PodSource
 from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import Entry, View
@@ -121,11 +122,14 @@ class Bench:
         allowed = {one.spiffe_id for one in delegates}
         return DelegatedIdentity(own, others, callers, Streams(self.holder) if streams is None else streams, allowed)
 
-    def broker_api(self, config: BrokerApiConfig, streams: Streams | None = None) -> BrokerApi:
+    def broker_api(
+        self, config: BrokerApiConfig, streams: Streams | None = None, pods: PodSource | None = None
+    ) -> BrokerApi:
         """Return the SPIFFE Broker API for these clients."""
         answers = Answers(self.holder, lambda: float(self.trust.at), self.tokens(), for_others=True)
         callers = Callers(self.holder, UnixAttestor())
-        return BrokerApi(answers, callers, Streams(self.holder) if streams is None else streams, config.clients)
+        clients = Clients(config.clients, config.kubernetes_clients)
+        return BrokerApi(answers, callers, Streams(self.holder) if streams is None else streams, clients, pods)
 
     def rotate(self, one: Entry) -> Identity:
         """Issue a new SVID for an entry."""

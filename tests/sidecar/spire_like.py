@@ -14,12 +14,16 @@ from cryptography import x509
 from firedoor.certs import (
     CertsError,
     Challenge,
+    ClusterKeys,
     HttpChallenge,
     HttpNode,
+    PodEvidence,
+    PodToken,
     SshChallenge,
     read_evidence,
     read_ssh_evidence,
     verify_node_certificate,
+    verify_pod_token,
     verify_ssh_certificate,
 )
 from firedoor.mtls import Core, Front, Material, Svid
@@ -34,6 +38,7 @@ from firedoor.wire import (
     svid_pb2,
     types,
 )
+from tests.service_accounts import AUDIENCE, ISSUER
 from tests.simulator import SimulatedTrustDomain
 
 AGENT = "/spire/agent/join_token/t"
@@ -74,6 +79,10 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         self.ssh_cas: frozenset[bytes] = frozenset()
         # What was found where hosts said that a nonce is.
         self.found: list[str] = []
+        # The keys of the cluster whose pods attest, and the tokens that did.
+        self.cluster_keys = ClusterKeys(())
+        self.spent: set[bytes] = set()
+        self.once = True
         self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
         self.tainted: set[bytes] = set()
         self.core = Core(data_threads=1)
@@ -125,6 +134,7 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         async for request in requests:
             token = request.params.data.payload
             others = {"x509pop": self._x509pop, "sshpop": self._sshpop, "http_challenge": self._http_challenge}
+            others |= {"k8s_pod": self._pod_token, "k8s_psat": self._pod_token}
             if request.params.data.type in others:
                 async for response in others[request.params.data.type](request, requests, context):
                     yield response
@@ -185,6 +195,24 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         self.attested.append(path)
         svid = self.sign(path, first.params.params.csr)
         yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid))
+
+    async def _pod_token(
+        self, first: agent_pb2.AttestAgentRequest, _: AsyncIterator[agent_pb2.AttestAgentRequest], context: Any
+    ) -> AsyncIterator[agent_pb2.AttestAgentResponse]:
+        """A token of k8s_pod is good once."""
+        evidence, kind = PodEvidence.read(first.params.data.payload), first.params.data.type
+        try:
+            token = PodToken.read(evidence.token)
+            claims = verify_pod_token(token, self.cluster_keys, ISSUER, AUDIENCE, int(time.time())).claims
+        except CertsError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        if self.once and kind == "k8s_pod" and claims.token_hash() in self.spent:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the token has already been used")
+        self.spent.add(claims.token_hash())
+        path = f"/spire/agent/{kind}/{evidence.cluster}/{claims.pod_uid}"
+        self.attested.append(path)
+        svid = self.sign(path, first.params.params.csr)
+        yield agent_pb2.AttestAgentResponse(result=agent_pb2.AttestAgentResponse.Result(svid=svid, reattestable=True))
 
     async def RenewAgent(self, request: agent_pb2.RenewAgentRequest, context: Any) -> agent_pb2.RenewAgentResponse:
         await self._agents_only(context)

@@ -42,7 +42,7 @@ def excluded(tmp_path: Path, **item: Any) -> str:
 
 def test_defaults(tmp_path: Path) -> None:
     found = captured(tmp_path, {"uid": 990})
-    assert (found.inbound_port, found.outbound_port, found.probe_port, found.dns_port) == (14006, 14001, 14020, 14053)
+    assert (found.inbound_port, found.outbound_port, found.probe_port, found.dns_port) == (14006, 14032, 14020, 14053)
     assert (found.udp_passes, found.exclude) == (False, ())
     file = tmp_path / "without.yaml"
     file.write_text(json.dumps(BASE))
@@ -82,6 +82,20 @@ def test_a_port_that_is_none(tmp_path: Path, port: Any) -> None:
 
 def test_ports_are_apart(tmp_path: Path) -> None:
     assert "capture.dns_port: is the same port as inbound_port" in findings(tmp_path, {"uid": 990, "dns_port": 14006})
+    last = captured(tmp_path, {"uid": 990}).outbound_ports[-1]
+    assert "capture.dns_port: is the same port as outbound_port" in findings(tmp_path, {"uid": 990, "dns_port": last})
+    assert "capture.outbound_port: is the same port as" in findings(tmp_path, {"uid": 990, "outbound_port": 14000})
+    assert captured(tmp_path, {"uid": 990, "dns_port": last + 1}).dns_port == last + 1
+
+
+def test_all_outbound_ports_are_ports(tmp_path: Path) -> None:
+    assert captured(tmp_path, {"uid": 990, "outbound_port": 65520}).outbound_ports[-1] == 65535
+    assert "must be a whole number" in findings(tmp_path, {"uid": 990, "outbound_port": 65521})
+
+
+def test_metadata_addresses_are_those_that_the_core_refuses() -> None:
+    vectors = json.loads((Path(__file__).parents[1] / "vectors/metadata_addresses.json").read_text())
+    assert sorted((*rules.METADATA_V4, *rules.METADATA_V6)) == sorted(vectors["metadata"])
 
 
 INJECTIONS = (

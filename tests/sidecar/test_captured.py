@@ -65,11 +65,12 @@ def test_the_listeners(tmp_path: Path) -> None:
         "direction": "capture_outbound",
         "name": "capture",
         "as": "spiffe://example.org/segment/registry/host/h1/svc/models",
-        "listen": "127.0.0.1:14001",
+        "listen": "127.0.0.1:14032",
         "limits": {"max_connections": 7},
+        "ports": 16,
         "clients": "network-namespace",
     }
-    assert (by_v6.name, by_v6.listen) == ("capture-6", "[::1]:14001")
+    assert (by_v6.name, by_v6.listen) == ("capture-6", "[::1]:14032")
     assert [one.told_by_uid for one in found.listeners] == [False, False, False]
 
 
@@ -118,7 +119,7 @@ outbound:
 @pytest.mark.parametrize(("addresses", "inbound"), [(None, "0.0.0.0:14006"), ("", "[::]:14006")])
 def test_without_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, addresses: str | None, inbound: str) -> None:
     monkeypatch.setattr(config, "_ipv6_addresses", lambda: addresses)
-    assert [one.listen for one in load(tmp_path, MIN + AS).listeners] == [inbound, "127.0.0.1:14001"]
+    assert [one.listen for one in load(tmp_path, MIN + AS).listeners] == [inbound, "127.0.0.1:14032"]
 
 
 def test_a_port_that_would_deny_everything_is_found(tmp_path: Path) -> None:

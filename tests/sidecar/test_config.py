@@ -278,6 +278,30 @@ def test_unknown_environment_variable(tmp_path: Path) -> None:
     ]
 
 
+def test_variables_of_a_service_that_is_called_so(tmp_path: Path) -> None:
+    """A kubelet tells each container of the Services of its namespace: none stops the sidecars there."""
+    links = {
+        f"{name}_{key}": value
+        for name in ("FIREDOOR_SIDECAR", "FIREDOOR_SIDECAR_METRICS", "FIREDOOR_SIDECAR_SERVICE_PORT")
+        for key, value in {
+            "SERVICE_HOST": "10.0.0.1",
+            "SERVICE_PORT": "80",
+            "SERVICE_PORT_WEB": "80",
+            "PORT": "tcp://10.0.0.1:80",
+            "PORT_80_TCP": "tcp://10.0.0.1:80",
+            "PORT_80_TCP_PROTO": "tcp",
+            "PORT_80_TCP_PORT": "80",
+            "PORT_80_TCP_ADDR": "10.0.0.1",
+        }.items()
+    }
+    assert load(tmp_path, MIN, links) == load(tmp_path, MIN)
+    for other in ("FIREDOOR_SIDECAR_PORTS", "FIREDOOR_SIDECAR_METRICS_PORT_X", "FIREDOOR_SIDECAR_OTHER_PORT"):
+        (found,) = findings(tmp_path, MIN, {**links, other: "1"})
+        assert found.startswith(f"environment: {other}: no such setting")
+    (found,) = findings(tmp_path, MIN, {"FIREDOOR_SIDECAR_PORT": "1"})
+    assert found.startswith("environment: FIREDOOR_SIDECAR_PORT: no such setting")
+
+
 @pytest.mark.parametrize("key", ["auth_socket", "admin_socket", "data_dir"])
 @pytest.mark.parametrize(("extra", "fits"), [(0, True), (1, False)], ids=["fits", "one_byte_too_long"])
 def test_socket_path_length(tmp_path: Path, key: str, extra: int, fits: bool) -> None:
@@ -317,8 +341,8 @@ def test_validate_names_missing_files(tmp_path: Path) -> None:
     found = config.validate(load(tmp_path, text))
     assert found == [
         f"{tmp_path}/none.json: bootstrap_bundle: the file cannot be read: No such file or directory",
-        "join_token_file: is missing, and so are x509pop, sshpop and http_challenge, and no agent SVID is stored: "
-        "this node could not attest",
+        "join_token_file: is missing, and so are x509pop, sshpop, http_challenge, k8s_pod and k8s_psat, and no agent "
+        "SVID is stored: this node could not attest",
     ]
 
 

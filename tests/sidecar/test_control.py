@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firedoor.wire import control_pb2, policy_pb2, views
+from firedoor.wire import control_pb2, policy_pb2, types, views
 from tests.sidecar.harness import Running, Start, entry, ids, settings, write_files
 from tests.sidecar.spire_like import AGENT, SpireLike, wire_bundle
 from tests.simulator import SimulatedTrustDomain
@@ -25,7 +25,9 @@ class Stream:
         self.server = server
         self.answers: list[control_pb2.FromSidecar] = []
 
-    def update(self, number: int, *extra: control_pb2.Part, table: policy_pb2.Table = TABLE) -> control_pb2.Update:
+    def update(
+        self, number: int, *extra: control_pb2.Part, table: policy_pb2.Table = TABLE, spread: int | None = None
+    ) -> control_pb2.Update:
         """Publish the server's entries, bundle and this table as a generation."""
         parts = [
             control_pb2.Part(entries=control_pb2.Entries(entries=self.server.entries.values())),
@@ -34,7 +36,19 @@ class Stream:
             *extra,
         ]
         generation = control_pb2.Generation(epoch=7, number=number)
-        made = control_pb2.Update(generation=generation, parts=parts, view_hash=views.view_hash(parts))
+        made = control_pb2.Update(
+            generation=generation, parts=parts, view_hash=views.view_hash(parts), spread_ms=spread
+        )
+        self.send(control_pb2.FromBroker(update=made).SerializeToString())
+        return made
+
+    def delta(self, base: control_pb2.Update, number: int, *put: types.Entry) -> control_pb2.Update:
+        """Publish the server's entries as what changed since an update: these."""
+        full = [control_pb2.Part(entries=control_pb2.Entries(entries=self.server.entries.values())), *base.parts[1:]]
+        made = control_pb2.Update(generation=control_pb2.Generation(epoch=7, number=number), base=base.generation)
+        made.view_hash = views.parts_hash([*full, *(control_pb2.Part(revocations=control_pb2.Revocations()),)])
+        made.delta.base_hash = base.view_hash
+        made.delta.put.add(entries=control_pb2.Entries(entries=put))
         self.send(control_pb2.FromBroker(update=made).SerializeToString())
         return made
 
@@ -171,6 +185,28 @@ async def test_nothing_is_said_twice(stream: Stream, sidecar: Running) -> None:
     assert stream.answers == []
 
 
+async def test_a_delta_is_taken_and_one_upon_what_is_not_here_is_refused(
+    stream: Stream, sidecar: Running, running: Start, tmp_path: Path
+) -> None:
+    base = stream.update(6)
+    await stream.ack(6, svids=1)
+    stream.server.entries["y"] = entry("y")
+    sent = stream.delta(base, 7, stream.server.entries["y"])
+    assert (await stream.ack(7, svids=2)).view_hash == sent.view_hash
+    # It is stored whole.
+    await sidecar.stop()
+    again = running(settings(tmp_path))
+    hello = (await stream.answer(lambda a: a.HasField("hello"))).hello
+    assert (hello.running.number, hello.view_hash) == (7, sent.view_hash)
+    assert list(hello.features) == ["delta", "spread", "crls"]
+    # The base of the delta that it is sent again is gone with the process that had it.
+    assert (await stream.nack()).code == "unknown_base"
+    view = again.process.holder.view
+    assert (view.generation, set(view.entries)) == ((7, 7), {"x", "y"})
+    stream.update(8)
+    await stream.ack(8, svids=2)
+
+
 async def test_revoked_svid_is_replaced_before_the_acknowledgement(stream: Stream, sidecar: Running) -> None:
     before = sidecar.process.holder.identities["x"].svid.serial
     revocation = control_pb2.Revocation(serial=before, reason="test")
@@ -207,3 +243,41 @@ async def test_a_renewal_that_failed_is_tried_again_when_the_server_is_back(
     assert server.front
     server.front.close_callers(f"{server.trust.td.id}{AGENT}")
     await one.until(lambda p: server.renewals == 1 and not p.agent._failing, "another try")
+
+
+@pytest.fixture
+def longest(sidecar: Running, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have the sidecar wait as long as it may, ten minutes; return the serial number that it holds."""
+    monkeypatch.setattr("firedoor.sidecar.spread.LONGEST_SECONDS", 600.0)
+    sidecar.process.agent._issuer.spread._uniform = lambda _, longest: longest
+    return sidecar.process.holder.identities["x"].svid.serial
+
+
+async def test_an_svid_that_serves_is_replaced_when_its_turn_comes(
+    stream: Stream, sidecar: Running, longest: str
+) -> None:
+    stream.server.entries["x"].revision_number += 1
+    stream.update(6, spread=600_000)
+    stream.server.entries["y"] = entry("y")
+    # What is missing does not wait.
+    stream.update(7, spread=600_000)
+    await stream.ack(7, svids=2)
+    assert sidecar.process.holder.identities["x"].svid.serial == longest
+    stream.update(8, spread=0)
+    await sidecar.until(lambda p: p.holder.identities["x"].svid.serial != longest, "another SVID")
+
+
+async def test_a_wait_that_is_over_at_once_is_not_missed(stream: Stream, sidecar: Running, longest: str) -> None:
+    """Among few sidecars it is a millisecond, which may end before the sidecar asks how long it is."""
+    sidecar.process.agent._issuer.spread._uniform = lambda _, most: 1e-6
+    stream.server.entries["x"].revision_number += 1
+    stream.update(6, spread=2)
+    await sidecar.until(lambda p: p.holder.identities["x"].svid.serial != longest, "another SVID")
+
+
+async def test_what_is_revoked_does_not_wait(stream: Stream, sidecar: Running, longest: str) -> None:
+    stream.server.entries["x"].revision_number += 1
+    revocation = control_pb2.Revocation(serial=longest, reason="test")
+    stream.update(6, control_pb2.Part(revocations=control_pb2.Revocations(revocations=[revocation])), spread=600_000)
+    await stream.ack(6, svids=1)
+    assert sidecar.process.holder.identities["x"].svid.serial != longest

@@ -115,6 +115,7 @@ async def call_as(uid: int, script: str, socket: object, **identity: object) -> 
     )
     if "Permission denied" in run.stderr:
         pytest.skip(f"user {uid} cannot execute {sys.executable}")
+    assert run.returncode == 0, (run.returncode, run.stderr)
     return str(run.stdout).strip()
 
 

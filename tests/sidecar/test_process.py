@@ -2,6 +2,7 @@
 """A whole sidecar, in this process, before a server that speaks SPIRE's APIs and has no control stream."""
 
 import asyncio
+import socket
 import time
 from pathlib import Path
 
@@ -52,6 +53,22 @@ async def test_status_lists_what_passes_by_the_sidecar(server: SpireLike, runnin
     await one.until(lambda p: ids(p) == {"x"}, "an SVID")
     (line,) = one.process.report.status().capture_exclusions
     assert line == "exclusion 0: inbound tcp to port 9100 from 10.0.0.0/8: metrics"
+    assert one.process.report.status().not_enforcing == ""
+
+
+async def test_status_says_whom_the_dns_relay_asks(server: SpireLike, running: Start, tmp_path: Path) -> None:
+    """It is open before the server has answered anything."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = {"capture_uid": "990", "capture_dns_port": str(port), "capture_dns_resolvers": "10.0.0.10"}
+        one = running(settings(tmp_path, capture_dns_names="**.example.org", **flags))
+        missing = f"the DNS relay is not open: DNS relay: cannot listen on 127.0.0.1:{port}"
+        await one.until(lambda p: [s for s in p.report.missing() if s.startswith(missing)], "a port that is taken")
+    await one.until(lambda p: p.report.status().dns.listen, "the relay")
+    found = one.process.report.status().dns
+    assert found.listen[0] == f"127.0.0.1:{port}"
+    assert (list(found.resolvers), list(found.names), found.every_name) == (["10.0.0.10:53"], ["**.example.org"], False)
+    assert one.process.report.values()["dns_queries"] == 0
 
 
 async def test_without_a_policy_it_is_not_ready(server: SpireLike, running: Start, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """The `run` section, and what is planned from it: without a kernel."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from firedoor.sidecar import config
 from firedoor.sidecar.errors import AppRefused, CaptureFailed, ConfigError
-from firedoor.sidecar.namespace import plan, run
+from firedoor.sidecar.namespace import machine, plan, run
 from firedoor.sidecar.namespace.settings import Run
 
 BASE = {"trust_domain": "example.org", "broker": ["b:8081"], "capture": {"uid": 990}}
@@ -32,7 +33,42 @@ def test_what_is_read(tmp_path: Path) -> None:
     found = settings(tmp_path, GOOD)
     assert (found.interface, found.publish, found.set_forwarding) == ("fd-web", (80, 8080), False)
     assert [plan.workload_address(one) for one in found.networks] == ["10.201.7.2", "fd01:7::2"]
-    assert settings(tmp_path, {"name": "web", "network": "10.201.7.0/24"}).network6 is None
+    least = settings(tmp_path, {"name": "web", "network": "10.201.7.0/24"})
+    assert (least.network6, least.publish, least.ready_within) == (None, None, 60)
+
+
+@pytest.mark.parametrize(
+    ("publish", "expected"), [(None, (80, 9000, 19000)), ([], (19000,)), ([22, 80], (22, 80, 19000))]
+)
+def test_what_is_reached_from_outside(tmp_path: Path, publish: list[int] | None, expected: tuple[int, ...]) -> None:
+    identity = "spiffe://example.org/segment/registry/host/h1/svc/web"
+    ports = [{"port": 9000, "protocol": "http"}, {"port": 80, "protocol": "tcp"}]
+    own = {"name": "x", "as": identity, "listen": "0.0.0.0:19000", "service_port": 1, "protocol": "tcp"}
+    found = load(
+        tmp_path,
+        {**GOOD, "publish": publish},
+        capture={"uid": 990, "as": identity, "ports": ports},
+        inbound=[{**own, "app": {"address": "127.0.0.1:9000"}}],
+    )
+    assert found.run
+    assert run.published(found, found.run) == expected
+
+
+def test_who_listens_where_others_reach_it() -> None:
+    assert sys.byteorder == "little", "the tables below are such a machine's"
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    four = (
+        "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+        "   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+        "   2: 0200000A:01BB 0300000A:9C40 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+    )
+    six = (
+        "   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 1 1\n"
+        "   1: 0000000000000000FFFF00000100007F:0051 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 1 1\n"
+        "   2: 00000000000000000000000000000000:0052 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 1 1\n"
+    )
+    assert list(machine.listening(head + four)) == [22]
+    assert list(machine.listening(head + six)) == [82]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +88,8 @@ def test_what_is_read(tmp_path: Path) -> None:
         ("publish", ["80 accept"]),
         ("publish", [0]),
         ("forwarding", "on"),
+        ("ready_within", "0s"),
+        ("ready_within", "soon"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, key: str, value: Any) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from firedoor.sidecar import metrics
 from firedoor.sidecar.backoff import FIRST_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Backoff
-from firedoor.sidecar.clock import Clock
+from firedoor.sidecar.clock import NOTABLE_LEAP_SECONDS, Clock, Leaps
 from firedoor.sidecar.identities import renewal_time
 from firedoor.sidecar.logs import Json, Text
 
@@ -28,6 +28,21 @@ class Times:
         self.monotonic += seconds
         self.wall += seconds if wall is None else wall
         return self.clock.now()
+
+
+def test_a_machine_that_was_suspended_is_noticed_once() -> None:
+    times = Times()
+    leaps = Leaps(lambda: times.wall, lambda: times.monotonic)
+    times.pass_by(100)
+    assert leaps.since() == 0
+    times.pass_by(2, wall=3600)
+    assert leaps.since() == pytest.approx(3598)
+    assert leaps.since() == 0
+    # Adjusted, or set back: nothing was slept through.
+    times.pass_by(2, wall=2 + NOTABLE_LEAP_SECONDS)
+    assert leaps.since() == 0
+    times.pass_by(2, wall=-3600)
+    assert leaps.since() == 0
 
 
 def test_clock_follows_the_wall() -> None:

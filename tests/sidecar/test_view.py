@@ -133,6 +133,7 @@ def wrong_hash() -> control_pb2.Update:
     return made
 
 
+LISTS = control_pb2.Part(crls=control_pb2.Crls(crls=[control_pb2.Crl(authority_id="ab", der=b"x")]))
 NEWER: dict[str, Callable[[control_pb2.Update], Message]] = {
     "Update": lambda made: made,
     "Part": lambda made: made.parts[0],
@@ -141,6 +142,8 @@ NEWER: dict[str, Callable[[control_pb2.Update], Message]] = {
     "Intermediate": lambda made: made.parts[1].bundles.intermediates[0],
     "TokenKey": lambda made: made.parts[1].bundles.token_keys[0],
     "Policy": lambda made: made.parts[2].policy,
+    "Crls": lambda made: made.parts[4].crls,
+    "Crl": lambda made: made.parts[4].crls.crls[0],
     "Revocations": lambda made: made.parts[3].revocations,
     "Revocation": lambda made: made.parts[3].revocations.revocations[0],
     "IssuedBefore": lambda made: made.parts[3].revocations.revocations[1].issued_before,
@@ -151,7 +154,7 @@ NEWER: dict[str, Callable[[control_pb2.Update], Message]] = {
 def test_a_field_that_a_newer_broker_has_is_not_passed_over(name: str) -> None:
     before = control_pb2.Revocation(issued_before=control_pb2.IssuedBefore(pattern="spiffe://example.org/a/*", time=1))
     revoked = control_pb2.Revocations(revocations=[control_pb2.Revocation(serial="1"), before])
-    made = update(bundles=listing(), revocations=control_pb2.Part(revocations=revoked))
+    made = update(LISTS, bundles=listing(), revocations=control_pb2.Part(revocations=revoked))
     read(made)
     NEWER[name](made).MergeFromString(bytes([0x9A, 0x06, 0x00]))
     made.view_hash = views.view_hash(made.parts)

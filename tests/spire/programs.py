@@ -232,6 +232,7 @@ class SpireAgent(Daemon):
         (folder / "bundle.pem").write_text(bundle_pem)
         self.socket = folder / "p" / "a.sock"
         self.node_attestor = 'NodeAttestor "join_token" { plugin_data {} }'
+        self.workload_attestor = 'WorkloadAttestor "unix" { plugin_data {} }'
         self.more = ""
 
     @property
@@ -271,7 +272,7 @@ agent {{
 plugins {{
   {self.node_attestor}
   KeyManager "disk" {{ plugin_data {{ directory = "{self.folder}/data" }} }}
-  WorkloadAttestor "unix" {{ plugin_data {{}} }}
+  {self.workload_attestor}
 }}
 """
 

@@ -251,3 +251,23 @@ def test_a_forced_rotation_of_jwt_keys(estate: Estate, agent: SpireAgent, worklo
     after = program.ask("token", "-audience", "models")["token"]
     assert program.ask("validate", "-audience", "models", given=after)["id"] == WEB
     assert "error" in program.ask("validate", "-audience", "models", given=before)
+
+
+def test_a_rotation_waits_for_it_and_fails_no_handshake(
+    estate: Estate, agent: SpireAgent, workload: MakeWorkload
+) -> None:
+    """It has no stream of ours: it counts by the bundles that it fetched, and by what it was issued last."""
+    program = workload(agent.environment)
+    looping = program.follow("loop")
+    assert looping.next() == {"looping": True}
+    before = signers(agent)
+    (done,) = json.loads(
+        estate.run("authority", "rotate", "--drain", "2s", "--timeout", "2m", "--output", "json", seconds=150)
+    )
+    assert (done["stage"], done["over"]) == ("done", [])
+    assert signers(agent) == {done["new_authority_id"]} != before
+    # Its own certificate too: what is written later still reaches it.
+    estate.entry(agent_path(agent), "/later")
+    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the revocation", 90)
+    ended = looping.end()
+    assert (ended["failed"], ended["failures"]) == (0, [])

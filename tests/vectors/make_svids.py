@@ -377,13 +377,16 @@ def _constraints() -> None:
 def _times() -> None:
     good = TD.svid(PATH)
     case("at its first second", good, at=NOW - 10)
-    case("one second early", good, "not_yet_valid", at=NOW - 11)
+    case("one second early", good, at=NOW - 11)
+    case("five minutes early", good, at=NOW - 310)
+    case("five minutes and a second early", good, "not_yet_valid", at=NOW - 311)
     case("at its last second", good, at=NOW + 3600)
     case("one second late", good, "expired", at=NOW + 3601)
     for title, fields, expect in (
         ("has expired", {"expires": NOW - 1}, "expired"),
         ("expires now", {"expires": NOW}, "ok"),
-        ("is not yet valid", {"starts": NOW + 1}, "not_yet_valid"),
+        ("is not yet valid", {"starts": NOW + 301}, "not_yet_valid"),
+        ("begins in five minutes", {"starts": NOW + 300}, "ok"),
         ("is valid from now", {"starts": NOW}, "ok"),
     ):
         not_after = min(fields.get("expires", NOW + 3600), NOW + 3600)
@@ -391,6 +394,14 @@ def _times() -> None:
         domain = SimulatedTrustDomain("td")
         domain.rotate(**fields)
         case(f"root {title}", domain.svid(PATH), expect, bundles=domain.roots_by_name(), not_after=not_after)
+    soon = {"starts": NOW + 200}
+    case("begins in time", TD.svid(PATH, issuer=_below(1, expires=NOW + 200), **soon), not_after=NOW + 200)
+    case(
+        "begins when its intermediate has ended", TD.svid(PATH, issuer=_below(1, expires=NOW + 199), **soon), "expired"
+    )
+    ending = SimulatedTrustDomain("td")
+    ending.rotate(expires=NOW + 199)
+    case("begins when its root has ended", ending.svid(PATH, **soon), "expired", bundles=ending.roots_by_name())
     short = TD.svid(PATH, issuer=_below(1, expires=NOW + 60))
     case("intermediate that ends before the leaf", short, not_after=NOW + 60)
     key = ec.generate_private_key(ec.SECP256R1())

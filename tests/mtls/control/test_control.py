@@ -44,6 +44,34 @@ def test_a_view_waits_for_the_hello(broker: Broker) -> None:
     assert silent.received(1) == [b"mine"]
 
 
+def test_what_is_not_lasting_is_for_the_streams_of_now(broker: Broker) -> None:
+    first = broker.sidecar().connected()
+    broker.said("hello")
+    broker.control.publish([([ID], b"for the first")], lasting=False)
+    assert first.received(1) == [b"for the first"]
+    second = broker.sidecar().connected()
+    broker.said("hello", 2)
+    broker.control.publish([([ID], b"for both")], lasting=False)
+    assert second.received(1) == [b"for both"]
+    assert first.received(2) == [b"for the first", b"for both"]
+    # It took the place of what was lasting.
+    broker.control.publish([([ID], b"lasting")])
+    third = broker.sidecar().connected()
+    assert third.received(1) == [b"lasting"]
+
+
+def test_who_is_told_to_spread_comes_back_all_the_same(broker: Broker) -> None:
+    at_once, later = (broker.sidecar(f"/spire/agent/x/{name}").connected() for name in "ab")
+    broker.said("hello", 2)
+    later.client.spread(2_000)
+    for one in (at_once, later):
+        broker.control.publish([([one.id], b"view")])
+        one.received(1)
+        broker.control.forget(one.id)
+    for one in (at_once, later):
+        wait_for(lambda one=one: one.kinds().count("connected") == 2, 60)
+
+
 def test_groups_share_a_view(broker: Broker) -> None:
     paths = [f"/spire/agent/x/{name}" for name in "abc"]
     a, b, c = (broker.sidecar(path).connected() for path in paths)

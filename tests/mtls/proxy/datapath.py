@@ -196,12 +196,14 @@ class World:
         table: bytes | None = None,
         *,
         bundles: Mapping[str, Sequence[bytes]] | None = None,
+        tainted: Sequence[bytes] = (),
         revocations: Sequence[mtls.Revocation] = (),
         intermediates: Sequence[tuple[bytes, AbstractSet[str]]] | None = None,
     ) -> mtls.Material:
         return mtls.Material(
             trust_domain="td",
             bundles=self.td.roots_by_name() if bundles is None else bundles,
+            tainted=tainted,
             svids=svids,
             revocations=revocations,
             intermediates=intermediates,

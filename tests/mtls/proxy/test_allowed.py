@@ -29,6 +29,9 @@ def test_a_request_is_carried_and_recorded_once_at_each_end(world: World) -> Non
         assert into["client"] is None
         [live] = json.loads(world.server.connections())
         assert (live["source"], live["flow"]) == (f"spiffe://td{VLLM}", "pulls")
+        [other] = json.loads(world.client.connections())
+        assert (into["peer_serial"], out["peer_serial"]) == (live["peer_serial"], other["peer_serial"])
+        assert "" != into["peer_serial"] != out["peer_serial"] != ""
         # Bytes are counted once they are written, and may have arrived by then.
         eventually(lambda: _carried(world) == (5, 5))
     eventually(lambda: world.server.connections() == "[]")

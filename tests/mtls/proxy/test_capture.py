@@ -26,7 +26,8 @@ from tests.netns import Place, missing, wired
 from tests.simulator import SimulatedTrustDomain
 
 APP_UID, OTHER_UID = 61_001, 61_002
-INBOUND, OUTBOUND = 14_006, 14_001
+INBOUND, OUTBOUND = 14_006, 14_032
+PORTS = 3
 HTTP_PORT, PLAIN_PORT, NAMED_PORT = 9080, 7777, 19_000
 
 pytestmark = pytest.mark.skipif(bool(why := missing()), reason=why)
@@ -36,7 +37,7 @@ table inet capture {{
   chain out {{
     type nat hook output priority -100;
     oifname lo return
-    meta skuid {{ {APP_UID}, {OTHER_UID} }} meta l4proto tcp redirect to :{OUTBOUND}
+    meta skuid {{ {APP_UID}, {OTHER_UID} }} meta l4proto tcp redirect to :{OUTBOUND}-{OUTBOUND + PORTS - 1}
   }}
 }}
 """
@@ -109,7 +110,7 @@ class World:
         """Open the capture listeners."""
         for listen in (f"127.0.0.1:{OUTBOUND}", f"[::1]:{OUTBOUND}"):
             spec = {"direction": "capture_outbound", "name": listen, "as": f"spiffe://td{VLLM}", "listen": listen}
-            self.here.run(self.client.listen, json.dumps({**spec, "clients": clients, "limits": {}}))
+            self.here.run(self.client.listen, json.dumps({**spec, "ports": PORTS, "clients": clients, "limits": {}}))
         arriving: dict[str, Any] = {
             "direction": "capture_inbound",
             "name": "capture",
@@ -149,9 +150,9 @@ class World:
                 found += part
         return found
 
-    def open(self, host: str, port: int = PORT) -> socket.socket:
+    def open(self, host: str, port: int = PORT, *, source: int = 0) -> socket.socket:
         """Connect as the captured user, and keep the connection."""
-        return self.here.run(_as_app, host, port)
+        return self.here.run(_as_app, host, port, source)
 
     def records(self, core: mtls.Core, count: int = 1) -> list[dict[str, Any]]:
         return records(core, count)
@@ -175,7 +176,7 @@ def _echo(link: socket.socket) -> None:
             link.sendall(data)
 
 
-def _as_app(host: str, port: int) -> socket.socket:
+def _as_app(host: str, port: int, source: int) -> socket.socket:
     """Connect by a socket of another user: its owner is who the calling thread is for files, when it is made."""
     libc = ctypes.CDLL(None)
     libc.setfsuid(APP_UID)
@@ -184,7 +185,14 @@ def _as_app(host: str, port: int) -> socket.socket:
     finally:
         libc.setfsuid(os.geteuid())
     made.settimeout(10)
-    made.connect((host, port))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(made)
+        if source:
+            # It may be in use towards another destination.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(("", source))
+        made.connect((host, port))
+        stack.pop_all()
     return made
 
 
@@ -317,6 +325,26 @@ def test_other_users_of_the_namespace_are_let_in_only_where_that_is_written_out(
     assert world.ask(world.there.v4, uid=OTHER_UID) == "refused"
     assert world.said(world.client) == ("denied", "client_not_entitled")
     assert world.ask(world.there.v4) == "ping"
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_who_uses_one_source_port_for_several_destinations_is_known_by_each(world: World, family: str) -> None:
+    """As many as there are ports to be redirected to; of one more, nobody can say whose it is."""
+    host = getattr(world.there, family)
+    ports = range(7000, 7000 + PORTS + 1)
+    world.publish(*(text for port in ports for text in (flow(name=f"f{port}", port=port), service(host, port=port))))
+    world.capture()
+    for port in ports:
+        world.serve("::", port)
+    with contextlib.ExitStack() as stack:
+        for port in ports[:PORTS]:
+            link = stack.enter_context(world.open(host, port, source=40_000))
+            link.sendall(b"ping")
+            assert link.recv(4) == b"ping"
+        assert [one["client"]["uid"] for one in world.records(world.client, PORTS)] == [APP_UID] * PORTS
+        with pytest.raises(ConnectionError):
+            stack.enter_context(world.open(host, ports[PORTS], source=40_000)).recv(1)
+        assert world.said(world.client) == ("denied", "client_unknown")
 
 
 def test_a_whole_namespace_can_be_one_workload(world: World) -> None:

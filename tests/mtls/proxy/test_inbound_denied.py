@@ -46,7 +46,7 @@ def expired(world: World) -> tuple[Client, Client]:
 
 def not_yet_valid(world: World) -> tuple[Client, Client]:
     at = world.td.at
-    return Client(world.td.svid(VLLM, starts=at + 300)), Client(world.td.svid(VLLM, starts=at - 300))
+    return Client(world.td.svid(VLLM, starts=at + 600)), Client(world.td.svid(VLLM, starts=at - 300))
 
 
 def foreign_authority(world: World) -> tuple[Client, Client]:

@@ -14,13 +14,15 @@ import h2.events
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, eventually
+from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls, eventually
 from tests.mtls.proxy.http.web import READ, WRITE, Seen, allow, ask, h2_peer, pair, read_request, talk
 
 MakeWorld = Callable[..., World]
 
 GET = b"GET /models/a HTTP/1.1\r\nHost: m\r\n\r\n"
 BEGINS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+# More than one connection between the ends carries.
+REVOKED = 60
 LIVES_ON = {
     "source_more": "expiry: {until-revoked: 1h}",
     "destination_more": "expiry: {until-revoked: 1h}",
@@ -117,8 +119,110 @@ def test_a_request_that_outlives_its_svid_ends_when_it_is_revoked(make_world: Ma
         got, _ = ends(link)
     assert b"first" in got
     assert b"last" not in got
-    # It is cut, or the connection of a peer that is not welcome any more ends first, and it with it.
     eventually(lambda: world.server.connections() == world.client.connections() == "[]")
+    assert world.server.stats()["cut_revoked_serial"] == 1
+
+
+def test_a_revocation_is_counted_for_each_request_before_its_connection_closes(
+    make_world: MakeWorld, drip: Drip
+) -> None:
+    world = make_world(serve=drip, data_threads=2)
+    outbound = pair(world, allow(READ))
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(dial(outbound.address)) for _ in range(REVOKED)]
+        for link in links:
+            link.sendall(GET)
+            assert link.recv(1)
+        revoked = mtls.Revocation(serial=f"{world.vllm.leaf.serial_number:x}")
+        world.publish_server(allow(READ), revocations=[revoked])
+        for link in links:
+            assert b"last" not in ends(link)[0]
+    eventually(lambda: world.server.connections() == world.client.connections() == "[]")
+    assert world.server.stats()["cut_revoked_serial"] == REVOKED
+    eventually(lambda: world.server.stats()["connections"] == 0, "the end of the peer's connections")
+
+
+def test_no_request_begins_on_what_hangs_on_a_tainted_authority(make_world: MakeWorld, drip: Drip) -> None:
+    """So that nothing is under way there when it is revoked; what is goes on until then."""
+    # Connections to peers are shared by thread.
+    world = make_world(serve=drip, data_threads=1)
+    old = world.td.authority
+    world.td.rotate()
+    # This end was re-issued before the connection was made, the other will be after it.
+    world.vllm = world.td.svid(VLLM)
+    outbound, peers = pair(world, allow(READ)), lambda: world.server.stats()["accepted_inbound"]
+    with dial(outbound.address) as first, dial(outbound.address) as second:
+        first.sendall(GET)
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        world.models = world.td.svid(MODELS)
+        world.publish(allow(READ))
+        second.sendall(GET)
+        assert second.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        # It is as good as another one while nobody means to revoke it.
+        assert peers() == 1
+        world.publish(allow(READ), tainted=[old.der])
+        with dial(outbound.address) as third:
+            third.sendall(GET)
+            assert third.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            assert peers() == 2
+            drip.end.set()
+            for link in (first, second):
+                assert ends(link)[0].endswith(b"4\r\nlast\r\n0\r\n\r\n")
+            world.td.forget(old)
+            world.publish(allow(READ), revocations=[mtls.Revocation(authority_id=old.authority_id)])
+            assert ends(third)[0].endswith(b"4\r\nlast\r\n0\r\n\r\n")
+
+
+def test_a_peer_that_is_reissued_after_the_taint_is_met_again(make_world: MakeWorld, drip: Drip) -> None:
+    """In an emergency the taint comes first: a connection made meanwhile is none to stay with."""
+    world = make_world(serve=drip, data_threads=1)
+    old = world.td.authority
+    world.td.rotate()
+    world.vllm = world.td.svid(VLLM)
+    outbound, peers = pair(world, allow(READ)), lambda: world.server.stats()["accepted_inbound"]
+    world.publish(allow(READ), tainted=[old.der])
+
+    def asked(link: socket.socket) -> bool:
+        link.sendall(GET)
+        return link.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+    with dial(outbound.address) as first:
+        assert asked(first)
+        world.models = world.td.svid(MODELS)
+        world.publish(allow(READ), tainted=[old.der])
+        before = peers()
+
+        def met_again() -> bool:
+            with dial(outbound.address) as link:
+                return asked(link) and peers() > before
+
+        eventually(met_again)
+        with dial(outbound.address) as second:
+            assert asked(second)
+            world.td.forget(old)
+            world.publish(allow(READ), revocations=[mtls.Revocation(authority_id=old.authority_id)])
+            assert not ends(first)[0].endswith(b"last\r\n0\r\n\r\n")
+            drip.end.set()
+            assert ends(second)[0].endswith(b"4\r\nlast\r\n0\r\n\r\n")
+
+
+def test_a_peer_that_stays_with_a_tainted_authority_is_served_and_asked_to_come_again(make_world: MakeWorld) -> None:
+    world = make_world(serve=Seen())
+    old = world.td.authority
+    world.td.rotate()
+    world.models = world.td.svid(MODELS)
+    world.publish_server(allow(READ))
+    inbound = world.inbound(protocol="http")
+    get = b"GET /models/a HTTP/1.1\r\nHost: m\r\n\r\n"
+    with dial_tls(inbound.address, world.vllm, world.folder) as link:
+        for _ in range(2):
+            assert b" 200 " in talk(link, get, lambda got: got.endswith(b"ok"))
+        world.publish_server(allow(READ), tainted=[old.der])
+        # Its connection ends without a request; another one is as good as the first was.
+        assert talk(link, b"") == b""
+    with dial_tls(inbound.address, world.vllm, world.folder) as link:
+        for _ in range(2):
+            assert b" 200 " in talk(link, get, lambda got: got.endswith(b"ok"))
 
 
 def flood(link: socket.socket) -> None:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`firedoor authority rotate` beside programs that are stopped and killed while it is under way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import grpc
+
+from firedoor.cli.exits import Exit
+from firedoor.wire import admin_grpc, admin_pb2
+from tests.e2e.conftest import DEADLINE, World, until
+
+PATH = "/segment/registry/host/h/svc/x"
+STAGES = ("spread", "reissue", "retire")
+
+
+def command(world: World, *words: str) -> list[str]:
+    return [sys.executable, "-m", "firedoor.cli", *words, "--admin-socket", str(world.folder / "b.sock")]
+
+
+def ran(world: World, *words: str) -> tuple[int, str, str]:
+    done = subprocess.run(command(world, *words), capture_output=True, text=True, check=False, timeout=DEADLINE)
+    return done.returncode, done.stdout, done.stderr
+
+
+def rotation(world: World) -> admin_pb2.Rotation | None:
+    """Return how the rotation stands; None when there is none, or no broker."""
+    with world.admin() as channel:
+        stub = admin_grpc.AuthorityAdminStub(channel)
+        try:
+            found = stub.ListAuthorities(admin_pb2.ListAuthoritiesRequest(), timeout=5).rotations
+        except grpc.RpcError:
+            return None
+    return found[0] if found else None
+
+
+def stage(world: World) -> str:
+    found = rotation(world)
+    return found.stage if found else ""
+
+
+def begin(world: World) -> str:
+    """Start a broker and a sidecar that holds an SVID; return the agent's ID."""
+    world.start_broker()
+    parent = world.enrol()
+    world.create_entry(parent, PATH)
+    world.start_sidecar().ready()
+    return f"spiffe://example.org{parent}"
+
+
+def again(world: World) -> None:
+    """Kill the broker with no chance to say anything, and start it again."""
+    world.programs[-1 if world.programs[-1].log.name == "broker.log" else 0].kill()
+    world.start_broker()
+
+
+def test_it_survives_the_death_of_the_broker_in_each_stage(world: World) -> None:
+    agent = begin(world)
+    sidecar = world.programs[1].process
+    sidecar.send_signal(signal.SIGSTOP)
+    watching = subprocess.Popen(
+        command(world, "authority", "rotate", "--drain", "3s", "--output", "json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for number, wanted in enumerate(STAGES):
+            until(lambda wanted=wanted: stage(world) == wanted, wanted)
+            again(world)
+            # It stands where it stood, or has gone on from there.
+            assert stage(world) in [*STAGES, "done"][number:]
+            if wanted == "spread":
+                assert stage(world) == wanted
+                sidecar.send_signal(signal.SIGCONT)
+        out, err = watching.communicate(timeout=2 * DEADLINE)
+    finally:
+        watching.kill()
+        sidecar.send_signal(signal.SIGCONT)
+    assert watching.returncode == Exit.DONE, (out, err)
+    (done,) = json.loads(out)
+    assert (done["stage"], done["over"]) == ("done", [])
+    assert "the rotation goes on when it is back" in err
+    status = world.status()
+    assert status is not None
+    assert (status.agent_id, {one.authority_id for one in status.svids}) == (agent, {done["new_authority_id"]})
+
+
+def test_who_is_missing_is_named_and_the_command_may_go_away(world: World) -> None:
+    agent = begin(world)
+    world.programs[1].kill()
+    code, out, _ = ran(world, "authority", "rotate", "--dry-run")
+    assert (code, f"x509: {agent} is not connected, until 20" in out) == (Exit.NO, True), out
+    assert rotation(world) is None
+    # It ends, names who is missing, and the broker waits on.
+    code, out, _ = ran(world, "authority", "rotate", "--timeout", "1s")
+    assert (code, f"x509: {agent} is not connected, until 20" in out) == (Exit.NO, True), out
+    # One that is killed changes nothing either.
+    watching = subprocess.Popen(command(world, "authority", "rotate"), stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    assert "a rotation is under way; this joins it" in watching.stdout.readline()
+    watching.kill()
+    watching.communicate()
+    found = rotation(world)
+    assert found is not None
+    assert (found.stage, found.missing_count, found.force) == ("spread", 1, False)
+    assert f"missing: {agent}" in world.run("authority", "rotate", "--status")
+    code, out, _ = ran(world, "authority", "rotate", "--force", "--timeout", "1s", "--drain", "0")
+    assert (code, f"went on without 1: {agent}" in out) == (Exit.DONE, True), out
+    listed = json.loads(world.run("authority", "list", "--output", "json"))["authorities"]
+    assert [(one["kind"], one["status"]) for one in listed if one["kind"] == "x509"] == [
+        ("x509", "active"),
+        ("x509", "revoked"),
+    ]
+    shown = world.run("authority", "show", listed[0]["authority_id"])
+    assert f"id:              {listed[0]['authority_id']}" in shown

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A broker's account with the rights that are delivered for its controllers, and no others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from firedoor.certs import KeyType, TrustDomain, generate_key, issue_ca
+from firedoor.certs.certificate import pem_encode
+from tests.kubernetes.cluster import ISSUER, Cluster
+
+MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes/controllers.yaml"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
+SECONDS = 90.0
+
+
+def flags(cluster: Cluster, folder: Path) -> dict[str, str]:
+    """Apply the manifest under names of a namespace's own; return what a broker is told that comes with its token."""
+    namespace = cluster.namespace("firedoor-system")
+    cluster.service_account(namespace, "firedoor-broker")
+    for one in yaml.load_all(MANIFESTS.read_text(), Loader=yaml.SafeLoader):
+        _of(one, namespace)
+        plural = one["kind"].lower() + "s"
+        below = "" if plural.startswith("cluster") else f"namespaces/{namespace}/"
+        cluster.api().post(f"{RBAC}/{below}{plural}", one)
+    folder.mkdir(exist_ok=True)
+    (folder / "token").write_text(cluster.token(namespace, "firedoor-broker", ISSUER))
+    access = {"server": cluster.url, "ca": str(cluster.ca_file), "token": str(folder / "token")}
+    given = {"cluster": "prod", "namespace": namespace, **access}
+    return {f"kubernetes_controllers_{key}": value for key, value in given.items()}
+
+
+def _of(one: dict[str, Any], namespace: str) -> None:
+    """Move an object to a namespace of its own; what is in none is called after it."""
+    if one["kind"].startswith("Cluster"):
+        one["metadata"]["name"] = namespace
+        if "roleRef" in one:
+            one["roleRef"]["name"] = namespace
+    else:
+        one["metadata"]["namespace"] = namespace
+    for subject in one.get("subjects", ()):
+        subject["namespace"] = namespace
+
+
+async def until(ask: Callable[[], Any], holds: Callable[[Any], object], what: str) -> Any:
+    """Ask, beside the broker that runs in this process, until the answer is right; return it."""
+    end = asyncio.get_running_loop().time() + SECONDS
+    while not holds(found := await asyncio.to_thread(ask)):
+        assert asyncio.get_running_loop().time() < end, f"not within {SECONDS:.0f} s: {what}; it is {found}"
+        await asyncio.sleep(0.05)
+    return found
+
+
+def root_pem() -> str:
+    """Return a CA certificate that nobody knows."""
+    made = issue_ca(
+        TrustDomain.parse("example.org"), generate_key(KeyType.EC_P256), at=int(time.time()), random=os.urandom
+    )
+    return pem_encode([made.der])

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brokers that register the pods of the tests' cluster, and what tests ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from firedoor.broker.entry import Entry
+from tests.broker.harness import RunningBroker, running
+from tests.kubernetes.api import AlreadyExists
+from tests.kubernetes.cluster import ISSUER, Cluster
+
+ROOT = Path(__file__).parents[2]
+IDENTITIES = "/apis/firedoor.dev/v1alpha1/workloadidentities"
+SECONDS = 90.0
+ROLE = "firedoor-registration"
+Resource = dict[str, Any]
+# What the injector gives a pod that attests by itself.
+TOKEN = {"serviceAccountToken": {"audience": "firedoor", "expirationSeconds": 600, "path": "token"}}
+SIDECAR: Resource = {"volumes": [{"name": "firedoor-token", "projected": {"sources": [TOKEN]}}]}
+
+
+def segment(name: str, *node: str) -> str:
+    """Return a segment that admits pods by what the broker attests of them."""
+    admission = ["k8s_pod:cluster:prod", *node]
+    spec = {
+        "function": name,
+        "trust": "medium",
+        "members": [f"spiffe://{{td}}/segment/{name}/**"],
+        "admission": {"node": admission},
+    }
+    made = {"apiVersion": "firedoor.dev/v1alpha1", "kind": "Segment", "metadata": {"name": name}, "spec": spec}
+    return yaml.safe_dump(made)
+
+
+def identity(name: str, namespace: str, **spec: Any) -> Resource:
+    """Return a WorkloadIdentity for one namespace of a test."""
+    chosen = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    whole = {"metadata": {"name": f"{name}-{secrets.token_hex(3)}"}, "spec": {**chosen, **spec}}
+    return {"apiVersion": "firedoor.dev/v1alpha1", "kind": "WorkloadIdentity", **whole}
+
+
+def grant(cluster: Cluster) -> str:
+    """Let an account do what the manifests say that a broker's may; return a token of it."""
+    with suppress(AlreadyExists):
+        cluster.namespace("firedoor-system", exact=True)
+    with suppress(AlreadyExists):
+        cluster.service_account("firedoor-system", "firedoor-broker")
+    applied = cluster.kubectl("apply", "--filename", str(ROOT / "deploy/kubernetes/controllers.yaml"))
+    assert applied.code == 0, applied
+    rules = [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+        {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": ["get"]},
+    ]
+    _bind(cluster, ROLE, rules)
+    return cluster.token("firedoor-system", "firedoor-broker", ISSUER)
+
+
+def grant_injector(cluster: Cluster, name: str) -> None:
+    """Let the same account write the CAs into a webhook's configuration."""
+    where = {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"]}
+    _bind(cluster, name, [{**where, "resourceNames": [name], "verbs": ["get", "patch"]}])
+
+
+def _bind(cluster: Cluster, name: str, rules: list[Resource]) -> None:
+    """Give the account a ClusterRole."""
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    subject = {"kind": "ServiceAccount", "name": "firedoor-broker", "namespace": "firedoor-system"}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
+    with suppress(AlreadyExists):
+        cluster.api().post(f"{rbac}/clusterroles", {"metadata": {"name": name}, "rules": rules})
+    binding = {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]}
+    with suppress(AlreadyExists):
+        cluster.api().post(f"{rbac}/clusterrolebindings", binding)
+
+
+def _write(folder: Path, token: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "token").write_text(token)
+
+
+@asynccontextmanager
+async def registering(
+    cluster: Cluster, folder: Path, policy: str | None, token: str, **more: str
+) -> AsyncIterator[RunningBroker]:
+    """Run a broker that registers the cluster's pods."""
+    _write(folder, token)
+    where = {"server": cluster.url, "ca": str(cluster.ca_file), "token": str(folder / "token")}
+    controllers = {"cluster": "prod", "namespace": "firedoor-system", "registration": "true", **where}
+    given = {f"kubernetes_controllers_{key}": value for key, value in controllers.items()}
+    pods = json.dumps([{"name": "prod", **where}])
+    async with running(folder, policy, k8s_pod_clusters=pods, **{**given, **more}) as found:
+        yield found
+
+
+def registered(broker: RunningBroker, uid: str) -> list[Entry]:
+    """Return the entries of a pod."""
+    return [one for one in broker.broker.state.entries if any(s.value == f"pod-uid:{uid}" for s in one.selectors)]
+
+
+def ids(broker: RunningBroker, pod: Mapping[str, Any]) -> set[str]:
+    """Return the paths of a pod's IDs."""
+    return {one.spiffe_id.path for one in registered(broker, pod["metadata"]["uid"])}
+
+
+async def eventually(ask: Callable[[], Any], holds: Callable[[Any], object], what: str) -> Any:
+    """Ask, beside brokers that run in this process, until the answer is right. `ask` may block."""
+    end = asyncio.get_running_loop().time() + SECONDS
+    while not holds(found := await asyncio.to_thread(ask)):
+        assert asyncio.get_running_loop().time() < end, f"not within {SECONDS:.0f} s: {what}; it is {found}"
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def has(broker: RunningBroker, pod: Mapping[str, Any], *paths: str) -> None:
+    """Wait until a pod has these IDs and no other."""
+    end = asyncio.get_running_loop().time() + SECONDS
+    while (found := ids(broker, pod)) != set(paths):
+        assert asyncio.get_running_loop().time() < end, f"{pod['metadata']['name']} has {found}, and not {paths}"
+        await asyncio.sleep(0.05)
+
+
+def condition(cluster: Cluster, path: str, kind: str) -> dict[str, Any]:
+    """Return a condition of an object."""
+    conditions = cluster.api().get(path).get("status", {}).get("conditions", [])
+    return next((one for one in conditions if one["type"] == kind), {"status": "", "message": ""})
+
+
+async def says(cluster: Cluster, path: str, kind: str, status: str, word: str) -> None:
+    """Wait until an object says this of itself."""
+    await eventually(
+        lambda: condition(cluster, path, kind),
+        lambda found: found["status"] == status and word in found["message"],
+        f"{kind} of {path} is {status}: {word}",
+    )

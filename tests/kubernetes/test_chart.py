@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real API server takes everything that the chart writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.deploy.test_helm import ALL, CLUSTER, MANIFESTS, POLICIES, TD, Helm, documents, helm, render
+from tests.kubernetes.cluster import Cluster
+
+__all__ = ["helm"]
+
+# The Prometheus operator's definitions are not there.
+OPERATOR = ("ServiceMonitor", "PrometheusRule")
+
+
+@pytest.mark.parametrize("words", [TD, ALL, CLUSTER, POLICIES], ids=["least", "all", "cluster", "policies"])
+def test_what_the_chart_writes_is_taken(cluster: Cluster, helm: Helm, words: tuple[str, ...]) -> None:
+    rendered = render(helm, *words, "--namespace", cluster.namespace("chart"))
+    given = [one for one in rendered if one["kind"] not in OPERATOR]
+    taken = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename", "-", given=given)
+    assert taken.code == 0, taken.err
+    assert taken.out.count("(server dry run)") == len(given)
+
+
+def test_the_manifests_without_helm_are_taken(cluster: Cluster) -> None:
+    given = MANIFESTS.read_text().replace("firedoor-system", cluster.namespace("chart"))
+    taken = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename", "-", given=given)
+    assert taken.code == 0, taken.err
+    assert taken.out.count("(server dry run)") == len(documents(given))
