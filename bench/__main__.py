@@ -9,7 +9,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import datapath, issuing, memory, parts, reach, report, streams, sync
+from bench import (
+    captured,
+    cluster,
+    cutting,
+    datapath,
+    directory,
+    issuing,
+    memory,
+    parts,
+    pods,
+    reach,
+    registration,
+    report,
+    streams,
+    sync,
+)
 from bench.options import Options, parse
 from bench.processes import Failed, environment
 from bench.progress import say
@@ -21,8 +36,14 @@ MEASURE: dict[str, Callable[[Options, Path], Iterator[Table]]] = {
     "c": reach.tables,
     "d": streams.tables,
     "e": sync.tables,
+    "f": directory.tables,
+    "g": captured.tables,
+    "h": cutting.tables,
+    "cluster": cluster.tables,
     "memory": memory.tables,
     "parts": parts.tables,
+    "pods": pods.tables,
+    "registration": registration.tables,
 }
 
 

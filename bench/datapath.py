@@ -62,14 +62,15 @@ def tables(options: Options, folder: Path) -> Iterator[Table]:
         ours, theirs = pairs.ours, pairs.theirs
         idle = memory.looks((ours, theirs))
         results = {
-            case.name: _rounds(case, (ours, pairs.resuming if case.resuming else theirs), options) for case in CASES
+            case.name: rounds("a", case, (ours, pairs.resuming if case.resuming else theirs), options) for case in CASES
         }
         idle.append(memory.look((ours, theirs), "after all loads below"))
-        yield _load_table(results, _lost(pairs.sidecars))
+        yield _load_table(results, lost_records(pairs.sidecars))
         yield memory.table("a", idle)
 
 
-def _rounds(case: Case, pairs: Sequence[Pair], options: Options) -> dict[str, list[Run]]:
+def rounds(table: str, case: Case, pairs: Sequence[Pair], options: Options) -> dict[str, list[Run]]:
+    """Have the pairs take turns under one load, after a run of each that does not count."""
     runs: dict[str, list[Run]] = {pair.name: [] for pair in pairs}
     for pair in pairs:
         _run(case, pair, 1)  # Connections, pools and caches are warm before anything counts.
@@ -77,7 +78,7 @@ def _rounds(case: Case, pairs: Sequence[Pair], options: Options) -> dict[str, li
         for pair in pairs:
             found = _run(case, pair, options.seconds)
             say(
-                f"a: {case.name}, round {number + 1} of {options.rounds}, {pair.name}: "
+                f"{table}: {case.name}, round {number + 1} of {options.rounds}, {pair.name}: "
                 f"{found.cpu * 1e6:.1f} µs of CPU a request, {found.load.per_second:.0f}/s"
             )
             runs[pair.name].append(found)
@@ -91,6 +92,7 @@ def _run(case: Case, pair: Pair, seconds: float) -> Run:
         seconds=seconds,
         connections=case.connections,
         close=case.close,
+        prefix=pair.prefix,
     )
     if not load.requests or load.errors:
         raise Failed(f"{case.name}, {pair.name}: {load.requests} requests, {load.errors} errors")
@@ -98,16 +100,17 @@ def _run(case: Case, pair: Pair, seconds: float) -> Run:
 
 
 def ratio(runs: dict[str, list[Run]], of: Callable[[Run], float]) -> float:
-    """Return ours to theirs, the median of the pairs of runs that followed each other."""
-    ours, theirs = runs["firedoor"], runs["Envoy"]
+    """Return the first's to the second's, the median of the pairs of runs that followed each other."""
+    ours, theirs = runs.values()
     return statistics.median(of(a) / of(b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _median(runs: list[Run], of: Callable[[Run], float]) -> float:
+def median(runs: list[Run], of: Callable[[Run], float]) -> float:
+    """Return a figure of the run in the middle."""
     return statistics.median(of(run) for run in runs)
 
 
-_FIGURES: dict[str, Callable[[Run], float]] = {
+FIGURES: dict[str, Callable[[Run], float]] = {
     "cpu_us": lambda run: run.cpu * 1e6,
     "per_second": lambda run: run.load.per_second,
     "p50_ms": lambda run: run.load.p50 * 1e3,
@@ -120,8 +123,8 @@ def _load_table(results: dict[str, dict[str, list[Run]]], lost: int) -> Table:
     rows = []
     for case, runs in results.items():
         names = ("firedoor", "Envoy")
-        found = {name: {key: _median(runs[name], of) for key, of in _FIGURES.items()} for name in names}
-        ratios = {key: ratio(runs, of) for key, of in _FIGURES.items()}
+        found = {name: {key: median(runs[name], of) for key, of in FIGURES.items()} for name in names}
+        ratios = {key: ratio(runs, of) for key, of in FIGURES.items()}
         data[case] = {**found, "ratios": ratios}
         ours, theirs = found["firedoor"], found["Envoy"]
         rows.append(
@@ -141,6 +144,7 @@ def _load_table(results: dict[str, dict[str, list[Run]]], lost: int) -> Table:
     )
 
 
-def _lost(sidecars: Sequence[Sidecar]) -> int:
+def lost_records(sidecars: Sequence[Sidecar]) -> int:
+    """Return how many decision records the sidecars have lost."""
     counters = [one.status().counters for one in sidecars]
     return sum(one["records_lost"] + one["records_lost_at_the_sink"] for one in counters)

