@@ -18,6 +18,8 @@ ALLOWED = {
     "CC0-1.0", "CNRI-Python", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "OpenSSL", "PSF-2.0", "Python-2.0",
     "Unicode-3.0", "Unlicense", "Zlib",
 }  # fmt: skip
+# What only one extra needs, used as it is and exchanged at will: all that the LGPL asks of who uses a library.
+BY_NAME = {"psycopg": "LGPL-3.0-only", "psycopg-binary": "LGPL-3.0-only"}
 # What metadata written before SPDX expressions says, and what it means.
 SPOKEN = (
     (r"apache", "Apache-2.0"),
@@ -33,7 +35,7 @@ SPOKEN = (
 def main() -> int:
     """Print each package whose licence is not on the list."""
     packages = rust_packages() if "--rust" in sys.argv else python_packages()
-    bad = [f"{name}: {text}" for name, text in packages if not allowed(text)]
+    bad = [f"{name}: {text}" for name, text in packages if not allowed(text) and BY_NAME.get(name) != text]
     for line in bad:
         print(line, file=sys.stderr)
     return 1 if bad else 0
