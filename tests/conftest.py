@@ -2,12 +2,17 @@
 """What holds for every test."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.postgres import MISSING, Server, running_server
+
+# Tests start programs as other users, which takes a fork. gRPC's handlers of it restart its threads in the child, which
+# abort it now and then before it is that program. gRPC reads this when it is first imported.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # How long an example takes says more about the machine than about us.
 settings.register_profile("firedoor", deadline=None)

@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check that the extra is installed, then run."""
     import importlib.util
+    import os
 
     for name in _EXTRA:
         try:
@@ -33,6 +34,9 @@ def run(options: argparse.Namespace) -> int:
             found = None
         if found is None:
             raise PartMissing(f"the demo needs {name.partition('.')[0]}: pip install 'firedoor[demo]'")
+    # Programs are started as other users, which takes a fork. gRPC's handlers of it restart its threads in the child,
+    # and abort it now and then before it is that program. gRPC reads this when it is first imported.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from firedoor.cli.demo.run import run as run_demo
 
     return Exit(run_demo(once=options.once, as_json=options.output == "json", folder=options.dir))
