@@ -23,6 +23,7 @@ from firedoor.broker.authority import NEWCOMER_WAITS, Manager
 from firedoor.broker.authority_kinds import AuthorityManager, JwtAuthorityManager, WitAuthorityManager
 from firedoor.broker.breakglass import BreakGlass
 from firedoor.broker.clock import Clock
+from firedoor.broker.condition import DATABASE, KEY_MANAGER, Condition
 from firedoor.broker.config import Config, read_passphrase
 from firedoor.broker.crls import Crls
 from firedoor.broker.db import open_database
@@ -304,7 +305,7 @@ class Broker:
         network_server, network_address = await server.start_server(network, common)
         self._servers.append(network_server)
         admin_server, admin_address = await server.start_server(
-            admin, services.on_admin_socket(self, common, self.missing)
+            admin, services.on_admin_socket(self, common, self.condition)
         )
         self._servers.append(admin_server)
         self.backends = (network_address, admin_address)
@@ -415,7 +416,7 @@ class Broker:
     async def _open_web(self) -> None:
         if self.config.metrics is None:
             return
-        web = Web(self._metrics_text, self.missing)
+        web = Web(self._metrics_text, self.condition)
         host, _, port = self.config.metrics.rpartition(":")
         try:
             self.metrics_address = await web.listen(host.strip("[]"), int(port))
@@ -454,12 +455,18 @@ class Broker:
             self._stack.push_async_callback(api.close)
             self.ca_bundle = CaBundle(api, rules.webhook)
 
-    def missing(self) -> list[str]:
-        """Return what keeps the broker from being ready; nothing when it is."""
+    def condition(self) -> Condition:
+        """Say whether the broker serves those who come, and what it cannot do meanwhile."""
         if self._missing:
-            return list(self._missing)
-        keys = f"key manager: {self.keys.trouble}" if self.keys.trouble else ""
-        return [trouble for trouble in (self.database.trouble, keys) if trouble]
+            return Condition(tuple(self._missing))
+        degraded = {}
+        if trouble := self.database.trouble:
+            degraded[DATABASE] = f"{trouble}: nothing is issued or changed"
+        if trouble := self.keys.trouble:
+            degraded[KEY_MANAGER] = f"key manager: {trouble}"
+        # The policy and the generation are there since the start; without them a broker does not start.
+        connects = self.front is not None and self.identity.svid.not_after > self.clock.now()
+        return Condition(() if connects else ("an SVID of the broker's own: no sidecar can connect",), degraded)
 
     async def reread(self) -> None:
         """Read the files of policy and CAs again, and open the audit log anew (SIGHUP). Nothing before it is ready."""
@@ -505,6 +512,9 @@ class Broker:
         self.metrics.entries.set(len(self.state.entries))
         self.metrics.agents.set(len(self.state.agents))
         self.metrics.authority_not_after.set(self.authority.not_after)
+        condition = self.condition()
+        self.metrics.ready.set(condition.ready)
+        self.metrics.database_up.set(DATABASE not in condition.degraded)
         return self.metrics.text()
 
     # --- what goes on by itself ---------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ class Metrics:
         self.unknown_callers = Counter(
             "firedoor_broker_unknown_callers", "Calls over a connection that the front does not know", registry=registry
         )
+        self.ready = Gauge(
+            "firedoor_broker_ready", "Whether it serves those who come, as /ready says: 1, or 0", registry=registry
+        )
+        self.database_up = Gauge(
+            "firedoor_broker_database_up", "Whether the database answers: 1, or 0", registry=registry
+        )
         self.key_manager_up = Gauge(
             "firedoor_broker_key_manager_up", "Whether the key manager answers: 1, or 0", registry=registry
         )

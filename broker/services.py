@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
     from firedoor.broker.broker import Broker
+    from firedoor.broker.condition import Condition
     from firedoor.broker.issuing import Signer
     from firedoor.broker.limits import Limits
     from firedoor.broker.rpc.agents import AgentService
@@ -70,14 +71,14 @@ def on_both(broker: Broker, agents: AgentService, signer: Signer, limits: Limits
 
 
 def on_admin_socket(
-    broker: Broker, common: Mapping[ServiceDescriptor, object], missing: Callable[[], list[str]]
+    broker: Broker, common: Mapping[ServiceDescriptor, object], condition: Callable[[], Condition]
 ) -> dict[ServiceDescriptor, object]:
     """Return what the admin socket serves: all the network does, and what only its own host may ask."""
     found = {
         **common,
         _service(logger_pb2, "Logger"): LoggerService(),
         _service(debug_pb2, "Debug"): DebugService(broker.state, broker.identity),
-        _service(health_pb2, "Health"): HealthService(missing),
+        _service(health_pb2, "Health"): HealthService(condition),
     }
     return {**found, **reflections(found)}
 

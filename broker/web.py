@@ -6,17 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from firedoor.broker.condition import Condition
 from firedoor.broker.http import Answer, HttpServer, Request
 
 _PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Web(HttpServer):
-    """Serves health and metrics. `missing` returns what keeps the process from being ready."""
+    """Serves health and metrics."""
 
-    def __init__(self, metrics: Callable[[], bytes], missing: Callable[[], list[str]]) -> None:
+    def __init__(self, metrics: Callable[[], bytes], condition: Callable[[], Condition]) -> None:
         super().__init__(self._page)
-        self._metrics, self._missing = metrics, missing
+        self._metrics, self._condition = metrics, condition
 
     def _page(self, request: Request) -> Answer:
         match request.path:
@@ -25,7 +26,7 @@ class Web(HttpServer):
             case "/live":
                 return Answer(200, b"live\n")
             case "/ready":
-                missing = self._missing()
-                return Answer(503 if missing else 200, "".join(f"{m}\n" for m in missing or ["ready"]).encode())
+                condition = self._condition()
+                return Answer(200 if condition.ready else 503, condition.text().encode())
             case _:
                 return Answer(404, b"/metrics, /live or /ready\n")

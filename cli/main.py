@@ -17,7 +17,7 @@ from firedoor.cli.exits import Exit, table
 
 # Name, the module below `firedoor.cli.commands`, what `firedoor --help` says.
 COMMANDS = (
-    ("broker", "run, validate, backup, restore: the authority that issues identities and publishes policy"),
+    ("broker", "run, status, validate, backup, restore: the authority that issues identities and publishes policy"),
     ("sidecar", "run, validate, status, trust: the enforcement point beside a workload"),
     ("capture", "apply, remove, show, check: a network namespace goes through its sidecar alone"),
     ("run", "a command in a network namespace of its own, behind a sidecar"),

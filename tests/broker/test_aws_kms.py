@@ -188,10 +188,10 @@ async def test_a_broker_on_it_goes_on_when_kms_is_back(folder: Path, cloud: Kms)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await agent.sign(made.id)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert again.broker.missing()
+            assert again.broker.condition().degraded
             assert (await again.bundle()).x509_authorities
         finally:
             cloud.process.send_signal(signal.SIGCONT)
-        await until(lambda: not again.broker.missing(), 60)
+        await until(lambda: not again.broker.condition().degraded, 60)
         assert (await agent.sign(made.id))[0].status.code == 0
         assert (await agent.token(made.id)).token

@@ -113,10 +113,13 @@ async def test_without_its_token_it_serves_bundles_and_signs_again_when_it_is_ba
         assert (await broker.bundle()).x509_authorities
         assert [one.id for one in await agent.entries()] == [made.id]
         await broker.ban(agent.id)
-        (why,) = broker.broker.missing()
-        assert why.startswith("key manager: ")
-        health = await broker.health.Check(health_pb2.HealthCheckRequest())
-        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        condition = broker.broker.condition()
+        # Who needs no signature is served: the others have no other broker to go to, when all use one token.
+        assert condition.ready
+        assert condition.degraded["key-manager"].startswith("key manager: ")
+        for name, serving in (("", "SERVING"), ("key-manager", "NOT_SERVING")):
+            health = await broker.health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert health_pb2.HealthCheckResponse.ServingStatus.Name(health.status) == serving
         assert b"firedoor_broker_key_manager_up 0.0" in broker.broker.metrics.text()
         events = [one["event"] for one in broker.audit() if "event" in one]
         assert events.count("key_manager_lost") == 1
@@ -128,7 +131,7 @@ async def test_without_its_token_it_serves_bundles_and_signs_again_when_it_is_ba
         assert broker.broker.authority.slots == slots
         before = authorities(broker)
         token.put_back()
-        await until(lambda: not broker.broker.missing(), 60)
+        await until(lambda: not broker.broker.condition().degraded, 60)
         assert authorities(broker) == before
         agent = await broker.attest()
         made = await broker.entry("/segment/registry/y", agent.path, USER)
@@ -146,7 +149,9 @@ async def test_it_starts_while_its_token_is_away(folder: Path, token: Token) -> 
         key, svid = agent.key, agent.svid
     token.take_away()
     async with running(folder, **token.flags) as again:
-        assert again.broker.missing()
+        condition = again.broker.condition()
+        assert condition.ready
+        assert condition.degraded
         assert (await again.bundle()).x509_authorities
         # Sidecars connect as before: the broker's own SVID was stored.
         agent = again.client()
@@ -155,7 +160,7 @@ async def test_it_starts_while_its_token_is_away(folder: Path, token: Token) -> 
         assert [one.id for one in await agent.entries()] == [made.id]
         assert (await refused(agent.sign(made.id))).code() is grpc.StatusCode.UNAVAILABLE
         token.put_back()
-        await until(lambda: not again.broker.missing(), 60)
+        await until(lambda: not again.broker.condition().degraded, 60)
         await until(lambda: again.broker.authority.signing_key is not None, 60)
         await until(lambda: again.broker.wit_authority.signing_key is not None, 60)
         assert authorities(again) == before
@@ -165,13 +170,15 @@ async def test_it_starts_while_its_token_is_away(folder: Path, token: Token) -> 
 async def test_a_first_start_without_the_token_waits_for_it(folder: Path, token: Token) -> None:
     token.take_away()
     async with running(folder, **token.flags) as broker:
-        assert broker.broker.missing()
+        condition = broker.broker.condition()
+        assert not condition.ready, "sidecars cannot connect"
+        assert condition.degraded
         token.put_back()
-        await until(lambda: not broker.broker.missing(), 60)
+        await until(lambda: not broker.broker.condition().degraded, 60)
         await until(lambda: all(one.signing_key for one in broker.broker.managers.values()), 60)
         await until(lambda: (folder / "data/identity/server-svid.json").exists(), 60)
         # With an SVID of its own it opens its port, a moment later.
-        await until(lambda: broker.broker.front is not None, 60)
+        await until(lambda: broker.broker.condition().ready, 60)
         agent = await broker.attest()
         made = await broker.entry(PATH, agent.path, USER)
         await signs(broker, agent, made.id)
@@ -186,7 +193,7 @@ async def test_an_authority_whose_key_was_destroyed_is_replaced(folder: Path, to
         other.delete(before.key_id)
         other.close()
         assert (await refused(agent.token(made.id))).code() is grpc.StatusCode.UNAVAILABLE
-        assert not broker.broker.missing()
+        assert not broker.broker.condition().degraded
         (result,) = await agent.sign(made.id)
         assert result.status.code == 0
         broker.broker.jwt_authority._look_at = 0.0
@@ -201,10 +208,10 @@ async def test_a_wrong_pin_is_tried_once_until_its_file_changes(folder: Path, to
     broker = Broker(config.load(None, {}, flags(folder, POLICY, **token.flags)))
     await broker.start()
     try:
-        (why,) = broker.missing()
+        (why,) = broker.condition().degraded.values()
         assert "refused the PIN" in why
         assert "0000" not in why
         token.rules.pin_file.write_text(right)
-        await until(lambda: not broker.missing(), 60)
+        await until(lambda: not broker.condition().degraded, 60)
     finally:
         await broker.stop()

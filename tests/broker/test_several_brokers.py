@@ -224,7 +224,7 @@ async def test_every_session_is_cut_off_and_nothing_is_done_twice(pair: list[Run
     # Whoever was told that an entry was made made it, and nobody else did.
     assert all(sum(r.status.code == 0 for (r,) in results[i : i + 2]) <= 1 for i in range(0, len(results), 2))
     told = {result.entry.id for (result,) in results if result.status.code == 0}
-    await asyncio.gather(until(lambda: not a.broker.missing()), until(lambda: not b.broker.missing()))
+    await until(lambda: not a.broker.condition().degraded and not b.broker.condition().degraded)
     for one in (a, b):
         await one.broker.database.catch_up()
         assert told <= {found.id for found in one.broker.state.entries}
