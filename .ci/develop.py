@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-PACKAGES = ("broker", "certs", "cli", "mtls", "segments", "sidecar", "wire")
+PACKAGES = ("broker", "certs", "cli", "cluster", "mtls", "segments", "sidecar", "wire")
 CANDIDATES = (
     "/usr/bin/python3",
     "/usr/local/bin/python3",

@@ -48,7 +48,6 @@ from firedoor.broker.injector.ca_bundle import CaBundle
 from firedoor.broker.injector.webhook import Webhook
 from firedoor.broker.issuing import Signer
 from firedoor.broker.keys.keyring import Keyring
-from firedoor.broker.kubernetes.api import ClusterApi
 from firedoor.broker.kubernetes.bundle_maps import BundleMaps
 from firedoor.broker.kubernetes.cluster_bundle import ClusterBundle
 from firedoor.broker.kubernetes.controllers import Controllers
@@ -59,6 +58,7 @@ from firedoor.broker.kubernetes.policy_resources import Resources
 from firedoor.broker.kubernetes.policy_status import PolicyStatus
 from firedoor.broker.kubernetes.registering import add_registration
 from firedoor.broker.kubernetes.registration import Registration
+from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.broker.limits import Limits
 from firedoor.broker.metrics import Metrics
 from firedoor.broker.policy import PolicyKeeper
@@ -95,6 +95,7 @@ from firedoor.certs import (
     TrustBundle,
 )
 from firedoor.certs.authority import Kind
+from firedoor.cluster.errors import ClusterError
 
 _log = logging.getLogger("firedoor.broker")
 
@@ -217,7 +218,7 @@ class Broker:
         if self.config.kubernetes.policy is None:
             return None if self.config.segments is None else Files(self.config.segments)
         rules = self.config.kubernetes.policy
-        self._policy_api = ClusterApi(rules.cluster, rules.access)
+        self._policy_api = cluster_api(rules.cluster, rules.access)
         self._stack.push_async_callback(self._policy_api.close)
         self.resources = Resources(self._policy_api, f"kubernetes: {rules.cluster}")
         self._start(self.resources.run)
@@ -451,7 +452,7 @@ class Broker:
         await self.webhook.open()
         cluster = self.pod_clusters.get(rules.cluster)
         if rules.webhook and cluster is not None and cluster.access is not None:
-            api = ClusterApi(rules.cluster, cluster.access)
+            api = cluster_api(rules.cluster, cluster.access)
             self._stack.push_async_callback(api.close)
             self.ca_bundle = CaBundle(api, rules.webhook)
 
@@ -635,5 +636,5 @@ async def _survive(what: str, work: Coroutine[Any, Any, None]) -> None:
     except KeysAway:
         # The keyring says so, once.
         pass
-    except (BrokerError, CertsError) as error:
+    except (BrokerError, CertsError, ClusterError) as error:
         _log.error("%s: %s", what, error)

@@ -34,10 +34,6 @@
         │   └── KeysAway         the key manager does not answer
         ├── PolicyUnavailable    no segments are declared
         ├── EndpointError        a bundle endpoint, or a host that attests, does not answer as it should
-        ├── ClusterUnavailable   a cluster's API server does not answer as it should
-        │   ├── WrittenMeanwhile somebody else has written an object meanwhile
-        │   ├── AnswerTooLong    its answer is longer than what may be asked for
-        │   └── Gone             it has forgotten where a watch was to go on
         └── Starting             not ready yet
 
 `str()` is a sentence for the person who must act. No message carries a key, a token or a selector's value.
@@ -240,30 +236,6 @@ class EndpointError(BrokerFault):
     """Another trust domain's bundle endpoint, or a host that attests, does not answer, or not as it should."""
 
     code = "bundle_endpoint"
-
-
-class ClusterUnavailable(BrokerFault):
-    """A cluster's API server does not answer, or not as it should: whose token it is, nobody knows."""
-
-    code = "cluster_unavailable"
-
-
-class WrittenMeanwhile(ClusterUnavailable):
-    """An object of a cluster was made or changed by somebody else meanwhile: it is read again."""
-
-    code = "cluster_conflict"
-
-
-class AnswerTooLong(ClusterUnavailable):
-    """An answer of the API server is longer than it may be: less is asked for, where that can be."""
-
-    code = "cluster_answer"
-
-
-class Gone(ClusterUnavailable):
-    """The API server has forgotten the version that a list or a watch was to go on from: it is listed anew."""
-
-    code = "cluster_gone"
 
 
 class Starting(BrokerFault):

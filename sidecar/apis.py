@@ -14,7 +14,7 @@ from firedoor.sidecar.delegated import DelegatedIdentity
 from firedoor.sidecar.holder import Holder
 from firedoor.sidecar.node_workload import NodeAttestor
 from firedoor.sidecar.pod_finder import PodFinder
-from firedoor.sidecar.pod_source import ListedPods, PodClient
+from firedoor.sidecar.pod_source import ListedPods
 from firedoor.sidecar.pod_watch import WatchedPods
 from firedoor.sidecar.pod_workload import PodWorkload
 from firedoor.sidecar.streams import Streams
@@ -74,8 +74,7 @@ def _finder(config: Config) -> PodFinder | None:
     node = config.k8s_workloads
     if node is None:
         return None
-    client = PodClient(node.access)
-    source = ListedPods(client) if node.access.asks == "kubelet" else WatchedPods(client)
+    source = ListedPods(node.access) if node.access.asks == "kubelet" else WatchedPods(node.access)
     return PodFinder(source, looks=node.looks)
 
 

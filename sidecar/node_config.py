@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from firedoor.certs.pod_token import is_object_name
+from firedoor.cluster.access import IN_CLUSTER
 from firedoor.segments.setting_values import choice, host_port, integer
 from firedoor.segments.settings import Option, Section
 from firedoor.sidecar import settings
+from firedoor.sidecar.pod_access import PodAccess
 from firedoor.sidecar.pod_cgroup import Places
 from firedoor.sidecar.pod_finder import LOOKS
-from firedoor.sidecar.pod_source import IN_CLUSTER, PodAccess
 
 KUBELET = "127.0.0.1:10250"
 _MAX_LOOKS = 600

@@ -112,10 +112,10 @@ def read_pods(answer: Mapping[str, Any], node: str) -> tuple[Pod, ...]:
     An object that is no pod is left out: one that nobody understands takes nothing from the others.
     """
     items = answer.get("items")
-    # A kubelet without pods says null.
-    if items is None and str(answer.get("kind", "")).endswith("List"):
-        return ()
-    if not isinstance(items, list):
+    # A kubelet without pods says null; who says nothing at all has not said that there are none.
+    if items is None and "items" in answer:
+        items = []
+    if answer.get("kind") != "PodList" or not isinstance(items, list):
         raise PodUnreadable("the answer is no list of pods")
     if len(items) > MAX_PODS:
         raise PodUnreadable(f"the answer has more than {MAX_PODS} pods")

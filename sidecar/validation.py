@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 from google.protobuf.message import DecodeError
 
 from firedoor import segments
+from firedoor.cluster.errors import AccessUnusable
 from firedoor.segments import PolicySet, Protocol
 from firedoor.sidecar import bundles, enrolment
 from firedoor.sidecar.captured import CaptureInbound
-from firedoor.sidecar.errors import ConfigError, NodeCertificateUnusable, NotReady, OperatorError, PodTokenUnusable
+from firedoor.sidecar.errors import ConfigError, NodeCertificateUnusable, OperatorError, PodTokenUnusable
 from firedoor.sidecar.listeners import Listener
 from firedoor.sidecar.policy_files import read_policy
 from firedoor.wire import control_pb2, policy_pb2
@@ -88,8 +89,8 @@ def _check_pods(config: "Config", findings: list[str]) -> None:
     if config.k8s_workloads is not None:
         try:
             config.k8s_workloads.access.check()
-        except NotReady as error:
-            findings.append(str(error))
+        except AccessUnusable as error:
+            findings.append(f"k8s_workloads.{error}")
 
 
 def _policy(config: "Config", findings: list[str]) -> PolicySet | policy_pb2.Table | None:

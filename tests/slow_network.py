@@ -18,6 +18,8 @@ class SlowNetwork:
         self._host, _, port = to.rpartition(":")
         self._port, self._seconds = int(port), seconds
         self.address = ""
+        # How often what went through was lost.
+        self._losses = 0
         self._transports: set[asyncio.WriteTransport] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -26,6 +28,10 @@ class SlowNetwork:
         """Lead connections that come from now on to another port."""
         self._host, _, port = to.rpartition(":")
         self._port = int(port)
+
+    def lose(self) -> None:
+        """Carry nothing more on the connections of now; neither end hears of it. Those that come later are carried."""
+        self._losses += 1
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -70,12 +76,14 @@ class SlowNetwork:
 
     async def _way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        loop, losses = asyncio.get_running_loop(), self._losses
 
         async def arrive() -> None:
             while True:
                 at, data = await due.get()
                 await asyncio.sleep(at - loop.time())
+                if self._losses != losses:
+                    continue
                 if not data:
                     writer.write_eof()
                     return

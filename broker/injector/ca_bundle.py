@@ -12,8 +12,8 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from firedoor.broker.errors import ClusterUnavailable
-from firedoor.broker.kubernetes.api import ClusterApi
+from firedoor.cluster.api import ClusterApi
+from firedoor.cluster.errors import ClusterUnavailable
 
 _log = logging.getLogger("firedoor.broker.injector")
 _PATH: Final = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/"

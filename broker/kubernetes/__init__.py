@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a broker has to do with clusters.
 
-`api` calls an API server, `watch` follows a kind of its objects, `lease` says which of several brokers writes.
+They are asked by `firedoor.cluster`; `rights` says what our account may not, `lease` which of several brokers writes.
 `pod_attestors` and `pod_facts` attest pods and nodes' agents; `policy_resources` and `policy_status` are the policy as
 custom resources; `controllers` runs what keeps objects as they should be.
 `registration` makes entries: those that `registrar` finds `rules` to ask for.

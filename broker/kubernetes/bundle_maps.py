@@ -17,17 +17,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import quote
 
-from firedoor.broker.errors import ClusterUnavailable, ConfigError, WrittenMeanwhile
 from firedoor.broker.kubernetes.kept import Kept
 from firedoor.broker.kubernetes.ownership import is_ours, mark
-from firedoor.broker.kubernetes.watch import Seen, Watch
+from firedoor.cluster.errors import ClusterError, ObjectsUnreadable, WrittenMeanwhile
+from firedoor.cluster.objects import Seen
+from firedoor.cluster.watch import Watch
 
 if TYPE_CHECKING:
-    from firedoor.broker.kubernetes.api import ClusterApi
     from firedoor.broker.kubernetes.lease import Lease
     from firedoor.broker.kubernetes.trust_config import BundleRules
     from firedoor.broker.metrics import Metrics
     from firedoor.certs import TrustBundle, TrustDomain
+    from firedoor.cluster.api import ClusterApi
 
 _log = logging.getLogger("firedoor.broker.trust_bundle")
 JSON: Final = "bundle.json"
@@ -72,8 +73,8 @@ class BundleMaps:
         selected = f"?labelSelector={quote(rules.namespaces)}" if rules.namespaces else ""
         named = f"?fieldSelector={quote(f'metadata.name={self._name}')}"
         self._watches = (
-            Watch(api, f"/api/v1/namespaces{selected}", "namespaces", self._namespaces),
-            Watch(api, f"/api/v1/configmaps{named}", f"ConfigMaps {self._name}", self._maps),
+            Watch(api, f"/api/v1/namespaces{selected}", "Namespace", "namespaces", self._namespaces),
+            Watch(api, f"/api/v1/configmaps{named}", "ConfigMap", f"ConfigMaps {self._name}", self._maps),
         )
         self._said: dict[str, str] = {}
 
@@ -151,7 +152,7 @@ class BundleMaps:
         except WrittenMeanwhile:
             # The watch shows what it is.
             return False
-        except ClusterUnavailable as error:
+        except ClusterError as error:
             self._say(name, f"ConfigMap {name}/{self._name} cannot be written: {error}")
             return False
         self._said.pop(name, None)
@@ -202,5 +203,5 @@ def _namespace(seen: Seen) -> tuple[str, bool]:
 def _metadata(seen: Seen, what: str) -> Mapping[str, Any]:
     metadata = seen.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("name") or not metadata.get("resourceVersion"):
-        raise ConfigError(f"the API server showed a {what} without a name or a version")
+        raise ObjectsUnreadable(f"it showed a {what} without a name or a version")
     return metadata

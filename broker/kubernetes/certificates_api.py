@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from firedoor.broker.kubernetes.api import ClusterApi
+from firedoor.cluster.api import ClusterApi
 
 GROUP: Final = "/apis/certificates.k8s.io"
 VERSIONS: Final = ("v1", "v1beta1")

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
-from firedoor.broker.errors import ClusterUnavailable, WrittenMeanwhile
 from firedoor.broker.kubernetes.certificates_api import BUNDLES, GROUP, SIGNER, served
 from firedoor.broker.kubernetes.ownership import is_ours, mark
+from firedoor.cluster.errors import ClusterUnavailable, WrittenMeanwhile
 
 if TYPE_CHECKING:
-    from firedoor.broker.kubernetes.api import ClusterApi
     from firedoor.broker.kubernetes.lease import Lease
     from firedoor.certs import TrustBundle, TrustDomain
+    from firedoor.cluster.api import ClusterApi
 
 _log = logging.getLogger("firedoor.broker.trust_bundle")
 # The API wants the signer's name before it, with a colon for the slash.

@@ -25,13 +25,14 @@ from typing import Final, TypeVar
 from firedoor.broker import values
 from firedoor.broker.errors import ConfigError
 from firedoor.broker.kubernetes import registration_config, trust_config
-from firedoor.broker.kubernetes.api import IN_CLUSTER, ApiAccess
 from firedoor.broker.kubernetes.controllers import ControllerRules
 from firedoor.broker.kubernetes.pod_attestors import PodCluster, PsatCluster
 from firedoor.broker.kubernetes.registering import Attesting
 from firedoor.broker.read_files import ReadFiles, read_capped
 from firedoor.certs import BundleError, ClusterKeys, is_cluster_name
 from firedoor.certs.pod_token import is_namespace, is_object_name
+from firedoor.cluster.access import IN_CLUSTER, Access
+from firedoor.cluster.errors import AccessUnusable
 from firedoor.segments.setting_values import boolean, text
 from firedoor.segments.settings import Option, Section
 
@@ -77,7 +78,7 @@ class PodRules:
     """One cluster of `k8s_pod`. `jwks` without `access`: nobody is asked."""
 
     name: str
-    access: ApiAccess | None
+    access: Access | None
     jwks: Path | None
     issuer: str
 
@@ -92,7 +93,7 @@ class PsatRules:
     """One cluster of `k8s_psat`."""
 
     name: str
-    access: ApiAccess
+    access: Access
     service_accounts: frozenset[tuple[str, str]]
     pod_labels: tuple[str, ...]
     node_labels: tuple[str, ...]
@@ -110,7 +111,7 @@ class PolicyRules:
     """The cluster whose custom resources are the policy."""
 
     cluster: str
-    access: ApiAccess
+    access: Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +137,14 @@ class KubernetesRules:
         for kind, clusters in (("k8s_pod", self.pods), ("k8s_psat", self.agents)):
             for one in clusters:
                 if one.access is not None:
-                    yield partial(one.access.check, f"{kind}.clusters: {one.name}")
+                    yield partial(_check, one.access, f"{kind}.clusters: {one.name}")
         for pod in self.pods:
             if pod.jwks is not None:
                 yield partial(read_cluster_keys, [pod.jwks])
         if self.policy is not None:
-            yield partial(self.policy.access.check, "kubernetes_policy")
+            yield partial(_check, self.policy.access, "kubernetes_policy")
         if self.controllers is not None:
-            yield partial(self.controllers.access.check, "kubernetes_controllers")
+            yield partial(_check, self.controllers.access, "kubernetes_controllers")
 
 
 def kubernetes(top: Section) -> KubernetesRules:
@@ -242,13 +243,22 @@ def _psat(section: Section) -> PsatRules:
     )
 
 
-def _access(section: Section) -> ApiAccess:
+def _access(section: Section) -> Access:
     server = section.parse("server", _server, "")
     files: Mapping[str, Path] = {"ca": IN_CLUSTER / "ca.crt", "token": IN_CLUSTER / "token"}
     if server:
         for key in files:
             section.require(key, values.path, Path(), ", which `server` needs")
-    return ApiAccess(server, *(section.parse(key, values.path, files[key]) for key in files))
+    ca, token = (section.parse(key, values.path, files[key]) for key in ("ca", "token"))
+    return Access(server, ca, token)
+
+
+def _check(access: Access, setting: str) -> None:
+    """Read what is needed, as it is now. Raise ConfigError."""
+    try:
+        access.check()
+    except AccessUnusable as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def _name(value: str) -> str:

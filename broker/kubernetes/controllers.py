@@ -14,10 +14,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from firedoor.broker.kubernetes.api import ApiAccess, ClusterApi
 from firedoor.broker.kubernetes.lease import Lease
 from firedoor.broker.kubernetes.registration_config import RegistrationRules
+from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.broker.kubernetes.trust_config import BundleRules
+from firedoor.cluster.access import Access
 
 LEASE: Final = "firedoor-controllers"
 Loop = Callable[[], Coroutine[Any, Any, None]]
@@ -29,7 +30,7 @@ class ControllerRules:
 
     # As `k8s_pod` calls it.
     cluster: str
-    access: ApiAccess
+    access: Access
     # Where the Lease is.
     namespace: str
     # None: off.
@@ -46,7 +47,7 @@ class Controllers:
 
     def __init__(self, rules: ControllerRules) -> None:
         self.rules = rules
-        self.api = ClusterApi(rules.cluster, rules.access)
+        self.api = cluster_api(rules.cluster, rules.access)
         # Host names are not unique, and a broker that is started again is another.
         self.lease = Lease(self.api, rules.namespace, LEASE, f"{socket.gethostname()}_{secrets.token_hex(8)}")
         self._loops: list[Loop] = []

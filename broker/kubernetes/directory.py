@@ -30,13 +30,13 @@ from firedoor.broker.kubernetes.endpoint_records import (
     read_slice,
     uid_of,
 )
-from firedoor.broker.kubernetes.watch import Watch
+from firedoor.cluster.watch import Watch
 
 if TYPE_CHECKING:
-    from firedoor.broker.kubernetes.api import ClusterApi
     from firedoor.broker.kubernetes.lease import Lease
     from firedoor.broker.metrics import Metrics
     from firedoor.broker.state import State
+    from firedoor.cluster.api import ClusterApi
 
 _log = logging.getLogger("firedoor.broker.directory")
 # Seconds: for events that come together, between two looks when nothing happens, and before another generation; with
@@ -66,7 +66,7 @@ class _Kind(Generic[P, R]):
 
     def __init__(
         self,
-        name: str,
+        kind: str,
         most: int,
         place: Callable[[Seen], P],
         read: Callable[[Seen], R | None],
@@ -74,7 +74,8 @@ class _Kind(Generic[P, R]):
         weigh: Callable[[R], int],
         changed: Callable[[], None],
     ) -> None:
-        self.name, self._most, self._place, self._changed = name, most, place, changed
+        self.kind, self.name = kind, f"{kind}s"
+        self._most, self._place, self._changed = most, place, changed
         self._read, self._take, self._weigh = read, take, weigh
         # What the index was not told yet.
         self._pending: dict[P, R | None] = {}
@@ -168,10 +169,10 @@ class ClusterDirectory:
         changed = self._changed.set
         self._kinds: dict[str, _Kind[Any, Any]] = {
             "/api/v1/services": _Kind(
-                "Services", _MAX_PORTS, key_of, read_service, index.service, lambda one: len(one.ports), changed
+                "Service", _MAX_PORTS, key_of, read_service, index.service, lambda one: len(one.ports), changed
             ),
             "/apis/discovery.k8s.io/v1/endpointslices": _Kind(
-                "EndpointSlices",
+                "EndpointSlice",
                 _MAX_ENDPOINTS,
                 key_of,
                 read_slice,
@@ -181,10 +182,10 @@ class ClusterDirectory:
             ),
             # Without a segment nobody is expected, so that others need not be shown.
             f"/api/v1/pods?labelSelector={quote(SEGMENT, safe='')}": _Kind(
-                "Pods", _MAX_PODS, uid_of, read_pod, index.pod, lambda _: 1, changed
+                "Pod", _MAX_PODS, uid_of, read_pod, index.pod, lambda _: 1, changed
             ),
         }
-        self._watches = [Watch(api, path, kind.name, kind, most=_PAGE) for path, kind in self._kinds.items()]
+        self._watches = [Watch(api, path, kind.kind, kind.name, kind, most=_PAGE) for path, kind in self._kinds.items()]
         # What the database was last seen to have all of.
         self._written: tuple[int, Mapping[str, object]] | None = None
         self._trouble = ""

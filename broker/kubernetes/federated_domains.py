@@ -13,23 +13,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
-from firedoor.broker.errors import BrokerError, ClusterUnavailable, InvalidRequest
+from firedoor.broker.errors import BrokerError, InvalidRequest
 from firedoor.broker.kubernetes.mirror import mapping, text
 from firedoor.broker.kubernetes.registrar import origin_prefix
 from firedoor.broker.kubernetes.registration_status import condition, timed_conditions
 from firedoor.broker.kubernetes.rules import Rule, Unfit
 from firedoor.broker.kubernetes.spire_identities import SpireRules
-from firedoor.broker.kubernetes.watch import Seen
 from firedoor.broker.relationship import Relationship, parse_relationship
 from firedoor.certs import BundleError, TrustBundle, TrustDomain
+from firedoor.cluster.errors import ClusterUnavailable
+from firedoor.cluster.objects import Seen
 from firedoor.wire import types
 
 if TYPE_CHECKING:
     from firedoor.broker.federation import Federation
-    from firedoor.broker.kubernetes.api import ClusterApi
     from firedoor.broker.kubernetes.lease import Lease
-    from firedoor.broker.kubernetes.watch import Watch
     from firedoor.broker.state import State
+    from firedoor.cluster.api import ClusterApi
+    from firedoor.cluster.watch import Watch
 
 _log = logging.getLogger("firedoor.broker.registration")
 KIND: Final = "ClusterFederatedTrustDomain"

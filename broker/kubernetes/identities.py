@@ -28,8 +28,8 @@ from firedoor.broker.kubernetes.rules import (
     selector,
     texts,
 )
-from firedoor.broker.kubernetes.watch import Seen
 from firedoor.certs import Selector, TrustDomain
+from firedoor.cluster.objects import Seen
 from firedoor.segments.setting_values import duration
 
 KIND: Final = "WorkloadIdentity"

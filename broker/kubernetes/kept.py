@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, final
 
-from firedoor.broker.errors import ConfigError
-from firedoor.broker.kubernetes.watch import Seen
+from firedoor.cluster.errors import ObjectsUnreadable
+from firedoor.cluster.objects import Seen
 
 T = TypeVar("T")
 
 
 @final
 class Kept(Generic[T]):
-    """A `Sink`. `read` returns an object's key and what is kept of it, None for nothing, and may raise ConfigError."""
+    """A `Sink`. `read` returns an object's key and what is kept of it, None for nothing. Raises ObjectsUnreadable."""
 
     def __init__(
         self, read: Callable[[Seen], tuple[str, T | None]], changed: Callable[[], None], what: str, most: int
@@ -30,7 +30,7 @@ class Kept(Generic[T]):
         self._listing = {}
 
     def page(self, items: Sequence[Seen]) -> None:
-        """Take some objects of a list. Raise ConfigError."""
+        """Take some objects of a list. Raise ObjectsUnreadable."""
         self._listing.update((key, one) for key, one in map(self._read, items) if one is not None)
         self._check(self._listing)
 
@@ -40,7 +40,7 @@ class Kept(Generic[T]):
         self._changed()
 
     def put(self, seen: Seen) -> None:
-        """Take one object, new or changed. Raise ConfigError."""
+        """Take one object, new or changed. Raise ObjectsUnreadable."""
         key, one = self._read(seen)
         if self.seen is None:
             self.seen = {}
@@ -52,7 +52,7 @@ class Kept(Generic[T]):
         self._changed()
 
     def drop(self, seen: Seen) -> None:
-        """Take one object away. Raise ConfigError."""
+        """Take one object away. Raise ObjectsUnreadable."""
         key, _ = self._read(seen)
         if self.seen is not None:
             self.seen.pop(key, None)
@@ -60,4 +60,4 @@ class Kept(Generic[T]):
 
     def _check(self, those: dict[str, T]) -> None:
         if len(those) > self._most:
-            raise ConfigError(f"there are more than {self._most} {self._what}")
+            raise ObjectsUnreadable(f"there are more than {self._most} {self._what}")

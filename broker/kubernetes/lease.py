@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, final
 
-from firedoor.broker.errors import ClusterUnavailable, ConfigError, WrittenMeanwhile
-from firedoor.broker.kubernetes.api import ClusterApi
+from firedoor.cluster.api import ClusterApi
+from firedoor.cluster.errors import ClusterUnavailable, WrittenMeanwhile
 
 _log = logging.getLogger("firedoor.broker.kubernetes")
 # Seconds: how long a Lease holds, after which we no longer count on ours, and between two looks.
@@ -98,7 +98,7 @@ class Lease:
                 version = there["metadata"]["resourceVersion"]
                 body = {"metadata": {"resourceVersion": version}, "spec": {"holderIdentity": ""}}
                 await self._api.merge(f"{self._path}/{self._name}", body)
-        except (ClusterUnavailable, ConfigError):
+        except ClusterUnavailable:
             _log.info("%s was not given up; it ends by itself", self._where)
 
     def _is_free(self, there: Mapping[str, Any]) -> bool:

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar, final
 
-from firedoor.broker.errors import ConfigError
-from firedoor.broker.kubernetes.watch import Seen
+from firedoor.cluster.errors import ObjectsUnreadable
+from firedoor.cluster.objects import Seen
 
 R = TypeVar("R")
 _log = logging.getLogger("firedoor.broker.kubernetes")
@@ -38,7 +38,7 @@ class Mirror(Generic[R]):
         self._listing = {}
 
     def page(self, items: Sequence[Seen]) -> None:
-        """Take some objects of a list. Raise ConfigError."""
+        """Take some objects of a list. Raise ObjectsUnreadable."""
         for item in items:
             key, record = self._made(item)
             if record is not None:
@@ -55,7 +55,7 @@ class Mirror(Generic[R]):
                 self._changed(key, old, record)
 
     def put(self, seen: Seen) -> None:
-        """Take one object. Raise ConfigError."""
+        """Take one object. Raise ObjectsUnreadable."""
         key, record = self._made(seen)
         old = self.records.get(key)
         if record is None:
@@ -67,7 +67,7 @@ class Mirror(Generic[R]):
             self._changed(key, old, record)
 
     def drop(self, seen: Seen) -> None:
-        """Take one object away. Raise ConfigError."""
+        """Take one object away. Raise ObjectsUnreadable."""
         key = self._keyed(seen)
         old = self.records.pop(key, None)
         if old is not None:
@@ -84,12 +84,12 @@ class Mirror(Generic[R]):
     def _keyed(self, seen: Seen) -> str:
         key = self._key(seen)
         if not key:
-            raise ConfigError(f"the API server showed one of the {self._what} without a name")
+            raise ObjectsUnreadable(f"it showed one of the {self._what} without a name")
         return key
 
     def _check(self, count: int) -> None:
         if count > self._most:
-            raise ConfigError(f"there are more than {self._most} {self._what}")
+            raise ObjectsUnreadable(f"there are more than {self._most} {self._what}")
 
 
 def metadata(seen: Seen) -> Mapping[str, Any]:

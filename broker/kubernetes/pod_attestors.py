@@ -19,8 +19,8 @@ from sqlalchemy import Connection
 from firedoor.broker.attest import AttestedNode, attested
 from firedoor.broker.db.agent_rows import LONGEST_TOKEN, note_spent_token
 from firedoor.broker.errors import AttestationRefused, InvalidRequest
-from firedoor.broker.kubernetes.api import ApiAccess, ClusterApi
 from firedoor.broker.kubernetes.pod_facts import PodFacts, namespace_labels, node_facts, pod_selectors, psat_selectors
+from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.broker.read_files import ReadFiles
 from firedoor.certs import (
     K8S_POD,
@@ -37,6 +37,8 @@ from firedoor.certs import (
     check_review,
     verify_pod_token,
 )
+from firedoor.cluster.access import Access
+from firedoor.cluster.api import ClusterApi
 
 T = TypeVar("T")
 # How much longer than it lives a used token is remembered: clocks of brokers differ.
@@ -48,7 +50,7 @@ class PodCluster:
     """A cluster whose pods attest: its API server is asked, or the keys that it signs with are known."""
 
     name: str
-    access: ApiAccess | None
+    access: Access | None
     keys: ReadFiles[ClusterKeys] | None = None
     issuer: str = ""
 
@@ -58,7 +60,7 @@ class PsatCluster:
     """A cluster whose nodes' agents attest."""
 
     name: str
-    access: ApiAccess
+    access: Access
     # (namespace, service account).
     service_accounts: frozenset[tuple[str, str]]
     pod_labels: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class PodAttestor:
 
     def __init__(self, trust_domain: TrustDomain, audience: str, clusters: Mapping[str, PodCluster]) -> None:
         self._trust_domain, self._audience, self._clusters = trust_domain, audience, clusters
-        self._apis = {name: ClusterApi(name, one.access) for name, one in clusters.items() if one.access is not None}
+        self._apis = {name: cluster_api(name, one.access) for name, one in clusters.items() if one.access is not None}
 
     async def close(self) -> None:
         """Close connections to API servers."""
@@ -119,7 +121,7 @@ class PsatAttestor:
 
     def __init__(self, trust_domain: TrustDomain, audience: str, clusters: Mapping[str, PsatCluster]) -> None:
         self._trust_domain, self._audience, self._clusters = trust_domain, audience, clusters
-        self._apis = {name: ClusterApi(name, one.access) for name, one in clusters.items()}
+        self._apis = {name: cluster_api(name, one.access) for name, one in clusters.items()}
 
     async def close(self) -> None:
         """Close connections to API servers."""

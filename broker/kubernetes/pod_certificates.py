@@ -22,11 +22,9 @@ from firedoor.broker.errors import (
     AgentBanned,
     AuthorityError,
     BrokerError,
-    ClusterUnavailable,
     NotAdmitted,
     NotEntitled,
     RateLimited,
-    WrittenMeanwhile,
 )
 from firedoor.broker.issuing import LEAST_POD_TTL, AuthorizedIssuance, Order, authorize_pod
 from firedoor.broker.kubernetes.certificates_api import GROUP, REQUESTS, SIGNER, VERSIONS, served
@@ -42,10 +40,12 @@ from firedoor.broker.kubernetes.pod_requests import (
     requesting_pod,
 )
 from firedoor.broker.kubernetes.recent import Recent
-from firedoor.broker.kubernetes.watch import Seen, Watch
 from firedoor.broker.ratelimit import Limiter, Rate
 from firedoor.certs import CertsError, X509Svid
 from firedoor.certs.certificate import pem_encode
+from firedoor.cluster.errors import ClusterError, ClusterUnavailable, WrittenMeanwhile
+from firedoor.cluster.objects import Seen
+from firedoor.cluster.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,7 +137,9 @@ class PodCertificates:
                 await asyncio.sleep(_VERSION_LOOK)
                 continue
             only = f"?fieldSelector={quote(f'spec.signerName={SIGNER}')}"
-            watch = Watch(self._api, self._path() + only, "PodCertificateRequests", self._requests)
+            watch = Watch(
+                self._api, self._path() + only, "PodCertificateRequest", "PodCertificateRequests", self._requests
+            )
             task = asyncio.create_task(watch.run())
             try:
                 await self._until_another(watch)
@@ -221,11 +223,11 @@ class PodCertificates:
                 self._later(asked, error)
             else:
                 await self._refuse(asked, RequestRefused(NOT_ADMITTED, str(error)))
-        except (BrokerError, CertsError) as error:
+        except (BrokerError, CertsError, ClusterError) as error:
             self._later(asked, error)
 
     async def _sign(self, asked: PodRequest) -> None:
-        """Sign what may be signed, and hand it out. Raise RequestRefused, BrokerError or CertsError."""
+        """Sign what may be signed, and hand it out. Raise RequestRefused, BrokerError, CertsError or ClusterError."""
         now = time.monotonic()
         self._of_both.take(f"{asked.namespace}/{asked.node}", now)
         self._of_namespace.take(asked.namespace, now)
@@ -280,7 +282,7 @@ class PodCertificates:
             done = await self._written(
                 asked, {"conditions": [_condition(refused.condition, refused.reason, str(refused))]}
             )
-        except BrokerError as error:
+        except (BrokerError, ClusterError) as error:
             self._later(asked, error)
             return
         if done:

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Final, final
 
-from firedoor.broker.errors import ConfigError
 from firedoor.broker.injector import InjectionRefused, wishes
 from firedoor.broker.kubernetes.pod_facts import PodFacts, namespace_labels, pod_selectors
 from firedoor.certs import K8S_POD, PodClaims, PodTokenError, Selector, SelectorError, SpiffeId, TrustDomain
+from firedoor.cluster.errors import ObjectsUnreadable
 
 UNSUPPORTED_KEY: Final = "UnsupportedKeyType"
 ANNOTATIONS: Final = "InvalidUnverifiedUserAnnotations"
@@ -101,11 +101,11 @@ class PodRequest:
 
 
 def read(seen: Mapping[str, Any]) -> tuple[str, PodRequest | None]:
-    """Return a request's key, and what it asks for; None when it has its answer. Raise ConfigError."""
+    """Return a request's key, and what it asks for; None when it has its answer. Raise ObjectsUnreadable."""
     metadata, spec, status = (_mapping(seen.get(part)) for part in ("metadata", "spec", "status"))
     namespace, name = _text(metadata.get("namespace")), _text(metadata.get("name"))
     if not namespace or not name:
-        raise ConfigError("the API server showed a PodCertificateRequest without a name")
+        raise ObjectsUnreadable("it showed a PodCertificateRequest without a name")
     conditions = status.get("conditions")
     if isinstance(conditions, list) and any(_mapping(one).get("type") in _SETTLED for one in conditions):
         return f"{namespace}/{name}", None

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 from firedoor.broker.injector.wishes import SEGMENT
 from firedoor.broker.kubernetes.certificates_api import SIGNER
 from firedoor.broker.kubernetes.mirror import mapping, metadata, text
-from firedoor.broker.kubernetes.watch import Seen
+from firedoor.cluster.objects import Seen
 
 _ENDED: Final = ("Succeeded", "Failed")
 # What the pods have that a kubelet shows of its own, from files of its node; nobody can take it away.

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from firedoor.broker.errors import ConfigError
-from firedoor.broker.kubernetes.api import ClusterApi
-from firedoor.broker.kubernetes.watch import Seen, Watch
 from firedoor.broker.policy_origin import MAX_TOTAL_BYTES
+from firedoor.cluster.api import ClusterApi
+from firedoor.cluster.errors import ObjectsUnreadable
+from firedoor.cluster.objects import Seen
+from firedoor.cluster.watch import Watch
 from firedoor.segments import API_VERSION, Document
 from firedoor.segments.parse import MAX_OBJECTS
 
@@ -46,11 +48,11 @@ class Resource:
 
     @classmethod
     def of(cls, kind: str, seen: Mapping[str, Any]) -> Resource:
-        """Read an object. Raise ConfigError when it is none."""
+        """Read an object. Raise ObjectsUnreadable when it is none."""
         metadata, status = seen.get("metadata"), seen.get("status") or {}
         name = metadata.get("name") if isinstance(metadata, dict) else None
         if not isinstance(metadata, dict) or not isinstance(name, str) or not isinstance(status, dict):
-            raise ConfigError(f"the API server showed a {kind} without a name")
+            raise ObjectsUnreadable(f"it showed a {kind} without a name")
         said = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": seen.get("spec")}
         # Written as it is, not escaped, so that what cannot be seen is refused as in a file.
         text = json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True)
@@ -79,7 +81,7 @@ class _Kind:
             one = Resource.of(self._kind, item)
             self._listing[one.name] = one
         if len(self._listing) > MAX_OBJECTS:
-            raise ConfigError(f"there are more than {MAX_OBJECTS} {self._kind}s")
+            raise ObjectsUnreadable(f"there are more than {MAX_OBJECTS} {self._kind}s")
 
     def end(self) -> None:
         before, self.seen = self.seen, self._listing
@@ -163,7 +165,7 @@ class Resources:
 
 def _watch(api: ClusterApi, kind: str, source: str, sink: _Kind) -> Watch:
     absent = f"the cluster has no {kind}s: apply deploy/kubernetes/crds"
-    return Watch(api, f"{ROOT}/{PLURALS[kind]}", f"the {kind}s of {source}", sink, absent=absent)
+    return Watch(api, f"{ROOT}/{PLURALS[kind]}", kind, f"the {kind}s of {source}", sink, absent=absent)
 
 
 def _texts(resources: Mapping[str, Resource] | None) -> dict[str, Document] | None:

@@ -17,15 +17,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, final
 
-from firedoor.broker.errors import ClusterUnavailable, DatabaseError
+from firedoor.broker.errors import DatabaseError
 from firedoor.broker.followers import Looked, News
+from firedoor.cluster.errors import ClusterUnavailable
 from firedoor.segments import PolicyErrors
 
 if TYPE_CHECKING:
-    from firedoor.broker.kubernetes.api import ClusterApi
     from firedoor.broker.kubernetes.policy_resources import Resource, Resources
     from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.state import State
+    from firedoor.cluster.api import ClusterApi
     from firedoor.segments import Document
 
 _log = logging.getLogger("firedoor.broker.policy")

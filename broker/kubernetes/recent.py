@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, final
 
-from firedoor.broker.kubernetes.api import ClusterApi
+from firedoor.cluster.api import ClusterApi
 
 # Seconds that an object is as good as fresh.
 _FRESH: Final = 1.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from firedoor.broker.kubernetes.federated_domains import KIND as DOMAIN
 from firedoor.broker.kubernetes.federated_domains import FederatedDomains, read_domain
 from firedoor.broker.kubernetes.identities import KIND, PLURAL, default_rule, read_identity
 from firedoor.broker.kubernetes.mirror import Changed, Mirror, identified, named
@@ -26,7 +27,8 @@ from firedoor.broker.kubernetes.spire_identities import (
     read_static_entry,
 )
 from firedoor.broker.kubernetes.spire_status import cluster_id_status, static_entry_status
-from firedoor.broker.kubernetes.watch import Seen, Sink, Watch
+from firedoor.cluster.objects import Seen
+from firedoor.cluster.watch import Sink, Watch
 from firedoor.segments import API_VERSION
 
 if TYPE_CHECKING:
@@ -74,17 +76,25 @@ def add_registration(
     registrar = Registrar(cluster, Agents(bool(attesting.audience) or certificates, attesting.of_nodes))
     lease = controllers.lease
     made = _Made(controllers, Registration(registrar, name, [], lease, state, policy, audit, metrics, listening))
-    made.follow("/api/v1/namespaces", "namespaces", _MOST_NAMESPACES, named, read_labels, registrar.namespace_changed)
+    made.follow(
+        "/api/v1/namespaces",
+        "Namespace",
+        "namespaces",
+        _MOST_NAMESPACES,
+        named,
+        read_labels,
+        registrar.namespace_changed,
+    )
     whole = spire is not None
     if attesting.of_nodes or whole:
         nodes = partial(read_node, whole=whole)
-        made.follow("/api/v1/nodes", "nodes", _MOST_NODES, named, nodes, registrar.node_changed)
+        made.follow("/api/v1/nodes", "Node", "nodes", _MOST_NODES, named, nodes, registrar.node_changed)
     pods = partial(read_pod, audience=attesting.audience, certificates=certificates, whole=whole)
-    made.follow("/api/v1/pods", "pods", _MOST_PODS, identified, pods, registrar.pod_changed)
+    made.follow("/api/v1/pods", "Pod", "pods", _MOST_PODS, identified, pods, registrar.pod_changed)
     identities = partial(read_identity, trust_domain=state.trust_domain)
     path = f"/apis/{API_VERSION}/{PLURAL}"
     rule_changed = _rules(registrar)
-    made.follow(path, KIND, _MOST_OBJECTS, named, identities, rule_changed, "apply deploy/kubernetes/crds")
+    made.follow(path, KIND, KIND, _MOST_OBJECTS, named, identities, rule_changed, "apply deploy/kubernetes/crds")
     made.written[KIND] = (path, identity_status)
     if rules.default:
         registrar.rule_changed(None, default_rule())
@@ -111,6 +121,7 @@ class _Made:
     def follow(
         self,
         path: str,
+        kind: str,
         what: str,
         most: int,
         key: Callable[[Seen], str],
@@ -124,14 +135,14 @@ class _Made:
             changed(key, old, new)
             self.registration.changed()
 
-        watch = self.watch(path, what, Mirror(what, most, key, read, told), absent)
+        watch = self.watch(path, kind, what, Mirror(what, most, key, read, told), absent)
         self.registration.watches.append(watch)
 
-    def watch(self, path: str, what: str, sink: Sink, absent: str) -> Watch:
+    def watch(self, path: str, kind: str, what: str, sink: Sink, absent: str) -> Watch:
         """Follow a kind of objects."""
         name = self.controllers.rules.cluster
         sentence = f"the cluster has no {what}: {absent}" if absent else ""
-        watch = Watch(self.controllers.api, path, f"{what} of cluster {name}", sink, absent=sentence)
+        watch = Watch(self.controllers.api, path, kind, f"{what} of cluster {name}", sink, absent=sentence)
         self.controllers.add(watch.run)
         return watch
 
@@ -148,12 +159,14 @@ def _add_spire(made: _Made, cluster: Cluster, spire: SpireRules) -> None:
         registrar.static_changed(old.rule if old else None, new.rule if new else None, entry)
 
     slices = "/apis/discovery.k8s.io/v1/endpointslices"
-    made.follow(slices, "EndpointSlices", _MOST_SLICES, identified, read_slice, registrar.slice_changed)
+    made.follow(
+        slices, "EndpointSlice", "EndpointSlices", _MOST_SLICES, identified, read_slice, registrar.slice_changed
+    )
     ids, statics = f"{GROUP}/clusterspiffeids", f"{GROUP}/clusterstaticentries"
     read_id = partial(read_cluster_id, cluster=cluster, rules=spire)
-    made.follow(ids, CLUSTER_SPIFFE_ID, _MOST_OBJECTS, named, read_id, _rules(registrar), _SPIRES)
+    made.follow(ids, CLUSTER_SPIFFE_ID, CLUSTER_SPIFFE_ID, _MOST_OBJECTS, named, read_id, _rules(registrar), _SPIRES)
     read_static = partial(read_static_entry, cluster=cluster, rules=spire)
-    made.follow(statics, CLUSTER_STATIC_ENTRY, _MOST_STATICS, named, read_static, static, _SPIRES)
+    made.follow(statics, CLUSTER_STATIC_ENTRY, CLUSTER_STATIC_ENTRY, _MOST_STATICS, named, read_static, static, _SPIRES)
     made.written[CLUSTER_SPIFFE_ID] = (ids, partial(cluster_id_status, registrar))
     made.written[CLUSTER_STATIC_ENTRY] = (statics, static_entry_status)
 
@@ -163,8 +176,8 @@ def _add_federation(made: _Made, spire: SpireRules, federation: Federation, stat
     controllers, path = made.controllers, f"{GROUP}/clusterfederatedtrustdomains"
     domains = FederatedDomains(controllers.api, controllers.lease, controllers.rules.cluster, federation, state, path)
     read = partial(read_domain, own=state.trust_domain, rules=spire)
-    sink = Mirror("ClusterFederatedTrustDomain", _MOST_OBJECTS, named, read, domains.changed)
-    domains.watch = made.watch(path, "ClusterFederatedTrustDomain", sink, _SPIRES)
+    sink = Mirror(DOMAIN, _MOST_OBJECTS, named, read, domains.changed)
+    domains.watch = made.watch(path, DOMAIN, DOMAIN, sink, _SPIRES)
     controllers.add(domains.run)
 
 

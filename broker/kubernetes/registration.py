@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from firedoor.broker.audit import Audit
     from firedoor.broker.entry import Entry
     from firedoor.broker.kubernetes.lease import Lease
-    from firedoor.broker.kubernetes.watch import Watch
     from firedoor.broker.metrics import Metrics
     from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.state import State
+    from firedoor.cluster.watch import Watch
 
 _log = logging.getLogger("firedoor.broker.registration")
 # Seconds that changes wait for others, and after which somebody looks when nothing changed.

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, final
 
-from firedoor.broker.errors import ClusterUnavailable
+from firedoor.cluster.errors import ClusterUnavailable
 
 if TYPE_CHECKING:
-    from firedoor.broker.kubernetes.api import ClusterApi
     from firedoor.broker.kubernetes.registrar import Claim, Key, Registrar
     from firedoor.broker.kubernetes.registration import Registration
     from firedoor.broker.kubernetes.rules import Rule
     from firedoor.broker.state import State
+    from firedoor.cluster.api import ClusterApi
 
 _log = logging.getLogger("firedoor.broker.registration")
 # Seconds between two statuses of one object, and statuses that are written at once.

@@ -16,8 +16,8 @@ from firedoor.broker.errors import InvalidRequest
 from firedoor.broker.kubernetes.label_selectors import LabelSelector
 from firedoor.broker.kubernetes.mirror import mapping, metadata, short, text
 from firedoor.broker.kubernetes.pods import Node, Pod
-from firedoor.broker.kubernetes.watch import Seen
 from firedoor.certs import K8S_POD, Selector, SpiffeId, SpiffeIdError, TrustDomain
+from firedoor.cluster.objects import Seen
 
 # An object that is meant for nobody sorts last.
 LAST: Final = "~"

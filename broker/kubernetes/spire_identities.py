@@ -29,8 +29,8 @@ from firedoor.broker.kubernetes.rules import (
     selector,
     texts,
 )
-from firedoor.broker.kubernetes.watch import Seen
 from firedoor.certs import Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain
+from firedoor.cluster.objects import Seen
 
 GROUP: Final = "/apis/spire.spiffe.io/v1alpha1"
 CLUSTER_SPIFFE_ID: Final = "ClusterSPIFFEID"

@@ -12,6 +12,7 @@ from grpc import StatusCode
 
 from firedoor.broker import errors as e
 from firedoor.certs import CertsError
+from firedoor.cluster.errors import ClusterError
 from firedoor.segments import SegmentsError
 from firedoor.wire import details, types
 
@@ -33,7 +34,6 @@ _STATUS: Final[Mapping[type[e.BrokerError], StatusCode]] = MappingProxyType(
         e.BrokerFault: StatusCode.INTERNAL,
         e.DatabaseError: StatusCode.UNAVAILABLE,
         e.StorageError: StatusCode.UNAVAILABLE,
-        e.ClusterUnavailable: StatusCode.UNAVAILABLE,
         e.AuthorityError: StatusCode.UNAVAILABLE,
         e.PolicyUnavailable: StatusCode.FAILED_PRECONDITION,
         e.Starting: StatusCode.UNAVAILABLE,
@@ -74,7 +74,7 @@ INTERNAL: Final = RpcStatus(StatusCode.INTERNAL, "internal error; the broker's l
 
 def status_of(error: Exception) -> RpcStatus:
     """Return the status for an error of ours; anything else is internal and says nothing."""
-    if isinstance(error, (CertsError, SegmentsError)):
+    if isinstance(error, (CertsError, ClusterError, SegmentsError)):
         return RpcStatus(StatusCode[error.grpc_status], str(error))
     if not isinstance(error, e.BrokerError):
         return INTERNAL

@@ -302,9 +302,10 @@ def test_what_validate_finds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Files that are not there, and a cluster of our own where there is none."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (folder / "empty").write_text("")
-    access = f"ca: {folder}/empty, token: {folder}/empty"
+    (folder / "one-word").write_text("token")
+    access = f"ca: {folder}/empty, token: {folder}/one-word"
     text = f"[{{name: here}}, {{name: far, server: 'https://h', {access}}}, {{name: off, jwks: /none.json, issuer: i}}]"
     found = "\n".join(validate(load(None, {}, flags(folder, k8s_pod_clusters=text))))
-    assert "k8s_pod.clusters: here: `server` is missing, and this broker runs in no pod" in found
+    assert "k8s_pod.clusters: here: server: is missing, and this process runs in no pod" in found
     assert "holds no certificates in PEM" in found
     assert "/none.json cannot be read" in found

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from firedoor.broker.errors import ConfigError
 from firedoor.broker.kubernetes.kept import Kept
+from firedoor.cluster.errors import ObjectsUnreadable
 
 
 def one(name: str, value: int = 0) -> dict[str, Any]:
@@ -65,5 +65,5 @@ def test_what_nothing_is_kept_of_does_not_count() -> None:
 def test_more_than_can_be_is_refused() -> None:
     kept, _ = make(most=2)
     kept.begin()
-    with pytest.raises(ConfigError, match="there are more than 2 x"):
+    with pytest.raises(ObjectsUnreadable, match="there are more than 2 x"):
         kept.page([one("a"), one("b"), one("c")])

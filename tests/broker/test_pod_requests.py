@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firedoor.broker.errors import ConfigError
 from firedoor.broker.kubernetes.pod_keys import requested_key
 from firedoor.broker.kubernetes.pod_requests import (
     Objects,
@@ -26,6 +25,7 @@ from firedoor.broker.kubernetes.pod_requests import (
     requesting_pod,
 )
 from firedoor.certs import KeyType, TrustDomain, generate_key, make_csr
+from firedoor.cluster.errors import ObjectsUnreadable
 
 TD = TrustDomain.parse("example.org")
 SPEC: dict[str, Any] = {
@@ -96,7 +96,7 @@ def test_what_has_its_answer_is_not_asked_again(kind: str) -> None:
 
 
 def test_what_is_no_request() -> None:
-    with pytest.raises(ConfigError, match="without a name"):
+    with pytest.raises(ObjectsUnreadable, match="without a name"):
         read({"metadata": {"name": "x"}})
 
 
@@ -117,7 +117,7 @@ def test_any_object_is_read_or_refused(spec: dict[str, Any], it: object) -> None
     ):
         try:
             found = read(one)[1]
-        except ConfigError:
+        except ObjectsUnreadable:
             continue
         if found is None:
             continue

@@ -14,10 +14,11 @@ import pytest
 from aiohttp import web
 
 from firedoor.broker.errors import ConfigError
-from firedoor.broker.kubernetes import watch
-from firedoor.broker.kubernetes.api import ApiAccess, ClusterApi
 from firedoor.broker.kubernetes.policy_resources import PLURALS, Resource, Resources
-from tests.broker.api_server import serving
+from firedoor.broker.kubernetes.rights import cluster_api
+from firedoor.cluster import watch
+from firedoor.cluster.access import Access
+from tests.api_server import serving
 from tests.broker.harness import until
 
 Event = dict[str, Any]
@@ -49,7 +50,8 @@ class Server:
         page = int(request.query.get("continue", "0"))
         more = str(page + 1) if ours and page + 1 < len(self.pages) else ""
         metadata = {"resourceVersion": "100", "continue": more}
-        return web.json_response({"metadata": metadata, "items": self.pages[page] if ours else []})
+        kind = next(kind for kind, plural in PLURALS.items() if request.path.endswith(plural)) + "List"
+        return web.json_response({"kind": kind, "metadata": metadata, "items": self.pages[page] if ours else []})
 
     async def _watch(self, request: web.Request, script: list[bytes | int] | None) -> web.StreamResponse:
         if script and isinstance(script[0], int):
@@ -81,7 +83,7 @@ async def following(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     """Follow the server, without long waits."""
     monkeypatch.setattr(watch, "_FIRST_WAIT", 0.01)
     monkeypatch.setattr(watch, "_LONGEST_WAIT", 0.02)
-    api = ClusterApi("test", ApiAccess(server.url, server.folder / "ca.pem", server.folder / "token"))
+    api = cluster_api("test", Access(server.url, server.folder / "ca.pem", server.folder / "token"))
     tasks: list[asyncio.Task[None]] = []
 
     def start() -> Resources:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from firedoor.broker.errors import ClusterUnavailable
 from firedoor.broker.kubernetes import recent
 from firedoor.broker.kubernetes.recent import Recent
+from firedoor.cluster.errors import ClusterUnavailable
 
 
 class Counting:

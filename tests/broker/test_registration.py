@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from firedoor.broker.kubernetes.api import ApiAccess, ClusterApi
 from firedoor.broker.kubernetes.federated_domains import FederatedDomains
 from firedoor.broker.kubernetes.lease import Lease
 from firedoor.broker.kubernetes.mirror import Mirror, named
 from firedoor.broker.kubernetes.registrar import Agents, Registrar
 from firedoor.broker.kubernetes.registration import Registration
+from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.broker.kubernetes.rules import Cluster
-from firedoor.broker.kubernetes.watch import Watch
+from firedoor.cluster.access import Access
+from firedoor.cluster.watch import Watch
 from firedoor.wire import types
 from tests.broker.harness import RunningBroker, entry, running
 from tests.broker.test_registrar import TD, pod, rule
@@ -39,11 +40,11 @@ class Writing:
 
     def __init__(self, broker: RunningBroker, folder: Path) -> None:
         self.state = broker.broker.state
-        self.api = api = ClusterApi("prod", ApiAccess("https://127.0.0.1:1", folder / "ca", folder / "token"))
+        self.api = api = cluster_api("prod", Access("https://127.0.0.1:1", folder / "ca", folder / "token"))
         self.lease = Lease(api, "firedoor-system", "firedoor-controllers", "me")
         self.registrar = Registrar(Cluster(TD, "prod"), Agents(own=True, of_nodes=False))
         sink: Mirror[str] = Mirror("pods", 10, named, lambda _: "", lambda *_: None)
-        self.watch = Watch(api, "/api/v1/pods", "pods", sink)
+        self.watch = Watch(api, "/api/v1/pods", "Pod", "pods", sink)
         one = broker.broker
         self.registration = Registration(
             self.registrar,

@@ -66,7 +66,7 @@ def test_python_and_rust_have_one_version() -> None:
 def test_every_package_is_in_the_wheel() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = set()
-    for name in ("broker", "certs", "cli", "mtls", "segments", "sidecar", "wire"):
+    for name in ("broker", "certs", "cli", "cluster", "mtls", "segments", "sidecar", "wire"):
         for marker in (ROOT / name).rglob("__init__.py"):
             if "target" not in marker.parts:
                 there.add("firedoor." + ".".join(marker.parent.relative_to(ROOT).parts))

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from firedoor.broker.kubernetes.api import ApiAccess, ClusterApi
 from firedoor.broker.kubernetes.lease import DURATION, Lease
+from firedoor.broker.kubernetes.rights import cluster_api
+from firedoor.cluster.access import Access
+from firedoor.cluster.api import ClusterApi
 from tests.kubernetes.cluster import Cluster
 
 pytestmark = pytest.mark.peer
@@ -30,7 +32,7 @@ class Time:
 @pytest.fixture
 async def api(cluster: Cluster, tmp_path: Path) -> AsyncIterator[ClusterApi]:
     (tmp_path / "token").write_text(cluster.tokens["admin"])
-    found = ClusterApi("test", ApiAccess(cluster.url, cluster.ca_file, tmp_path / "token"))
+    found = cluster_api("test", Access(cluster.url, cluster.ca_file, tmp_path / "token"))
     yield found
     await found.close()
 

@@ -26,10 +26,11 @@ from firedoor.sidecar.attestor import UnixAttestor
 from firedoor.sidecar.errors import NotReady, WorkloadGone
 from firedoor.sidecar.named_pod import ObjectReference, find_pod
 from firedoor.sidecar.node_workload import NodeAttestor
+from firedoor.sidecar.pod_access import PodAccess
 from firedoor.sidecar.pod_cgroup import PodContainer
 from firedoor.sidecar.pod_finder import PodFinder
 from firedoor.sidecar.pod_objects import read_pod
-from firedoor.sidecar.pod_source import ListedPods, PodAccess, PodClient
+from firedoor.sidecar.pod_source import ListedPods
 from firedoor.sidecar.pod_watch import WatchedPods
 from tests.broker.harness import RunningBroker, running
 from tests.cgroups import Tree, tree
@@ -103,7 +104,7 @@ def access(cluster: Cluster, node: str, folder: Path, token: str = "") -> PodAcc
 
 @asynccontextmanager
 async def finder(given: PodAccess, looks: int = 500) -> AsyncIterator[PodFinder]:
-    made = PodFinder(WatchedPods(PodClient(given)), looks=looks, pause=0.05)
+    made = PodFinder(WatchedPods(given), looks=looks, pause=0.05)
     try:
         yield made
     finally:
@@ -363,7 +364,7 @@ async def attested(node: Node, told_by: Kubelet, program: subprocess.Popen[bytes
     given = told_by.settings(node=node.name, kubelet_name="localhost", cgroup_root=node.cgroups.root)
     own = config.load(None, {}, {"trust_domain": "example.org", "broker": "127.0.0.1:1", **given}).k8s_workloads
     assert own is not None
-    pods = PodFinder(ListedPods(PodClient(own.access)))
+    pods = PodFinder(ListedPods(own.access))
     try:
         return await NodeAttestor(UnixAttestor(), pods, own.places).attest(Caller(program), ())
     finally:

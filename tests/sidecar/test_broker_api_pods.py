@@ -19,7 +19,7 @@ from firedoor.sidecar.broker_endpoint import BrokerEndpoint
 from firedoor.sidecar.config import BrokerApiConfig
 from firedoor.sidecar.errors import ConfigError, ReferenceInvalid, RequestRefused
 from firedoor.sidecar.named_pod import NamedPod, ObjectReference
-from firedoor.sidecar.pod_source import ListedPods, PodClient
+from firedoor.sidecar.pod_source import ListedPods
 from firedoor.sidecar.streams import Streams
 from firedoor.wire import brokerapi_pb2
 from tests.pods import Kubelet, container_id, kubelet, pod, status
@@ -66,7 +66,7 @@ async def service(
     bench.trust.rotate_jwt()
     bench.entitle(POD, OF_CONTAINER, OF_USER, LABELLED)
     bench.holder.set(agent=agent(bench.trust))
-    streams, source = Streams(bench.holder, 20), ListedPods(PodClient(read_config(node).access))
+    streams, source = Streams(bench.holder, 20), ListedPods(read_config(node).access)
     made = BrokerApiConfig("127.0.0.1:0", frozenset({TD.with_path(BY_PID)}), frozenset({TD.with_path(CLIENT)}))
     endpoint = BrokerEndpoint(bench.core, bench.holder, made, bench.broker_api(made, streams, source))
     await endpoint.start()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from firedoor.broker import config as broker_config
+from firedoor.cluster.errors import AccessUnusable
 from firedoor.segments import Document, accept
 from firedoor.sidecar import config, proc
 from firedoor.sidecar.attestor import UnixAttestor
@@ -24,9 +25,10 @@ from firedoor.sidecar.config import Config
 from firedoor.sidecar.errors import CallerRefused, ConfigError, NotReady
 from firedoor.sidecar.node_config import NodeWorkloads
 from firedoor.sidecar.node_workload import NodeAttestor
+from firedoor.sidecar.pod_access import PodAccess
 from firedoor.sidecar.pod_cgroup import Places, PodContainer
 from firedoor.sidecar.pod_finder import PodFinder
-from firedoor.sidecar.pod_source import ListedPods, PodAccess, PodClient
+from firedoor.sidecar.pod_source import ListedPods
 from firedoor.wire import types
 from tests.cgroups import Tree, tree
 from tests.pods import NODE, Kubelet, cgroup_of, container_id, kubelet, pod, status
@@ -61,7 +63,7 @@ def read_config(found: Kubelet, **more: str) -> NodeWorkloads:
 @contextlib.asynccontextmanager
 async def attestor(found: Kubelet, root: str = "/", **how: Any) -> AsyncIterator[NodeAttestor]:
     made = read_config(found, cgroup_root=root)
-    finder = PodFinder(ListedPods(PodClient(made.access)), **{"pause": 0.02, **how})
+    finder = PodFinder(ListedPods(made.access), **{"pause": 0.02, **how})
     try:
         yield NodeAttestor(UnixAttestor(), finder, made.places)
     finally:
@@ -206,7 +208,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def finder(found: Kubelet, **how: Any) -> PodFinder:
-    return PodFinder(ListedPods(PodClient(read_config(found).access)), **{"pause": 0.02, **how})
+    return PodFinder(ListedPods(read_config(found).access), **{"pause": 0.02, **how})
 
 
 async def test_a_container_is_waited_for(node: Kubelet) -> None:
@@ -259,7 +261,7 @@ async def test_a_container_that_was_put_into_a_running_pod_gets_nothing(node: Ku
 
 
 async def refusal(access: PodAccess) -> str:
-    source = ListedPods(PodClient(access))
+    source = ListedPods(access)
     try:
         with pytest.raises(NotReady) as refused:
             await source.pods(0)
@@ -270,7 +272,7 @@ async def refusal(access: PodAccess) -> str:
 
 async def test_the_kubelet_is_asked_by_its_name_with_our_token(node: Kubelet, tmp_path: Path) -> None:
     now = [0.0]
-    source = ListedPods(PodClient(read_config(node).access), lambda: now[0])
+    source = ListedPods(read_config(node).access, lambda: now[0])
     assert source.trouble == "which pods are on this node is not known yet"
     assert [one.name for one in await source.pods(0)] == ["vllm-0"]
     assert source.trouble == ""
@@ -303,7 +305,7 @@ async def test_whose_certificate_is_not_the_nodes_is_not_asked(node: Kubelet, tm
 
 async def test_one_connection_is_used_again(node: Kubelet, tmp_path: Path) -> None:
     """Each question would cost the kubelet a handshake otherwise; another CA counts at once all the same."""
-    source = ListedPods(PodClient(read_config(node).access))
+    source = ListedPods(read_config(node).access)
     for _ in range(3):
         await source.pods(-1)
     assert (node.asked, len(node.connections)) == (3, 1)
@@ -320,6 +322,9 @@ async def test_what_a_kubelet_answers(node: Kubelet, tmp_path: Path, caplog: pyt
         (200, b"{", "no JSON"),
         (200, b"[]", "no object"),
         (200, b"{}", "no list of pods"),
+        (200, b'{"kind": "PodList"}', "no list of pods"),
+        (200, b'{"kind": "NodeList", "items": null}', "no list of pods"),
+        (404, b"", "it answers 404"),
         (200, b"[" * 100_000, "no JSON"),
         (302, b"", "it answers 302"),
         (403, b"", "nodes/pods"),
@@ -376,8 +381,9 @@ def test_configured(tmp_path: Path) -> None:
     found = config.load(file, {}, MIN).k8s_workloads
     assert found is not None
     assert (found.places, found.looks) == (Places.of("/"), 60)
-    url = "https://10.0.0.1:6443/api/v1/pods?fieldSelector=spec.nodeName%3Dgpu-1"
-    assert found.access.url == f"{url}%2Cstatus.phase%21%3DFailed%2Cstatus.phase%21%3DSucceeded"
+    path = "/api/v1/pods?fieldSelector=spec.nodeName%3Dgpu-1"
+    assert found.access.access.address() == "https://10.0.0.1:6443"
+    assert found.access.path == f"{path}%2Cstatus.phase%21%3DFailed%2Cstatus.phase%21%3DSucceeded"
     assert config.load(None, {}, MIN).k8s_workloads is None
 
 
@@ -385,11 +391,12 @@ def test_in_a_cluster_its_own_api_server_is_asked(monkeypatch: pytest.MonkeyPatc
     found = config.load(None, {}, {**MIN, "k8s_workloads_node": "a", "k8s_workloads_pods_from": "api-server"})
     assert found.k8s_workloads is not None
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(NotReady, match=r"k8s_workloads\.server is missing"):
-        _ = found.k8s_workloads.access.url
+    access = found.k8s_workloads.access.access
+    with pytest.raises(AccessUnusable, match="server: is missing"):
+        access.address()
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    assert found.k8s_workloads.access.url.startswith("https://[fd00::1]:443/api/v1/pods?")
+    assert access.address() == "https://[fd00::1]:443"
 
 
 def test_the_documents_examples_load(tmp_path: Path) -> None:

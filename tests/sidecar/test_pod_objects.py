@@ -137,11 +137,17 @@ def test_a_container_that_was_put_into_a_running_pod_is_none_of_its_own() -> Non
 
 def test_lists() -> None:
     assert read_pods({"kind": "PodList", "items": None}, NODE) == ()
-    for answer in ({}, {"kind": "Status"}, {"items": {}}, {"items": "x"}):
+    for answer in (
+        {},
+        {"kind": "Status"},
+        {"kind": "PodList"},
+        {"kind": "NodeList", "items": []},
+        {"kind": "PodList", "items": "x"},
+    ):
         with pytest.raises(PodUnreadable, match="no list of pods"):
             read_pods(answer, NODE)
     with pytest.raises(PodUnreadable, match="more than"):
-        read_pods({"items": [{}] * (MAX_PODS + 1)}, NODE)
+        read_pods({"kind": "PodList", "items": [{}] * (MAX_PODS + 1)}, NODE)
     # What is no pod takes nothing from the others.
     assert [one.name for one in listed({}, None, 7, {"metadata": []}, whole(), {"metadata": {"name": "x"}})] == [
         "vllm-0"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from firedoor.sidecar import pod_watch
+from firedoor.cluster import watch
 from firedoor.sidecar.errors import NotReady
-from firedoor.sidecar.pod_source import PodAccess, PodClient
+from firedoor.sidecar.pod_access import PodAccess
 from firedoor.sidecar.pod_watch import WatchedPods
 from tests.pods import NODE, Kubelet, pod
 from tests.tls_server import serving_tls
@@ -27,6 +27,8 @@ class Scripted(Kubelet):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "127.0.0.1")
         self.version, self.lists = 100, 0
+        # How many were asked for at once.
+        self.limits: list[int] = []
         # A list, in place of the right one.
         self.listed: Any = None
         self.scripts: list[Iterable[Any] | int] = []
@@ -37,8 +39,14 @@ class Scripted(Kubelet):
         fields = f"spec.nodeName={NODE},status.phase!=Failed,status.phase!=Succeeded"
         assert request.query["fieldSelector"] == fields
         if "watch" not in request.query:
-            self.lists += 1
-            body = {"kind": "PodList", "metadata": {"resourceVersion": str(self.version)}, "items": self.items}
+            if "continue" not in request.query:
+                self.lists += 1
+            first, limit = int(request.query.get("continue", "0")), int(request.query["limit"])
+            self.limits.append(limit)
+            metadata = {"resourceVersion": str(self.version)}
+            if first + limit < len(self.items):
+                metadata["continue"] = str(first + limit)
+            body = {"kind": "PodList", "metadata": metadata, "items": self.items[first : first + limit]}
             return web.json_response(body if self.listed is None else self.listed)
         self.watched.append(request.query["resourceVersion"])
         script = self.scripts.pop(0) if self.scripts else [STAYS]
@@ -55,8 +63,8 @@ class Scripted(Kubelet):
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
-    monkeypatch.setattr(pod_watch, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(pod_watch, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(watch, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(watch, "_LONGEST_WAIT", 0.01)
     made = Scripted(tmp_path)
     app = web.Application()
     app.router.add_get("/api/v1/pods", made.answer)
@@ -68,7 +76,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 @pytest.fixture
 async def source(server: Scripted) -> AsyncIterator[WatchedPods]:
     access = PodAccess(NODE, "api-server", server.address, "", server.ca_file, server.token_file)
-    made = WatchedPods(PodClient(access))
+    made = WatchedPods(access)
     yield made
     await made.close()
 
@@ -116,6 +124,17 @@ async def test_a_pod_as_large_as_one_can_be(server: Scripted, source: WatchedPod
     assert await names(source) == {"large", "other"}
 
 
+async def test_large_pods_are_listed_a_few_at_a_time(server: Scripted, source: WatchedPods) -> None:
+    """All in one answer would be longer than what is read of one."""
+    server.items = [pod(f"p{number}") for number in range(5)]
+    for one in server.items:
+        # Six bytes each in JSON.
+        one["spec"]["containers"] = [{"name": "a", "env": [{"name": "X", "value": 1_400_000 * "\x01"}]}]
+    assert await names(source) == {f"p{number}" for number in range(5)}
+    assert server.limits[0] > server.limits[-1]
+    assert len(server.limits) > 2
+
+
 FORGOTTEN = {"type": "ERROR", "object": {"kind": "Status", "code": 410}}
 ODD: dict[str, list[Any] | int] = {
     "an event without an object": [{"type": "ADDED"}],
@@ -161,9 +180,12 @@ async def test_after_what_is_broken_the_watch_goes_on(server: Scripted, source: 
 
 LISTS = {
     "no list": {"kind": "Status"},
-    "items that are none": {"items": 7, "metadata": {"resourceVersion": "1"}},
-    "no version": {"items": []},
-    "no metadata": {"items": [], "metadata": []},
+    "a list of others": {"kind": "NodeList", "items": [], "metadata": {"resourceVersion": "1"}},
+    "a list without items": {"kind": "PodList", "metadata": {"resourceVersion": "1"}},
+    "no items": {"kind": "PodList", "items": None, "metadata": {"resourceVersion": "1"}},
+    "items that are none": {"kind": "PodList", "items": 7, "metadata": {"resourceVersion": "1"}},
+    "no version": {"kind": "PodList", "items": [], "metadata": {}},
+    "no metadata": {"kind": "PodList", "items": [], "metadata": []},
 }
 
 

@@ -10,10 +10,12 @@ import pytest
 import trustme
 from aiohttp import web
 
-from firedoor.broker.errors import ClusterUnavailable, ConfigError
-from firedoor.broker.kubernetes import api as kubernetes_api
-from firedoor.broker.kubernetes.api import ApiAccess, ClusterApi
-from tests.broker.api_server import serving
+from firedoor.broker.kubernetes.rights import cluster_api
+from firedoor.cluster import api as api_module
+from firedoor.cluster.access import Access
+from firedoor.cluster.api import ClusterApi
+from firedoor.cluster.errors import AccessUnusable, ClusterUnavailable
+from tests.api_server import serving
 
 SECRET = "header.claims.signature"
 
@@ -33,7 +35,7 @@ class Server:
 
     def api(self, **changes: object) -> ClusterApi:
         access = {"server": self.url, "ca": self.folder / "ca.pem", "token": self.folder / "token"} | changes
-        return ClusterApi("prod", ApiAccess(**access))  # type: ignore[arg-type]
+        return cluster_api("prod", Access(**access))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ async def test_a_review_without_a_status(server: Server) -> None:
 
 async def test_a_server_of_another_ca_is_not_asked(server: Server, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
-    assert "cannot be asked" in await unavailable(server.api(ca=tmp_path / "other.pem"))
+    assert "its certificate does not verify" in await unavailable(server.api(ca=tmp_path / "other.pem"))
     (tmp_path / "empty.pem").write_text("\n")
     # An empty file must not make the system's roots count.
     assert "holds no certificates" in await unavailable(server.api(ca=tmp_path / "empty.pem"))
@@ -116,14 +118,14 @@ async def test_a_server_of_another_ca_is_not_asked(server: Server, tmp_path: Pat
 async def test_nobody_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot be asked" in await unavailable(server.api(server="https://127.0.0.1:1"))
     assert "cannot be read" in await unavailable(server.api(token=server.folder / "none"))
-    monkeypatch.setattr(kubernetes_api, "_SECONDS", 0.0)
+    monkeypatch.setattr(api_module, "_SECONDS", 0.0)
     assert "did not answer within" in await unavailable(server.api())
 
 
 def test_the_cluster_of_the_broker_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    access = ApiAccess("", Path("ca"), Path("token"))
+    access = Access("", Path("ca"), Path("token"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(ConfigError, match="this broker runs in no pod"):
+    with pytest.raises(AccessUnusable, match="server: is missing, and this process runs in no pod"):
         access.address()
     for host, url in (("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")):
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
