@@ -29,7 +29,21 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if len(value) > 100 else None)
 
 
+def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    """Keep a list of words on one line."""
+    words = all(isinstance(one, str) for one in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=words)
+
+
+def _mapping(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
+    """Keep what selects, and what is referred to, on one line."""
+    short = bool(value.keys() & {"operator", "apiGroups"}) or value.keys() == {"apiVersion", "kind"}
+    return dumper.represent_mapping("tag:yaml.org,2002:map", value, flow_style=short)
+
+
 _Plain.add_representer(str, _text)
+_Plain.add_representer(list, _list)
+_Plain.add_representer(dict, _mapping)
 
 
 def files() -> dict[Path, str]:

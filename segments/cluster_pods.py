@@ -7,8 +7,9 @@ A list of a cluster is long and written by many; what has another shape than the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, final
 
 from firedoor.segments.errors import InventoryError
@@ -16,9 +17,18 @@ from firedoor.segments.exports.places import LABEL
 
 # What the injector writes, and reads.
 INJECT: Final = "firedoor.dev/inject"
+CAPTURE: Final = "firedoor.dev/capture"
+EXCLUDE: Final = "firedoor.dev/capture.exclude"
+UDP: Final = "firedoor.dev/udp"
+REQUIRED: Final = "required"
+# Of what a namespace that requires sidecars leaves to its pods, which annotations.
+LEFT: Final = MappingProxyType(
+    {"exclusions": frozenset({EXCLUDE, UDP}), "optional": frozenset({EXCLUDE, UDP, CAPTURE})}
+)
 STATUS: Final = "firedoor.dev/status"
 PORTS: Final = "firedoor.dev/ports"
 SIDECAR: Final = "firedoor-sidecar"
+_OURS: Final = (SIDECAR, "firedoor-capture")
 # Of a ReplicaSet's name, what is not its Deployment's.
 _TEMPLATE: Final = "pod-template-hash"
 _OVER: Final = ("Succeeded", "Failed")
@@ -39,6 +49,11 @@ class Pod:
     captured: bool
     opted_out: bool
     wanted: bool
+    # Its namespace lets no pod be without; what of it is not captured all the same, by annotation; containers that may
+    # be the sidecar's user, or become it.
+    required: bool
+    left_out: tuple[str, ...]
+    loose: tuple[str, ...]
     host_network: bool
     # The ports whose annotation says that they take connections without TLS.
     audited: tuple[str, ...]
@@ -73,8 +88,8 @@ def read_cluster(text: str | bytes) -> Cluster:
     for kind in ("Namespace", "Pod"):
         if kind not in kinds:
             raise InventoryError(f"the list has no {kind}s, and this needs them: namespaces,pods,networkpolicies")
-    injected = {_name(one) for one in kinds["Namespace"] if _texts(one, "labels").get(INJECT) == "enabled"}
-    pods = [_pod(one, injected) for one in kinds["Pod"]]
+    spaces = {_name(one): _texts(one, "labels") for one in kinds["Namespace"]}
+    pods = [_pod(one, spaces) for one in kinds["Pod"]]
     policies = [one for kind, found in kinds.items() if kind.endswith("NetworkPolicy") for one in found]
     unread += sum(one is None for one in pods)
     running = tuple(one for one in pods if isinstance(one, Pod))
@@ -92,7 +107,7 @@ def _is_object(item: object) -> bool:
     )
 
 
-def _pod(one: Object, injected: Iterable[str]) -> Pod | bool | None:
+def _pod(one: Object, spaces: Mapping[str, Mapping[str, str]]) -> Pod | bool | None:
     """Return a pod; False for one that has ended, None for what is none."""
     spec, status = one.get("spec"), one.get("status") or {}
     if not isinstance(spec, dict) or not isinstance(status, dict):
@@ -101,7 +116,9 @@ def _pod(one: Object, injected: Iterable[str]) -> Pod | bool | None:
         return False
     labels, annotations = _texts(one, "labels"), _texts(one, "annotations")
     namespace = str(one["metadata"].get("namespace") or "default")
-    said = labels.get(INJECT)
+    said, space = labels.get(INJECT), spaces.get(namespace, {})
+    required = space.get(INJECT) == REQUIRED
+    left = LEFT.get(space.get(CAPTURE, ""), frozenset())
     return Pod(
         namespace=namespace,
         name=_name(one),
@@ -111,7 +128,10 @@ def _pod(one: Object, injected: Iterable[str]) -> Pod | bool | None:
         has_sidecar=_has_sidecar(spec),
         captured=_captured(annotations.get(STATUS, "")),
         opted_out=said == "disabled",
-        wanted=said == "enabled" or (namespace in injected and said != "disabled"),
+        wanted=required or said == "enabled" or (space.get(INJECT) == "enabled" and said != "disabled"),
+        required=required,
+        left_out=tuple(key for key in (CAPTURE, EXCLUDE, UDP) if key not in left and annotations.get(key, "").strip()),
+        loose=tuple(_loose(spec)),
         host_network=spec.get("hostNetwork") is True,
         audited=tuple(word.strip() for word in annotations.get(PORTS, "").split(",") if "/audit" in word),
     )
@@ -122,6 +142,29 @@ def _has_sidecar(spec: Object) -> bool:
     return isinstance(found, list) and any(
         isinstance(one, dict) and one.get("name") == SIDECAR and one.get("restartPolicy") == "Always" for one in found
     )
+
+
+def _loose(spec: Object) -> Iterator[str]:
+    """Name the containers whose user only their image says, and those that may become another."""
+    whole = _mapping(spec.get("securityContext"))
+    for kind in ("initContainers", "containers"):
+        found = spec.get(kind)
+        for one in found if isinstance(found, list) else ():
+            own = _mapping(_mapping(one).get("securityContext"))
+            user, capabilities = own.get("runAsUser", whole.get("runAsUser")), _mapping(own.get("capabilities"))
+            stays = "ALL" in _capitals(capabilities.get("drop")) and "SETUID" not in _capitals(capabilities.get("add"))
+            keeps = own.get("allowPrivilegeEscalation") is False and (user != 0 or stays)
+            name = str(_mapping(one).get("name", ""))[:63]
+            if name not in _OURS and not (isinstance(user, int) and keeps):
+                yield name
+
+
+def _capitals(found: object) -> set[str]:
+    return {str(one).upper().removeprefix("CAP_") for one in found} if isinstance(found, list) else set()
+
+
+def _mapping(value: object) -> Object:
+    return value if isinstance(value, dict) else {}
 
 
 def _captured(status: str) -> bool:

@@ -9,7 +9,9 @@
 | `missing`, `changed`, `stale` | error | an exported packet filter is not there, differs, or is no longer exported |
 | `not_enforcing` | error | nothing is captured, and no packet filter keeps others from the app |
 | `widened` | warning | a packet filter of somebody else opens what the exported ones close |
-| `opted_out` | warning | says itself that it wants no sidecar, in a namespace where they are wanted |
+| `opted_out` | warning | says itself that it wants no sidecar; an error where its namespace requires one |
+| `left_out` | error | something of it is not captured, and its namespace requires that all is |
+| `user` | warning | a container may be the sidecar's user, or become it, and its namespace requires a sidecar |
 | `plaintext_audit` | warning | takes connections without TLS, and records them |
 
 Pods of one owner that have the same fault are one row.
@@ -102,8 +104,9 @@ def _faults(pod: Pod, homes: dict[str, tuple[Place, ...]], *, guarded: bool) -> 
         yield Fault("host_network", "error", "it is on its node's own network, past sidecars and packet filters", fix)
     yield from _segment(pod, homes)
     if pod.opted_out:
+        severity: Severity = "error" if pod.required else "warning"
         yield Fault(
-            "opted_out", "warning", "it says that it wants no sidecar", "take firedoor.dev/inject: disabled away"
+            "opted_out", severity, "it says that it wants no sidecar", "take firedoor.dev/inject: disabled away"
         )
     elif not pod.has_sidecar and (pod.wanted or pod.segment):
         fix = "make it anew, so that the injector sees it: kubectl rollout restart"
@@ -112,10 +115,24 @@ def _faults(pod: Pod, homes: dict[str, tuple[Place, ...]], *, guarded: bool) -> 
         message = "not enforcing: the app can be reached past its sidecar"
         fix = "have it captured, or apply what `firedoor segment export kubernetes` writes"
         yield Fault("not_enforcing", "error", message, fix)
+    yield from _required(pod)
     if pod.audited:
         ports = ", ".join(pod.audited)
         fix = "take /audit out of firedoor.dev/ports when all of its clients have identities"
         yield Fault("plaintext_audit", "warning", f"it takes connections without TLS: {ports}", fix)
+
+
+def _required(pod: Pod) -> Iterator[Fault]:
+    """What a pod has been made with that its namespace does not leave to it, perhaps before that was said."""
+    if not pod.required or not pod.has_sidecar:
+        return
+    if pod.left_out:
+        message = f"its namespace requires that all is captured, and it has {', '.join(pod.left_out)}"
+        yield Fault("left_out", "error", message, "take that away, and make it anew")
+    if pod.captured and pod.loose:
+        message = f"{', '.join(pod.loose)} may be the sidecar's user, or become it, and go round it"
+        fix = "set runAsUser and allowPrivilegeEscalation: false, and for root drop the capabilities ALL"
+        yield Fault("user", "warning", message, fix)
 
 
 def _wish() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from firedoor.broker.injector import containers, exclusions, wishes
+from firedoor.broker.injector import containers, demands, exclusions, wishes
 from firedoor.broker.injector.probes import MOST, MOST_SECONDS, PROBE_PORT
 from firedoor.broker.injector.settings import InjectorRules
 
@@ -38,6 +38,8 @@ _RULES: Final = InjectorRules(
     bundle_config_map=Cel("params.data.bundle_config_map"),
     audience=Cel("params.data.audience"),
     uid=_ANY_UID,
+    strict_users="",
+    accepted_images=(),
     webhook="",
 )
 
@@ -52,6 +54,8 @@ def parameters(rules: InjectorRules, trust_domain: str) -> dict[str, str]:
         "bundle_config_map": rules.bundle_config_map,
         "audience": rules.audience,
         "uid": str(rules.uid),
+        "strict_users": rules.strict_users,
+        "accepted_images": ",".join(rules.accepted_images),
     }
 
 
@@ -123,6 +127,22 @@ def wanted() -> list[dict[str, str]]:
         _variable("excluded", f"variables.exclusions.filter(w, w.matches(r'^{exclusions.PATTERN}$'))"),
         _variable("dns", _words(wishes.DNS, ",")),
         _variable("settings", _SETTINGS),
+    ]
+
+
+def demanded() -> list[dict[str, str]]:
+    """Return the variables of what the namespace demands; guards have them, whoever injects."""
+    label = "namespaceObject.metadata.?labels[?'{}'].orValue('')".format
+    left = f"{label(wishes.CAPTURE)} in {{}}"
+    return [
+        _variable("required", f"{label(wishes.INJECT)} == '{demands.REQUIRED_WORD}'"),
+        _variable("may_exclude", f"!variables.required || {left.format([demands.EXCLUSIONS, demands.OPTIONAL])}"),
+        _variable("may_leave", f"!variables.required || {left.format([demands.OPTIONAL])}"),
+        # A word that nobody knows is the strictest.
+        _variable(
+            "strict",
+            "params.data.strict_users != 'nowhere' && (variables.required || params.data.strict_users != 'required')",
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from firedoor.broker.injector import cel, containers, exclusions, wishes
+from firedoor.broker.injector import cel, containers, demands, exclusions, wishes
 from firedoor.broker.injector.pod import ROUND
 from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
 from firedoor.segments.model import API_VERSION
@@ -34,7 +34,7 @@ def guards() -> list[dict[str, Any]]:
 
 def warnings() -> list[dict[str, Any]]:
     """Return what warns of what the webhook warns of, where there is none."""
-    variables = [*cel.basis(), _own_init(), _apps(_CREATED), _variable("loose", _LOOSE)]
+    variables = [*cel.basis(), _own_init(), _apps(_CREATED), _variable("loose", _each(_MAY_BECOME, _BECOMES))]
     spec = {
         **_matching(pods("CREATE")),
         "variables": variables,
@@ -155,6 +155,7 @@ def _created() -> list[dict[str, Any]]:
         "paramKind": PARAM_KIND,
         "variables": [
             *cel.wanted(),
+            *cel.demanded(),
             _own_init(),
             _apps(_CREATED),
             *(_variable(name, expression) for name, expression in _SENTENCES.items()),
@@ -163,6 +164,7 @@ def _created() -> list[dict[str, Any]]:
         ],
         "validations": [
             *_wishes(),
+            *_demands(),
             *_pod(),
             *_has_sidecar(),
             *(_first(name) for name in _SENTENCES),
@@ -258,6 +260,28 @@ def _wishes() -> list[Validation]:
     ]
 
 
+def _demands() -> list[Validation]:
+    """What `demands` refuses."""
+    note = "metadata.annotations[{}]: ".format
+    return [
+        _refused(
+            f"!variables.required || variables.labels[?'{wishes.INJECT}'].orValue('enabled') != 'disabled'",
+            f"metadata.labels[{wishes.INJECT}]: {demands.NO_WAY_OUT}",
+        ),
+        _refused("variables.may_leave || variables.captured", note(wishes.CAPTURE) + demands.not_left(wishes.CAPTURE)),
+        *(
+            _refused(
+                f"variables.may_exclude || {given}",
+                note(key) + demands.not_left(key),
+            )
+            for key, given in (
+                (wishes.EXCLUDE, "variables.exclusions.size() == 0"),
+                (wishes.UDP, f"variables.notes[?'{wishes.UDP}'].orValue('') == ''"),
+            )
+        ),
+    ]
+
+
 _PORTS: Final = cel.EXCLUDED_PORTS
 _ADDRESSES: Final = cel.EXCLUDED_ADDRESSES
 # Of an exclusion that reads as one: what it names is there.
@@ -269,13 +293,16 @@ _PASSES: Final = (
 )
 
 
+_WAY_OUT: Final = f"(variables.required ? '' : ', or label it {wishes.INJECT}: disabled')"
+
+
 def _pod() -> list[Validation]:
     """What `pod` refuses of a pod as a whole."""
     return [
-        _refused(
+        _told(
             "!object.spec.?hostNetwork.orValue(false)",
-            "spec.hostNetwork: it uses the node's network (hostNetwork: true), which no sidecar of one pod can stand"
-            f" before; take that away, or label it {wishes.INJECT}: disabled",
+            "\"spec.hostNetwork: it uses the node's network (hostNetwork: true), which no sidecar of one pod can stand"
+            f' before; take that away" + {_WAY_OUT}',
         ),
         *(
             _refused(
@@ -328,6 +355,18 @@ _ADDED: Final = (
 )
 _MOUNTS: Final = "x.of.?volumeMounts.orValue([])"
 _SECRET: Final = _texts((containers.STATE, containers.TOKEN))
+# Who may become another user, where a user passes.
+_MAY_BECOME: Final = (
+    "variables.captured && (x.of.?securityContext.allowPrivilegeEscalation.orValue(true)"
+    " || !(x.of.?securityContext.runAsNonRoot.orValue(object.spec.?securityContext.runAsNonRoot.orValue(false))"
+    " || x.of.?securityContext.runAsUser.orValue(object.spec.?securityContext.runAsUser.orValue(0)) != 0"
+    " || x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() in ['ALL', 'CAP_ALL'])"
+    " && !x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID'])))"
+)
+_BECOMES: Final = (
+    '": container " + string(x.of.name) + " may become the sidecar\'s user and go round it: set runAsNonRoot: true,'
+    ' allowPrivilegeEscalation: false and drop the capabilities ALL"'
+)
 # Sentences about containers, by name of the variable that holds them.
 _SENTENCES: Final = {
     "same_user": _each(
@@ -335,6 +374,14 @@ _SENTENCES: Final = {
         '".securityContext.runAsUser: container " + string(x.of.name) + " runs as user " + params.data.uid'
         ' + ", the sidecar\'s own, which passes the rules"',
     ),
+    "unnamed_user": _each(
+        "variables.strict && x.of.?securityContext.runAsUser.orValue("
+        "object.spec.?securityContext.runAsUser.orValue(-1)) == -1",
+        '".securityContext.runAsUser: container " + string(x.of.name) + " has no runAsUser, so that its image names'
+        " the user, which may be the sidecar's: set runAsUser, for it or for the pod, to a number other than \""
+        " + params.data.uid",
+    ),
+    "may_become": _each(f"variables.strict && {_MAY_BECOME}", _BECOMES),
     "secret_mounts": _each(
         f"{_MOUNTS}.exists(m, m.name in {_SECRET})",
         '".volumeMounts: container " + string(x.of.name) + " mounts a volume of the sidecar\'s,'
@@ -383,7 +430,13 @@ def _sidecar() -> list[dict[str, str]]:
         f" : ['spec.volumes: {one['name']}'])"
         for one in cel.volumes()
     )
+    first = "variables.init[0].?image.orValue('')"
     return [
+        # All of it is of one version, this or that.
+        _variable(
+            "image",
+            f"{first} in params.data.accepted_images.split(',') && {first} != '' ? {first} : params.data.image",
+        ),
         _variable("has_sidecar", f"variables.captured ? {names[0]} : {names[1]}"),
         _variable("strange", f"variables.has_sidecar ? ((variables.captured ? {both} : {one}) + {volumes}) : []"),
     ]
@@ -397,10 +450,9 @@ def _names_at(captured: str) -> str:
 
 def _has_sidecar() -> list[Validation]:
     return [
-        _refused(
+        _told(
             "variables.has_sidecar",
-            "spec.initContainers: it has no sidecar in front; let the injector put it there, or label it"
-            f" {wishes.INJECT}: disabled",
+            "'spec.initContainers: it has no sidecar in front; let the injector put it there'" + f" + {_WAY_OUT}",
         )
     ]
 
@@ -436,6 +488,7 @@ def _strange(wanted: dict[str, Any], place: int) -> str:
         f".filter(v, v.name != '{containers.PROBES}')"
         ".map(v, [string(v.name), string(v.?value.orValue(''))]) == variables.settings"
     )
+    tests["image"] = f"{found}.?image.orValue('') == variables.image"
     mounts = cel.literal(wanted.get("volumeMounts", []))
     tests["volumeMounts"] = (
         f"{found}.?volumeMounts.orValue([]).filter(m, m.mountPath != '{containers.ACCOUNT}') == {mounts}"
@@ -470,6 +523,14 @@ _RULED: Final = (
 )
 
 
+def _joining_strictly() -> list[dict[str, str]]:
+    """Hold whoever joins a pod that has a sidecar; what joined before the namespace's label came may stay."""
+    strict = [one for one in cel.demanded() if one["name"] in ("required", "strict")]
+    ours = f"object.spec.?initContainers.orValue([]).exists(c, c.name in [{_OURS}])"
+    joins = "request.?subResource.orValue('') == 'ephemeralcontainers'"
+    return [strict[0], _variable("strict", f"{joins} && {ours} && {strict[1]['expression']}")]
+
+
 def _changed() -> list[dict[str, Any]]:
     ours = f"{{}}.spec.?initContainers.orValue([]).filter(c, c.name in [{_OURS}]).map(c, c.image)"
     target = _each(
@@ -484,6 +545,7 @@ def _changed() -> list[dict[str, Any]]:
                 "captured",
                 f"object.spec.?initContainers.orValue([]).exists(c, c.name == '{containers.CAPTURE}')",
             ),
+            *_joining_strictly(),
             _apps(_JOINING),
             _variable("targets", target),
             *(_variable(name, expression) for name, expression in _SENTENCES.items()),
@@ -550,14 +612,3 @@ def _volumes() -> list[dict[str, Any]]:
     every = {"selector": {}, "parameterNotFoundAction": "Allow"}
     labelled = {"key": wishes.SEGMENT, "operator": "Exists"}
     return _policy("firedoor-volumes", spec, {"paramRef": every}, inside=(), elsewhere=(labelled,))
-
-
-_LOOSE: Final = _each(
-    "variables.captured && (x.of.?securityContext.allowPrivilegeEscalation.orValue(true)"
-    " || !(x.of.?securityContext.runAsNonRoot.orValue(object.spec.?securityContext.runAsNonRoot.orValue(false))"
-    " || x.of.?securityContext.runAsUser.orValue(object.spec.?securityContext.runAsUser.orValue(0)) != 0"
-    " || x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() in ['ALL', 'CAP_ALL'])"
-    " && !x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID'])))",
-    '": container " + string(x.of.name) + " may become the sidecar\'s user and go round it: set runAsNonRoot: true,'
-    ' allowPrivilegeEscalation: false and drop the capabilities ALL"',
-)

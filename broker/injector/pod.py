@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from firedoor.broker.injector import containers, wishes
+from firedoor.broker.injector.demands import NO_WAY_OUT, Demands, check, holds_users
 from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.broker.injector.probes import Rewritten
 from firedoor.broker.injector.settings import InjectorRules
@@ -38,29 +39,39 @@ class Injected:
     warnings: tuple[str, ...]
 
 
-def inject(pod: Mapping[str, Any], namespace: str, rules: InjectorRules, trust_domain: str) -> Injected:
-    """Return the pod with its sidecar; unchanged when it has one, or wants none. Raise InjectionRefused."""
+def inject(
+    pod: Mapping[str, Any], namespace: str, rules: InjectorRules, trust_domain: str, demands: Demands
+) -> Injected:
+    """Return the pod with its sidecar; unchanged when it has one, or wants none and may. Raise InjectionRefused."""
     made: dict[str, Any] = copy.deepcopy(dict(pod))
     spec = made.get("spec")
     if not isinstance(spec, dict) or not is_namespace(namespace) or not _is_pod(made, spec):
         raise InjectionRefused("this is no pod in a namespace")
     if wishes.opted_out(pod):
+        if demands.required:
+            raise InjectionRefused(NO_WAY_OUT)
         return Injected(made, ())
     if any(one.get("name") in containers.NAMES for one in _containers(spec)):
-        _check_ours(made, spec, namespace, rules, trust_domain)
+        _check_ours(made, spec, namespace, rules, trust_domain, demands)
         return Injected(made, ())
-    return _inject(made, spec, namespace, rules, trust_domain)
+    return _inject(made, spec, namespace, rules, trust_domain, demands)
 
 
 def _inject(
-    made: dict[str, Any], spec: dict[str, Any], namespace: str, rules: InjectorRules, trust_domain: str
+    made: dict[str, Any],
+    spec: dict[str, Any],
+    namespace: str,
+    rules: InjectorRules,
+    trust_domain: str,
+    demands: Demands,
 ) -> Injected:
     """Put the sidecar into a pod that has none."""
     asked = wishes.read(made, namespace)
+    check(demands, asked)
     account = spec.get("serviceAccountName") or "default"
     if not isinstance(account, str) or not is_object_name(account):
         raise InjectionRefused("its serviceAccountName is no name of a service account")
-    _check(spec, rules, captured=asked.captured)
+    _check(spec, rules, demands, captured=asked.captured)
     found = Rewritten([], _warnings(spec, asked))
     if asked.captured:
         for label, one in _labelled(spec):
@@ -118,12 +129,13 @@ def _labelled(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{letter}{number}", one
 
 
-def _check(spec: Mapping[str, Any], rules: InjectorRules, *, captured: bool) -> None:
+def _check(spec: Mapping[str, Any], rules: InjectorRules, demands: Demands, *, captured: bool) -> None:
     """Refuse what a sidecar cannot be beside."""
     if spec.get("hostNetwork") is True:
+        way_out = "" if demands.required else f", or label it {wishes.INJECT}: disabled"
         raise InjectionRefused(
             "it uses the node's network (hostNetwork: true), which no sidecar of one pod can stand before; "
-            f"take that away, or label it {wishes.INJECT}: disabled"
+            f"take that away{way_out}"
         )
     taken = {str(one.get("name")) for one in spec.get("volumes") or () if isinstance(one, dict)} & containers.VOLUMES
     if taken:
@@ -136,6 +148,8 @@ def _check(spec: Mapping[str, Any], rules: InjectorRules, *, captured: bool) -> 
     whole = _mapping(spec.get("securityContext"))
     for one in _containers(spec):
         _check_container(one, whole, rules, captured=captured)
+    if holds_users(demands, rules):
+        _check_users(spec, rules, captured=captured)
 
 
 def _check_tokens(spec: Mapping[str, Any], audience: str) -> None:
@@ -166,6 +180,22 @@ def _check_container(one: Mapping[str, Any], whole: Mapping[str, Any], rules: In
     if own.get("privileged") is True or added & ROUND:
         what = "privileged" if own.get("privileged") is True else f"the capability {min(added & ROUND)}"
         raise InjectionRefused(f"container {name} could go round its sidecar: it is given {what}")
+
+
+def _check_users(spec: Mapping[str, Any], rules: InjectorRules, *, captured: bool) -> None:
+    """Refuse containers whose user only their image names, and those that may become another."""
+    whole = _mapping(spec.get("securityContext"))
+    for one in _containers(spec):
+        user = _mapping(one.get("securityContext")).get("runAsUser", whole.get("runAsUser"))
+        if not isinstance(user, int):
+            name = str(one.get("name", ""))[:63]
+            raise InjectionRefused(
+                f"container {name} has no runAsUser, so that its image names the user, which may be the sidecar's: "
+                f"set runAsUser, for it or for the pod, to a number other than {rules.uid}"
+            )
+    loose = _root_warnings(spec) if captured else ()
+    if loose:
+        raise InjectionRefused(loose[0])
 
 
 def _capabilities(own: Mapping[str, Any], key: str) -> set[str]:
@@ -200,7 +230,12 @@ def _warnings(spec: Mapping[str, Any], asked: wishes.Wishes) -> list[str]:
 
 
 def _check_ours(
-    pod: dict[str, Any], spec: dict[str, Any], namespace: str, rules: InjectorRules, trust_domain: str
+    pod: dict[str, Any],
+    spec: dict[str, Any],
+    namespace: str,
+    rules: InjectorRules,
+    trust_domain: str,
+    demands: Demands,
 ) -> None:
     """Refuse a pod whose containers are called as ours and are others: it has no sidecar. Else note what it is."""
     bare = copy.deepcopy(pod)
@@ -208,7 +243,11 @@ def _check_ours(
         bare["spec"][kind] = [x for x in bare["spec"].get(kind) or () if x.get("name") not in names]
     if any(one.get("name") in containers.NAMES for one in _containers(bare["spec"])):
         raise InjectionRefused("one of its containers has a name that only the sidecar's init containers have")
-    wanted = _inject(bare, bare["spec"], namespace, rules, trust_domain).pod
+    first = (spec.get("initContainers") or [{}])[0].get("image")
+    if first in rules.accepted_images:
+        # All of it is of one version, this or that.
+        rules = replace(rules, image=first)
+    wanted = _inject(bare, bare["spec"], namespace, rules, trust_domain, demands).pod
     ours = [one for one in wanted["spec"]["initContainers"] if one["name"] in containers.NAMES]
     present = (spec.get("initContainers") or [])[: len(ours)]
     volumes = {one.get("name"): one for one in spec.get("volumes") or ()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from firedoor.broker.injector import cel, containers, wishes
+from firedoor.broker.injector import cel, containers, demands, wishes
 
 _GROUP: Final = "admissionregistration.k8s.io"
 API: Final = f"{_GROUP}/v1"
@@ -56,13 +56,21 @@ def bindings(
     inside: Sequence[Mapping[str, Any]] = (NOT_REFUSED,),
     elsewhere: Sequence[Mapping[str, Any]] = (ASKED,),
 ) -> list[dict[str, Any]]:
-    """Bind a policy to the pods of labelled namespaces, but those that say no; and to pods that say yes elsewhere."""
+    """Bind a policy to the pods of labelled namespaces, but those that say no; and to pods that say yes elsewhere.
+
+    Where a sidecar is required, it is bound to all, whatever they say.
+    """
     made = []
-    for name, namespaces, own in (("namespaces", "In", inside), ("pods", "NotIn", elsewhere)):
+    required = demands.REQUIRED_WORD
+    for name, namespaces, words, own in (
+        ("namespaces", "In", ["enabled"], inside),
+        ("required", "In", [required], ()),
+        ("pods", "NotIn", ["enabled", required], elsewhere),
+    ):
         selectors = {
             "namespaceSelector": {
                 "matchExpressions": [
-                    {"key": wishes.INJECT, "operator": namespaces, "values": ["enabled"]},
+                    {"key": wishes.INJECT, "operator": namespaces, "values": words},
                     {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": list(_NEVER)},
                 ]
             },

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from firedoor.broker.errors import InvalidRequest
+from firedoor.broker.injector.demands import Demands
 from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.broker.injector.json_patch import difference
 from firedoor.broker.injector.pod import Injected, inject
@@ -27,12 +28,12 @@ _MAX_WARNING: Final = 256
 _MAX_WARNINGS: Final = 15
 
 
-def answer(body: bytes, rules: InjectorRules, trust_domain: str) -> bytes:
-    """Return the answer to a review. Raise InvalidRequest."""
+def answer(body: bytes, rules: InjectorRules, trust_domain: str, demands: Demands) -> bytes:
+    """Return the answer to a review of a pod whose namespace demands so much. Raise InvalidRequest."""
     uid, request = _read(body)
     response: dict[str, Any] = {"uid": uid, "allowed": True}
     try:
-        made = _injected(request, rules, trust_domain)
+        made = _injected(request, rules, trust_domain, demands)
     except InjectionRefused as error:
         message = f"firedoor cannot inject its sidecar: {error}"
         response |= {"allowed": False, "status": {"code": 403, "reason": "Forbidden", "message": message}}
@@ -45,7 +46,7 @@ def answer(body: bytes, rules: InjectorRules, trust_domain: str) -> bytes:
     return json.dumps({"apiVersion": _VERSION, "kind": "AdmissionReview", "response": response}).encode()
 
 
-def _injected(request: Mapping[str, Any], rules: InjectorRules, trust_domain: str) -> Injected | None:
+def _injected(request: Mapping[str, Any], rules: InjectorRules, trust_domain: str, demands: Demands) -> Injected | None:
     """Return the pod that a request is to make; None for a request that makes none."""
     made, namespace = request.get("object"), request.get("namespace")
     kind = request.get("resource")
@@ -54,7 +55,7 @@ def _injected(request: Mapping[str, Any], rules: InjectorRules, trust_domain: st
         return None
     if not isinstance(made, dict) or not isinstance(namespace, str):
         raise InjectionRefused("this is no pod in a namespace")
-    return inject(made, namespace, rules, trust_domain)
+    return inject(made, namespace, rules, trust_domain, demands)
 
 
 def _read(body: bytes) -> tuple[str, Mapping[str, Any]]:

@@ -6,6 +6,7 @@ listen: 0.0.0.0:9443
 names: [firedoor-injector.firedoor-system.svc]
 cluster: prod
 image: registry.example.org/firedoor:0.1.0
+accepted_images: [registry.example.org/firedoor:0.0.9]
 broker: ["firedoor-broker.firedoor-system.svc:8081"]
 """
 
@@ -24,6 +25,7 @@ from firedoor.segments.settings import Option, Section
 
 # No user of images that people run, nor Istio's 1337; the example of docs/capture.md.
 DEFAULT_UID: Final = 990
+STRICT_USERS: Final = ("required", "everywhere", "nowhere")
 _HIGHEST_UID: Final = 2**31 - 1
 # A reference of a container image: what a registry could take, and no shell or YAML reads otherwise.
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,510}")
@@ -47,6 +49,10 @@ class InjectorRules:
     audience: str
     # The sidecar's own user.
     uid: int
+    # Where each container's user must be known, and no other than it says: required, everywhere or nowhere.
+    strict_users: str
+    # Further images of sidecars that pods may come with, while one version follows another.
+    accepted_images: tuple[str, ...]
     # The MutatingWebhookConfiguration whose caBundle is kept up to date; empty: somebody else does.
     webhook: str
 
@@ -63,6 +69,12 @@ def options(environment: str) -> tuple[Option, ...]:
         option("injector.bundle_config_map", "NAME", "the ConfigMap in each namespace with bundle.json"),
         option("injector.webhook", "NAME|off", "the MutatingWebhookConfiguration whose caBundle is kept up to date"),
         option("injector.uid", "UID", "the sidecars' own user, and nobody else's in any pod"),
+        option(
+            "injector.strict_users",
+            "|".join(STRICT_USERS),
+            "where no container may be, or become, the sidecar's user: namespaces with inject=required unless given",
+        ),
+        option("injector.accepted_images", "IMAGE", "further images that sidecars of new pods may have", several=True),
     )
 
 
@@ -84,6 +96,8 @@ def injector(top: Section, audience: str) -> InjectorRules | None:
         audience=audience,
         webhook=section.parse("webhook", _webhook, "firedoor-injector"),
         uid=section.parse("uid", integer(1, _HIGHEST_UID), DEFAULT_UID),
+        strict_users=section.parse("strict_users", _strict_users, STRICT_USERS[0]),
+        accepted_images=section.each("accepted_images", _image),
     )
 
 
@@ -101,6 +115,12 @@ def _cluster(value: str) -> str:
 def _image(value: str) -> str:
     if not _IMAGE.fullmatch(value):
         raise ValueError("must be the reference of an image, such as registry.example.org/firedoor:0.1.0")
+    return value
+
+
+def _strict_users(value: str) -> str:
+    if value not in STRICT_USERS:
+        raise ValueError(f"must be one of {', '.join(STRICT_USERS)}")
     return value
 
 

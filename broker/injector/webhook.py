@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admission webhook of the injector: `POST /inject`, by TLS as the broker itself.
+"""The admission webhook of the injector: `POST /inject`, and what follows it, by TLS as the broker itself.
 
 The front in Rust ends TLS with the broker's own SVID, which has the configured DNS names beside its SPIFFE ID and is
 renewed as ever; API servers verify it by the trust bundle (`caBundle`). Whoever asks learns how a pod would be changed,
@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from firedoor import mtls
 from firedoor.broker.errors import InvalidRequest, StorageError
+from firedoor.broker.injector.demands import PATHS, Demands
 from firedoor.broker.injector.review import MAX_REVIEW, answer
 from firedoor.broker.injector.settings import InjectorRules
 from firedoor.certs import SpiffeId
 
 _log = logging.getLogger("firedoor.broker.injector")
-PATH: Final = "/inject"
 # Reviews that are worked on at once; each may hold 4 MiB.
 _AT_ONCE: Final = 4
 # API servers wait 5 s as our manifests say, 30 s at most.
@@ -42,7 +43,7 @@ class Webhook:
         self._front: mtls.WebFront | None = None
         self.address = ""
         application = web.Application(client_max_size=MAX_REVIEW)
-        application.add_routes([web.post(PATH, self._inject)])
+        application.add_routes([web.post(path, partial(self._inject, demands)) for path, demands in PATHS.items()])
         self._runner = web.AppRunner(
             application,
             access_log=None,
@@ -74,14 +75,14 @@ class Webhook:
             self._front.stop()
         await self._runner.cleanup()
 
-    async def _inject(self, request: web.Request) -> web.Response:
+    async def _inject(self, demands: Demands, request: web.Request) -> web.Response:
         if request.content_type != _JSON:
             return web.Response(status=415, text=f"a review is {_JSON}\n")
         try:
             async with asyncio.timeout(_SECONDS), self._working:
                 body = await request.read()
                 # A review of megabytes takes a while, and others are waiting.
-                made = await asyncio.to_thread(answer, body, self._rules, self._as_id.trust_domain.name)
+                made = await asyncio.to_thread(answer, body, self._rules, self._as_id.trust_domain.name, demands)
         except InvalidRequest as error:
             return web.Response(status=400, text=f"{error}\n")
         except TimeoutError:

@@ -11,7 +11,7 @@
 | `firedoor.dev/capture: none` | no rules: listeners at ports of their own, `ports: "9000/http=19000"` |
 | `firedoor.dev/outbound: '[{…}]'` | where nothing is captured, listeners for what leaves, as a sidecar is told them |
 
-The label `firedoor.dev/inject` is `enabled` or `disabled`.
+The label `firedoor.dev/inject` is `enabled` or `disabled`. What its namespace leaves to it `demands` says.
 """
 
 from __future__ import annotations

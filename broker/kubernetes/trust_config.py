@@ -5,7 +5,7 @@ kubernetes_controllers:
 cluster: prod
 trust_bundle: true
 bundle_config_map: firedoor-bundle
-bundle_namespaces: firedoor.dev/inject=enabled # or all
+bundle_namespaces: firedoor.dev/inject in (enabled,required) # or all
 pod_certificates: true
 pod_certificate_ttl: 1h
 """
@@ -23,7 +23,7 @@ from firedoor.segments.setting_values import boolean, duration
 from firedoor.segments.settings import Option, Section
 
 CONFIG_MAP: Final = "firedoor-bundle"
-NAMESPACES: Final = f"{INJECT}=enabled"
+NAMESPACES: Final = f"{INJECT} in (enabled,required)"
 # Seconds: no API server takes less, and for longer nobody should be trusted unasked.
 _LEAST: Final = 3600
 _LONGEST: Final = 86400
@@ -53,7 +53,7 @@ def options(environment: str) -> tuple[Option, ...]:
         option(
             "kubernetes_controllers.bundle_namespaces",
             metavar="SELECTOR|all",
-            help="the labels of the namespaces; firedoor.dev/inject=enabled unless given",
+            help="the labels of the namespaces; firedoor.dev/inject=enabled or =required unless given",
         ),
         option(
             "kubernetes_controllers.pod_certificates",

@@ -30,7 +30,7 @@ def test_it_is_off_unless_it_is_named(tmp_path: Path) -> None:
 def test_defaults_and_what_may_be_said(tmp_path: Path) -> None:
     found = load(tmp_path, ", trust_bundle: true").bundle
     assert found is not None
-    assert (found.config_map, found.namespaces) == ("firedoor-bundle", "firedoor.dev/inject=enabled")
+    assert (found.config_map, found.namespaces) == ("firedoor-bundle", "firedoor.dev/inject in (enabled,required)")
     found = load(tmp_path, ", trust_bundle: true, bundle_config_map: roots, bundle_namespaces: all").bundle
     assert found is not None
     assert (found.config_map, found.namespaces) == ("roots", "")

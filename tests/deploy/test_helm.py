@@ -230,6 +230,8 @@ REFUSED = {
     "guards of no cluster": ((*TD, "--set", "guards.enabled=true"), "needs broker.cluster"),
     "controllers of no cluster": ((*TD, "--set", "controllers.enabled=true"), "needs broker.cluster"),
     "a policy that nothing guards": ((*POLICIES, "--set", "guards.enabled=false"), "needs guards.enabled"),
+    "users that are held sometimes": ((*CLUSTER, "--set", "injector.strictUsers=sometimes"), "strictUsers"),
+    "an image that is none": ((*CLUSTER, "--set", "injector.acceptedImages={a b}"), "acceptedImages"),
     "another injector": ((*CLUSTER, "--set", "injector.policy=none"), "policy"),
     "controllers of another namespace": ((*POLICIES, "--set", "controllers.config.namespace=x"), "config"),
     "controllers of another bundle": ((*POLICIES, "--set", "controllers.config.bundle_config_map=x"), "config"),
@@ -276,11 +278,27 @@ def test_the_api_server_does_without_a_webhook(helm: Helm) -> None:
     (asked,) = documents(found(render(helm, *CLUSTER), "ConfigMap")["data"]["broker.yaml"])
     told = found(rendered, "ConfigMap", "firedoor-injector")["data"]
     assert told["broker"] == ",".join(asked["injector"]["broker"])
-    for key in ("image", "cluster", "uid", "bundle_config_map"):
+    for key in ("image", "cluster", "uid", "bundle_config_map", "strict_users"):
         assert told[key] == str(asked["injector"][key])
     for file in ("guards.yaml", "injector-policy.yaml"):
         for one in documents((DEPLOY / "kubernetes" / file).read_text()):
             assert found(rendered, one["kind"], one["metadata"]["name"])["spec"] == one["spec"]
+
+
+def test_further_images_are_told_to_both(helm: Helm) -> None:
+    words = ("--set", "injector.acceptedImages={a:1,b:2}", "--set", "injector.strictUsers=everywhere")
+    (asked,) = documents(found(render(helm, *CLUSTER, *words), "ConfigMap")["data"]["broker.yaml"])
+    told = found(render(helm, *POLICIES, *words), "ConfigMap", "firedoor-injector")["data"]
+    assert (asked["injector"]["accepted_images"], told["accepted_images"]) == (["a:1", "b:2"], "a:1,b:2")
+    assert asked["injector"]["strict_users"] == told["strict_users"] == "everywhere"
+
+
+def test_where_sidecars_are_required_no_answer_is_no_pod(helm: Helm) -> None:
+    rendered = render(helm, *CLUSTER, "--set", "injector.failurePolicy=Ignore")
+    hooks = found(rendered, "MutatingWebhookConfiguration", "firedoor-system-firedoor-injector")["webhooks"]
+    for hook in hooks:
+        required = hook["clientConfig"]["service"]["path"].startswith("/inject/required")
+        assert hook["failurePolicy"] == ("Fail" if required else "Ignore")
 
 
 def test_what_is_delivered_is_in_the_namespace_of_the_release(helm: Helm) -> None:

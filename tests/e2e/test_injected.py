@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from firedoor.broker.injector import inject
+from firedoor.broker.injector.demands import ENABLED
 from firedoor.wire import entry_grpc, entry_pb2, workload_grpc, workload_pb2
 from tests import netns
 from tests.broker.harness import entry
@@ -94,7 +95,7 @@ class Injected:
             spec={"serviceAccountName": "vllm"},
             container={"readinessProbe": {"httpGet": {"port": 9000}}},
         )
-        return inject(given, "inference", rules, "example.org").pod
+        return inject(given, "inference", rules, "example.org", ENABLED).pod
 
     def _entries(self) -> None:
         with self.world.admin() as channel:

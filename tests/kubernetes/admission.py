@@ -18,6 +18,7 @@ from tests.spire.programs import wait_for
 
 DELIVERED = Path(__file__).parents[2] / "deploy/kubernetes"
 INJECTED = {"firedoor.dev/inject": "enabled"}
+REQUIRED = {"firedoor.dev/inject": "required"}
 # What the tests' namespaces say for whom no policy is to inject.
 BY_OTHERS = {"test/injected-by": "others"}
 Object = dict[str, Any]
@@ -56,8 +57,9 @@ def guarded_cluster(folder: Path, rules: InjectorRules) -> Iterator[Cluster]:
         apply(cluster, DELIVERED / "crds")
         wait_for(lambda: _answers(cluster, "/apis/firedoor.dev/v1alpha1/segments"), "segments are served", DEADLINE)
         apply(cluster, [*delivered("guards.yaml"), *injecting()])
-        first = cluster.namespace("first", INJECTED)
+        first, second = cluster.namespace("first", INJECTED), cluster.namespace("second", REQUIRED)
         wait_for(lambda: _in_force(cluster, first), "the policies are in force", DEADLINE)
+        wait_for(lambda: _in_force(cluster, second, required=True), "they are where sidecars are required", DEADLINE)
         yield cluster
 
 
@@ -68,10 +70,12 @@ def _answers(cluster: Cluster, path: str) -> bool:
     return False
 
 
-def _in_force(cluster: Cluster, namespace: str) -> bool:
+def _in_force(cluster: Cluster, namespace: str, *, required: bool = False) -> bool:
     """Whether each policy does what it is for."""
     api, path = cluster.api(), f"/api/v1/namespaces/{namespace}/pods"
-    app = {"name": "app", "image": "x"}
+    app: Object = {"name": "app", "image": "x"}
+    if required:
+        app["securityContext"] = {"runAsUser": 1001, "allowPrivilegeEscalation": False}
     with contextlib.suppress(ApiError):
         made = api.post(path, {"metadata": {"generateName": "try-"}, "spec": {"containers": [app]}})
         if "initContainers" not in made["spec"]:

@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 
 from firedoor.broker.injector.cel import parameters
+from firedoor.broker.injector.demands import ENABLED, PATHS
+from firedoor.broker.injector.demands import REQUIRED as REQUIRED_BY
 from tests.broker.harness import running
-from tests.broker.injector.test_inject import LOOSE, RULES
-from tests.kubernetes.admission import BY_OTHERS, INJECTED, guarded_cluster, refusal
+from tests.broker.injector.test_inject import LOOSE, RULES, WHERE_REQUIRED
+from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster
+from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.test_injection import HOOKS, POLICY, Injector, allow, settings
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 Pod = dict[str, Any]
+Outcome = tuple[Pod | None, str]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,33 @@ class Both:
             found.append(plain(await self.injector.create(namespace, own), namespace))
         return found[0], found[1]
 
+    async def outcomes(self, pod: Pod) -> tuple[Outcome, Outcome]:
+        """Return what each makes of a pod: the stored one, or why there is none."""
+        found: list[Outcome] = []
+        for namespace in (self.by_webhook, self.by_policy):
+            own = json.loads(json.dumps(pod).replace("NAMESPACE", namespace))
+            try:
+                found.append((plain(await self.injector.create(namespace, own), namespace), ""))
+            except ApiError as error:
+                found.append((None, error.message))
+        return found[0], found[1]
+
+    async def where(self, labels: dict[str, str]) -> Both:
+        """Return two more namespaces, with other labels."""
+        return await pair(self.injector, labels)
+
+
+async def pair(injector: Injector, labels: dict[str, str]) -> Both:
+    """Make two namespaces for one comparison."""
+    cluster = injector.cluster
+    namespaces = [
+        await asyncio.to_thread(cluster.namespace, prefix, labels | more)
+        for prefix, more in (("webhook", BY_OTHERS), ("policy", {}))
+    ]
+    for namespace in namespaces:
+        await asyncio.to_thread(cluster.service_account, namespace, "vllm")
+    return Both(injector, *namespaces)
+
 
 @pytest.fixture
 async def both(guarded: Cluster, tmp_path: Path) -> AsyncIterator[Both]:
@@ -59,13 +90,7 @@ async def both(guarded: Cluster, tmp_path: Path) -> AsyncIterator[Both]:
         injector.configure({"key": "test/injected-by", "operator": "Exists"})
         try:
             await injector.trusted(BY_OTHERS)
-            namespaces = [
-                await asyncio.to_thread(guarded.namespace, prefix, INJECTED | more)
-                for prefix, more in (("webhook", BY_OTHERS), ("policy", {}))
-            ]
-            for namespace in namespaces:
-                await asyncio.to_thread(guarded.service_account, namespace, "vllm")
-            yield Both(injector, *namespaces)
+            yield await pair(injector, INJECTED)
         finally:
             guarded.api().delete(f"{HOOKS}/{name}")
 
@@ -212,6 +237,61 @@ def anything(draw: random.Random) -> Pod:
     return {"metadata": {"generateName": "any-", **metadata(draw)}, "spec": spec}
 
 
+# name: labels of a namespace
+WHERE = {
+    "required": REQUIRED,
+    "exclusions": REQUIRED | {"firedoor.dev/capture": "exclusions"},
+    "optional": REQUIRED | {"firedoor.dev/capture": "optional"},
+    "a word that is none": REQUIRED | {"firedoor.dev/capture": "yes"},
+    "a word that is meant for required": INJECTED | {"firedoor.dev/capture": "exclusions"},
+}
+
+
+@pytest.mark.parametrize("case", WHERE)
+async def test_the_same_pods_and_refusals_where_a_sidecar_is_required(both: Both, case: str) -> None:
+    """Whoever refuses, the webhook does not leave it to the guards, nor do these leave it to the webhook."""
+    there = await both.where(WHERE[case])
+    draw, made, refused = random.Random(case), 0, 0
+    for number in range(40):
+        given = unruly(draw)
+        (webhook, why), (policy, why_not) = await there.outcomes(given)
+        assert policy == webhook, (number, given, why, why_not)
+        assert ("firedoor cannot inject its sidecar: " in why) == ("ValidatingAdmissionPolicy" in why_not), (given, why)
+        made, refused = made + (not why), refused + bool(why)
+        assert bool(why) == bool(why_not), given
+    # Both were drawn, or it would say nothing.
+    assert made > 2
+    assert refused > 2
+
+
+CONTEXTS: list[Pod] = [
+    *({}, {"runAsUser": 990}, {"runAsUser": 0}, {"runAsNonRoot": True}),
+    *({"runAsUser": 7}, {"runAsUser": 0, "capabilities": {"drop": ["ALL"]}}),
+]
+
+
+def unruly(draw: random.Random) -> Pod:
+    """Draw a pod of which some may not be where a sidecar is required."""
+    made = anything(draw)
+    spec, whole = made["spec"], draw.choice([{"runAsNonRoot": True}, *3 * [{"runAsUser": 7}]])
+    spec["securityContext"] = whole
+    for one in (*spec["containers"], *spec.get("initContainers", [])):
+        one["securityContext"] = (
+            {"allowPrivilegeEscalation": False} | (draw.choice(CONTEXTS) if draw.random() < 0.15 else {})
+            if draw.random() < 0.97
+            else {}
+        )
+    for key in ("hostNetwork", "shareProcessNamespace"):
+        if draw.random() < 0.05:
+            spec[key] = True
+            # Ports of the node's own are there once.
+            for one in (*spec["containers"], *spec.get("initContainers", [])):
+                one.pop("ports", None)
+    if draw.random() < 0.1:
+        made["metadata"].setdefault("labels", {})["firedoor.dev/inject"] = "disabled"
+    return made
+
+
 DRAWN = {
     "capture.exclude": [
         *("inbound tcp 1: x", "outbound udp 53,123 to 192.0.2.0/24: a: b ;inbound tcp from ::1,fd00::/8: c", ""),
@@ -299,12 +379,26 @@ async def test_both_refuse_the_same(both: Both) -> None:
         "must say what passes and why": pod(**{"capture.exclude": "everything"}),
         "must be a name such as": pod(dns="a..b"),
     }
-    api = both.injector.cluster.api()
     for words, given in refused.items():
-        for namespace in (both.by_webhook, both.by_policy):
-            path = f"/api/v1/namespaces/{namespace}/pods"
-            found = await asyncio.to_thread(refusal, lambda path=path, given=given: api.post(path, given))
-            assert words in found
+        await refuse(both, words, given)
+
+
+async def refuse(both: Both, words: str, given: Pod) -> None:
+    """Have both refuse a pod, each by itself."""
+    (webhook, why), (policy, why_not) = await both.outcomes(given)
+    assert webhook is policy is None
+    assert words in why
+    assert words in why_not
+    assert "firedoor cannot inject its sidecar: " in why
+    assert "ValidatingAdmissionPolicy 'firedoor-pods'" in why_not
+
+
+async def test_both_refuse_the_same_where_a_sidecar_is_required(both: Both) -> None:
+    labels = {ENABLED: INJECTED, REQUIRED_BY: WHERE["required"]}
+    labels |= {PATHS[f"/inject/required/{word}"]: WHERE[word] for word in ("exclusions", "optional")}
+    pairs = {demands: await both.where(more) for demands, more in labels.items()}
+    for given, demands, words in WHERE_REQUIRED.values():
+        await refuse(pairs[demands], words, given)
 
 
 async def test_who_wants_none_has_none(both: Both) -> None:

@@ -58,7 +58,8 @@ class Injector:
         (wanted,) = [one for one in manifests() if one["kind"] == "MutatingWebhookConfiguration"]
         wanted["metadata"]["name"] = self.name
         for hook in wanted["webhooks"]:
-            hook["clientConfig"] = {"url": f"https://localhost:{port}/inject"}
+            path = hook["clientConfig"]["service"]["path"]
+            hook["clientConfig"] = {"url": f"https://localhost:{port}{path}"}
             hook["namespaceSelector"]["matchExpressions"] += where
         self.cluster.api().post(HOOKS, wanted)
 
@@ -126,6 +127,7 @@ def settings(name: str, access: dict[str, str]) -> dict[str, str]:
         "injector_cluster": "prod",
         "injector_image": "registry.example.org/firedoor:0.1.0",
         "injector_broker": "firedoor-broker.firedoor-system.svc:8081",
+        "injector_accepted_images": "registry.example.org/firedoor:0.0.9",
         "injector_webhook": name,
     }
 

@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from firedoor.broker.injector import inject
+from firedoor.broker.injector.demands import ENABLED
 from tests import netns
 from tests.broker.injector.test_inject import RULES
 from tests.e2e import captured, namespaces
@@ -136,7 +137,7 @@ class Site:
         spec = {"serviceAccountName": "default", "containers": containers}
         given = {"metadata": {"name": name, "annotations": {"firedoor.dev/ports": ports}}, "spec": spec}
         self.cluster.api().post(
-            f"/api/v1/namespaces/{namespace}/pods", inject(given, namespace, rules, "example.org").pod
+            f"/api/v1/namespaces/{namespace}/pods", inject(given, namespace, rules, "example.org", ENABLED).pod
         )
         self.cluster.bind(namespace, name, "worker-1")
         self.cluster.runs(namespace, name, address)

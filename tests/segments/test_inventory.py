@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firedoor.broker.injector import containers, wishes
+from firedoor.broker.injector import InjectionRefused, containers, demands, inject, wishes
 from firedoor.certs import TrustDomain
 from firedoor.segments import Document, PolicySet, load
 from firedoor.segments import cluster_pods as words
@@ -20,6 +21,7 @@ from firedoor.segments.cluster_pods import read_cluster
 from firedoor.segments.errors import InventoryError
 from firedoor.segments.exports import FORMS, LABEL, Options, export
 from firedoor.segments.inventory import Row, inventory
+from tests.broker.injector.test_inject import RULES, WHERE_REQUIRED
 
 NOW = 1_800_000_000
 POLICY = """
@@ -108,6 +110,8 @@ def test_nothing_to_see_to() -> None:
 
 def test_the_words_are_the_injectors() -> None:
     assert (words.INJECT, words.STATUS, words.PORTS) == (wishes.INJECT, wishes.STATUS, wishes.PORTS)
+    assert (words.CAPTURE, words.EXCLUDE, words.UDP) == (wishes.CAPTURE, wishes.EXCLUDE, wishes.UDP)
+    assert [demands.REQUIRED_WORD, *words.LEFT] == [words.REQUIRED, demands.EXCLUSIONS, demands.OPTIONAL]
     assert words.SIDECAR == containers.SIDECAR
     assert wishes.SEGMENT == LABEL
 
@@ -205,6 +209,45 @@ def test_each_fault_is_found(case: str) -> None:
     change(objects)
     assert codes(objects) == wanted
     assert all(row.message and row.fix for row in rows(objects))
+
+
+def requiring(label: str = "") -> list[dict[str, Any]]:
+    """The cluster, with a namespace of inference that requires sidecars."""
+    objects = cluster()
+    labels = {wishes.INJECT: "required"} | ({wishes.CAPTURE: label} if label else {})
+    one(objects, "Namespace", "serving")["metadata"]["labels"] = labels
+    return objects
+
+
+@pytest.mark.parametrize("case", WHERE_REQUIRED)
+def test_what_is_refused_where_a_sidecar_is_required_is_found_where_it_runs(case: str) -> None:
+    """It was made before that was said, as a namespace that asks for sidecars lets it be."""
+    given_pod, asked, _ = WHERE_REQUIRED[case]
+    label = {path.rpartition("/")[2]: each for path, each in demands.PATHS.items()}
+    (word,) = (word for word, each in label.items() if each == asked)
+    objects = requiring("" if word == "required" else word)
+    ran = copy.deepcopy(given_pod)
+    with contextlib.suppress(InjectionRefused):
+        ran = inject(given_pod, "serving", RULES, "corp.example", demands.ENABLED).pod
+    labels = {**ran["metadata"].get("labels", {}), LABEL: "inference"}
+    ran["metadata"] |= {"namespace": "serving", "labels": labels}
+    found = [row.code for row in rows([*objects, {"kind": "Pod", **ran}]) if row.object == "Pod/vllm"]
+    wanted = {
+        "no sidecar": ["opted_out"],
+        "the node's network": ["host_network", "no_sidecar"],
+        **{key: ["left_out"] for key in ("no capture", "what passes by", "UDP")},
+        # There are no rules that a user could pass.
+        "the same, where nothing is captured": [],
+    }
+    assert found == wanted.get(case, ["user"])
+
+
+def test_opting_out_is_an_error_where_a_sidecar_is_required() -> None:
+    severities = []
+    for objects in (cluster(), requiring()):
+        objects.append(pod("serving", "x", labels={LABEL: "inference", wishes.INJECT: "disabled"}, captured=None))
+        severities += [(row.code, row.severity) for row in rows(objects)]
+    assert severities == [("opted_out", "warning"), ("opted_out", "error")]
 
 
 def test_what_has_ended_is_not_looked_at() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from firedoor.broker.injector import InjectionRefused, InjectorRules, difference, inject
 from firedoor.broker.injector.containers import ACCOUNT, CAPTURE, NAMES, SIDECAR, VOLUMES
+from firedoor.broker.injector.demands import ENABLED, PATHS, REQUIRED, Demands
 from firedoor.sidecar import config as sidecar_config
 
 RULES = InjectorRules(
@@ -27,14 +29,16 @@ RULES = InjectorRules(
     bundle_config_map="firedoor-bundle",
     audience="firedoor",
     uid=990,
+    strict_users="required",
+    accepted_images=("registry.example.org/firedoor:0.0.9",),
     webhook="firedoor-injector",
 )
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.name.removesuffix(".in.json") for path in GOLDEN.glob("*.in.json"))
 
 
-def injected(pod: dict[str, Any], namespace: str = "inference") -> dict[str, Any]:
-    return inject(pod, namespace, RULES, "example.org").pod
+def injected(pod: dict[str, Any], namespace: str = "inference", demands: Demands = ENABLED) -> dict[str, Any]:
+    return inject(pod, namespace, RULES, "example.org", demands).pod
 
 
 def pod(*, spec: dict[str, Any] | None = None, container: dict[str, Any] | None = None, **annotations: str) -> Any:
@@ -66,7 +70,7 @@ def applied(document: Any, patch: list[dict[str, Any]]) -> Any:
 def test_golden(case: str) -> None:
     """FIREDOOR_GOLDEN=write writes the files anew, for a person to read."""
     given = json.loads((GOLDEN / f"{case}.in.json").read_text())
-    made = inject(given, "inference", RULES, "example.org")
+    made = inject(given, "inference", RULES, "example.org", ENABLED)
     text = json.dumps({"warnings": made.warnings, "pod": made.pod}, indent=2) + "\n"
     if os.environ.get("FIREDOOR_GOLDEN") == "write":
         (GOLDEN / f"{case}.out.json").write_text(text)
@@ -198,7 +202,7 @@ def test_what_is_injected_is_a_sidecars_configuration(given_pod: dict[str, Any])
 
 def test_without_capture_there_are_listeners_and_no_capability() -> None:
     given_pod = pod(capture="none", ports="9000/http=19000", outbound='[{"name": "x"}]')
-    made = inject(given_pod, "inference", RULES, "example.org")
+    made = inject(given_pod, "inference", RULES, "example.org", ENABLED)
     (sidecar,) = made.pod["spec"]["initContainers"]
     assert sidecar["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert made.warnings[0].startswith("not enforcing: the app can be reached past its sidecar")
@@ -251,7 +255,7 @@ def test_what_passes_by_a_sidecar_is_what_it_reads(words: list[str]) -> None:
 
 
 def test_udp_and_names_are_what_a_sidecar_reads() -> None:
-    made = inject(pod(udp="pass", dns="s3.example.org, **.cluster.local"), "inference", RULES, "example.org")
+    made = inject(pod(udp="pass", dns="s3.example.org, **.cluster.local"), "inference", RULES, "example.org", ENABLED)
     env = {one["name"]: one["value"] for one in made.pod["spec"]["initContainers"][1]["env"]}
     found = sidecar_config.load(None, env, {})
     assert found.capture is not None
@@ -381,6 +385,107 @@ def test_a_pod_that_is_refused(case: str) -> None:
     assert words in str(refused.value)
 
 
+# What a container says that is nobody but a user of its own.
+TIGHT = {"runAsUser": 1001, "allowPrivilegeEscalation": False}
+EXCLUSIONS = PATHS["/inject/required/exclusions"]
+OPTIONAL = PATHS["/inject/required/optional"]
+
+
+def tight(*, context: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **notes: str) -> Any:
+    """Return a pod that may be where a sidecar is required, but for what is given."""
+    return pod(container={"securityContext": TIGHT if context is None else context}, spec=spec, **notes)
+
+
+OUT = tight()
+OUT["metadata"]["labels"] = {"firedoor.dev/inject": "disabled"}
+ALL_CAPTURED = "its namespace requires that all is captured; take that away, or have the namespace labelled"
+UNNAMED = "has no runAsUser, so that its image names the user, which may be the sidecar's: set runAsUser, for it or"
+# name: (the pod, what its namespace demands, words)
+WHERE_REQUIRED: dict[str, tuple[Any, Demands, str]] = {
+    "no sidecar": (OUT, OPTIONAL, "its namespace requires a sidecar in every pod (firedoor.dev/inject: required)"),
+    "the node's network": (tight(spec={"hostNetwork": True}), OPTIONAL, "stand before; take that away"),
+    "no capture": (
+        tight(capture="none"),
+        EXCLUSIONS,
+        f"firedoor.dev/capture: none: {ALL_CAPTURED} firedoor.dev/capture: optional",
+    ),
+    "what passes by": (
+        tight(**{"capture.exclude": "inbound tcp 1: x"}),
+        REQUIRED,
+        f"firedoor.dev/capture.exclude: {ALL_CAPTURED} firedoor.dev/capture: exclusions",
+    ),
+    "UDP": (tight(udp="pass"), REQUIRED, f"firedoor.dev/udp: {ALL_CAPTURED} firedoor.dev/capture: exclusions"),
+    "a user that the image names": (
+        tight(context={"runAsNonRoot": True, "allowPrivilegeEscalation": False}),
+        OPTIONAL,
+        f"container app {UNNAMED} for the pod, to a number other than 990",
+    ),
+    "the same, where nothing is captured": (tight(context={}, capture="none"), OPTIONAL, f"container app {UNNAMED}"),
+    "an init container's": (
+        tight(spec={"initContainers": [{"name": "first", "image": "x"}]}),
+        OPTIONAL,
+        f"container first {UNNAMED}",
+    ),
+    "root, which becomes whom it likes": (
+        tight(context={"runAsUser": 0, "allowPrivilegeEscalation": False}),
+        OPTIONAL,
+        "container app may become the sidecar's user and go round it",
+    ),
+    "a program that is another user's": (tight(context={"runAsUser": 7}), OPTIONAL, "container app may become"),
+}
+
+
+@pytest.mark.parametrize("case", WHERE_REQUIRED)
+def test_nobody_opts_out_where_a_sidecar_is_required(case: str) -> None:
+    given_pod, demands, words = WHERE_REQUIRED[case]
+    with pytest.raises(InjectionRefused) as refused:
+        injected(given_pod, demands=demands)
+    assert words in str(refused.value)
+    assert ("or label it" in str(refused.value)) is False
+
+
+def test_what_a_namespace_leaves_to_its_pods() -> None:
+    """Each is what the next stricter one refuses."""
+    passing = {"capture.exclude": "inbound tcp 1: x", "udp": "pass"}
+    for demands, notes in ((REQUIRED, {}), (EXCLUSIONS, passing), (OPTIONAL, passing), (OPTIONAL, {"capture": "none"})):
+        made = injected(tight(**notes), demands=demands)
+        assert made["spec"]["initContainers"][-1]["name"] == SIDECAR
+        assert injected(made, demands=demands) == made
+    # The pod's own user is each container's that says none; and where it is enough to be asked, none need be said.
+    whole = tight(context={"allowPrivilegeEscalation": False}, spec={"securityContext": {"runAsUser": 7}})
+    assert injected(whole, demands=REQUIRED)
+    assert injected(tight(context={}))
+
+
+@pytest.mark.parametrize(
+    ("word", "demands", "held"),
+    [
+        *(("required", ENABLED, False), ("required", REQUIRED, True)),
+        *(("everywhere", ENABLED, True), ("everywhere", REQUIRED, True)),
+        *(("nowhere", ENABLED, False), ("nowhere", REQUIRED, False)),
+    ],
+)
+def test_where_users_are_held(word: str, demands: Demands, held: bool) -> None:
+    rules = dataclasses.replace(RULES, strict_users=word)
+    if held:
+        with pytest.raises(InjectionRefused, match="has no runAsUser"):
+            inject(pod(), "inference", rules, "example.org", demands)
+    else:
+        assert inject(pod(), "inference", rules, "example.org", demands).pod["spec"]["initContainers"]
+
+
+def test_a_sidecar_of_the_version_before_is_ours_too() -> None:
+    """While one follows another; but all of it is of one of them."""
+    (before,) = RULES.accepted_images
+    made = inject(pod(), "inference", dataclasses.replace(RULES, image=before), "example.org", ENABLED).pod
+    assert injected(made) == made
+    for number in (0, 1):
+        mixed = copy.deepcopy(made)
+        mixed["spec"]["initContainers"][number]["image"] = RULES.image
+        with pytest.raises(InjectionRefused, match="not the one which would be injected now"):
+            injected(mixed)
+
+
 Change = Callable[[dict[str, Any]], object]
 FORGED: dict[str, Change] = {
     "another image": lambda spec: spec["initContainers"][1].update(image="evil"),
@@ -447,13 +552,13 @@ def test_a_sidecar_without_its_label_is_given_it() -> None:
 
 
 def test_warnings_name_what_could_go_round() -> None:
-    loose = inject(pod(), "inference", RULES, "example.org").warnings
+    loose = inject(pod(), "inference", RULES, "example.org", ENABLED).warnings
     assert loose == (
         "container app may become the sidecar's user and go round it: set runAsNonRoot: true, "
         "allowPrivilegeEscalation: false and drop the capabilities ALL",
     )
     tight = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    assert inject(pod(container={"securityContext": tight}), "inference", RULES, "example.org").warnings == ()
+    assert inject(pod(container={"securityContext": tight}), "inference", RULES, "example.org", ENABLED).warnings == ()
 
 
 LOOSE: dict[str, tuple[dict[str, Any], bool]] = {
@@ -473,8 +578,8 @@ LOOSE: dict[str, tuple[dict[str, Any], bool]] = {
 def test_who_may_become_another_user(case: str) -> None:
     """Without `allowPrivilegeEscalation: false` a program's owner is who runs it."""
     given_context, warned = LOOSE[case]
-    found = inject(pod(container={"securityContext": given_context}), "inference", RULES, "example.org").warnings
-    assert bool(found) == warned
+    given_pod = pod(container={"securityContext": given_context})
+    assert bool(inject(given_pod, "inference", RULES, "example.org", ENABLED).warnings) == warned
 
 
 def test_names_are_ours_alone() -> None:

@@ -19,9 +19,10 @@ from firedoor.broker.config import load
 from firedoor.broker.errors import ConfigError, InvalidRequest
 from firedoor.broker.injector import MAX_REVIEW, answer
 from firedoor.broker.injector.ca_bundle import changes
+from firedoor.broker.injector.demands import ENABLED, PATHS
 from firedoor.certs import parse_x509_svid
 from tests.broker.harness import POLICY, RunningBroker, flags, running, until
-from tests.broker.injector.test_inject import RULES, applied, pod
+from tests.broker.injector.test_inject import OUT, RULES, applied, pod, tight
 
 NAME = "firedoor-injector.firedoor-system.svc"
 MANIFESTS = "deploy/kubernetes/injector.yaml"
@@ -48,7 +49,7 @@ def review(made: Any = None, **request: Any) -> bytes:
 
 
 def response(body: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(answer(body, RULES, "example.org"))["response"]
+    found: dict[str, Any] = json.loads(answer(body, RULES, "example.org", ENABLED))["response"]
     return found
 
 
@@ -100,7 +101,7 @@ def test_what_makes_no_pod_passes(request_: dict[str, Any]) -> None:
 )
 def test_what_is_no_review(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        answer(body, RULES, "example.org")
+        answer(body, RULES, "example.org", ENABLED)
 
 
 def test_objects_that_are_no_pods_are_refused() -> None:
@@ -125,13 +126,13 @@ def trusting(broker: RunningBroker) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=base64.b64decode(patch["value"]).decode())
 
 
-async def post(broker: RunningBroker, body: bytes, **headers: str) -> tuple[int, bytes]:
+async def post(broker: RunningBroker, body: bytes, path: str = "/inject", **headers: str) -> tuple[int, bytes]:
     webhook = broker.broker.webhook
     assert webhook is not None
     async with (
         aiohttp.ClientSession() as session,
         session.post(
-            f"https://{webhook.address}/inject",
+            f"https://{webhook.address}{path}",
             data=body,
             headers={"Content-Type": "application/json", **headers},
             ssl=trusting(broker),
@@ -146,6 +147,16 @@ async def test_by_tls_as_the_broker_itself(broker: RunningBroker) -> None:
     assert (status, json.loads(body)["response"]["patchType"]) == (200, "JSONPatch")
     assert (await post(broker, b"{}"))[0] == 400
     assert (await post(broker, review(), **{"Content-Type": "text/plain"}))[0] == 415
+
+
+async def test_the_path_says_what_the_namespace_demands(broker: RunningBroker) -> None:
+    for path, demands in PATHS.items():
+        status, body = await post(broker, review(tight(capture="none")), path)
+        assert (status, json.loads(body)["response"]["allowed"]) == (200, demands.may_leave)
+        _, body = await post(broker, review(OUT), path)
+        assert json.loads(body)["response"]["allowed"] == (not demands.required)
+    # An older broker, asked at a path that it does not know, says no.
+    assert (await post(broker, review(), "/inject/other"))[0] == 404
 
 
 async def test_its_certificate_is_renewed_with_the_brokers(broker: RunningBroker) -> None:
@@ -195,6 +206,8 @@ def test_ca_bundles_are_written_where_they_differ() -> None:
         ({"injector_image": None}, "injector.image: is missing"),
         ({"injector_cluster": "a/b"}, "must be letters, digits"),
         ({"injector_uid": "0"}, "injector.uid"),
+        ({"injector_strict_users": "yes"}, "must be one of required, everywhere, nowhere"),
+        ({"injector_accepted_images": "a b"}, "must be the reference of an image"),
     ],
 )
 def test_what_is_configured_wrong(folder: Path, change: dict[str, Any], words: str) -> None:
@@ -212,10 +225,21 @@ def test_the_documented_configuration_loads_and_fits_the_manifests(folder: Path)
     assert found is not None
     objects = {one["kind"]: one for one in yaml.load_all((root / MANIFESTS).read_text(), Loader=yaml.SafeLoader)}
     hooks = objects["MutatingWebhookConfiguration"]
+    assert {hook["clientConfig"]["service"]["path"] for hook in hooks["webhooks"]} == set(PATHS)
     assert hooks["metadata"]["name"] == found.webhook
     for hook in hooks["webhooks"]:
         service = hook["clientConfig"]["service"]
-        assert (f"{service['name']}.{service['namespace']}.svc", service["path"]) == (found.names[0], "/inject")
+        assert f"{service['name']}.{service['namespace']}.svc" == found.names[0]
+        # It is asked at the path of what the namespace demands.
+        asked = {one["key"]: one for one in hook["namespaceSelector"]["matchExpressions"]}
+        at_inject = asked["firedoor.dev/inject"]
+        required = (at_inject["operator"], at_inject["values"]) == ("In", ["required"])
+        assert PATHS[service["path"]].required == required == ("objectSelector" not in hook)
+        if required:
+            word = asked["firedoor.dev/capture"]
+            assert word["values"] == (
+                [service["path"].rpartition("/")[2]] if word["operator"] == "In" else ["exclusions", "optional"]
+            )
         # Nobody gets round it by asking when it is down, nor has it wait for itself.
         assert (hook["failurePolicy"], hook["sideEffects"]) == ("Fail", "None")
         (excluded,) = [one for one in hook["namespaceSelector"]["matchExpressions"] if "metadata.name" in one["key"]]

@@ -71,7 +71,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- if include "firedoor.asked" . }}
 {{- $service := printf "%s-injector.%s.svc" (include "firedoor.name" .) .Release.Namespace }}
 {{- $injector := dict "listen" "0.0.0.0:9443" "names" (list $service) "cluster" .Values.broker.cluster "image" (include "firedoor.image" .) "broker" (list (include "firedoor.reached" .)) }}
-{{- $injector = merge $injector (dict "webhook" (include "firedoor.webhook" .) "uid" .Values.injector.uid "bundle_config_map" .Values.injector.bundleConfigMap) }}
+{{- $injector = merge $injector (dict "webhook" (include "firedoor.webhook" .) "uid" .Values.injector.uid "bundle_config_map" .Values.injector.bundleConfigMap "strict_users" .Values.injector.strictUsers) }}
+{{- with .Values.injector.acceptedImages }}{{ $_ := set $injector "accepted_images" . }}{{ end }}
 {{- $_ := set $own "injector" $injector }}
 {{- end }}
 {{- $log := dict "log" (dict "format" "json") }}

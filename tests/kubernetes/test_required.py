@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a namespace requires sidecars a real API server sees to it, whoever injects, and if nobody does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from firedoor.broker.injector.demands import Demands
+from tests.broker.injector.test_inject import EXCLUSIONS, OPTIONAL, OUT, RULES, TIGHT, WHERE_REQUIRED, tight
+from tests.broker.injector.test_inject import REQUIRED as REQUIRED_BY
+from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster, refusal
+from tests.kubernetes.cluster import DEADLINE, Cluster
+from tests.kubernetes.test_guards import STRATEGIC, pod, ruled
+from tests.spire.programs import wait_for
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
+LABELS: dict[Demands, dict[str, str]] = {
+    REQUIRED_BY: REQUIRED,
+    EXCLUSIONS: REQUIRED | {"firedoor.dev/capture": "exclusions"},
+    OPTIONAL: REQUIRED | {"firedoor.dev/capture": "optional"},
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with guarded_cluster(tmp_path_factory.mktemp("guarded"), RULES) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def places(guarded: Cluster) -> dict[Demands, str]:
+    """Where pods are made, without being stored."""
+    return {
+        demands: f"/api/v1/namespaces/{guarded.namespace('required', labels)}/pods?dryRun=All"
+        for demands, labels in LABELS.items()
+    }
+
+
+@pytest.mark.parametrize("case", WHERE_REQUIRED)
+def test_nobody_opts_out(guarded: Cluster, places: dict[Demands, str], case: str) -> None:
+    given, demands, words = WHERE_REQUIRED[case]
+    found = refusal(lambda: guarded.api().post(places[demands], given))
+    assert words in found
+    assert "or label it" not in found
+
+
+def test_what_a_namespace_leaves_to_its_pods(guarded: Cluster, places: dict[Demands, str]) -> None:
+    passing = {"capture.exclude": "inbound tcp 1: x", "udp": "pass"}
+    for demands, notes in (
+        (REQUIRED_BY, {}),
+        (EXCLUSIONS, passing),
+        (OPTIONAL, passing),
+        (OPTIONAL, {"capture": "none"}),
+    ):
+        made = guarded.api().post(places[demands], tight(**notes))
+        assert [one["name"] for one in made["spec"]["initContainers"]][-1] == "firedoor-sidecar"
+
+
+def test_it_holds_where_nobody_injects(guarded: Cluster) -> None:
+    """The webhook is away, and so is the policy."""
+    none = guarded.namespace("none", REQUIRED | BY_OTHERS)
+    path = f"/api/v1/namespaces/{none}/pods"
+    found = refusal(lambda: guarded.api().post(path, tight()))
+    assert "spec.initContainers: it has no sidecar in front; let the injector put it there" in found
+    assert "or label it" not in found
+    assert "its namespace requires a sidecar in every pod" in refusal(lambda: guarded.api().post(path, OUT))
+    assert guarded.api().get(path)["items"] == []
+
+
+# name: (the pod's own user, what joins, words; none where it is admitted)
+JOINING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "nothing special": ({}, {}, "container debug has no runAsUser, so that its image names the user"),
+    "the pod's user": ({"runAsUser": 7}, {}, "container debug may become the sidecar's user"),
+    "root": (
+        {},
+        {"runAsUser": 0, "allowPrivilegeEscalation": False},
+        "spec.ephemeralContainers[0]: container debug may become the sidecar's user and go round it",
+    ),
+    "no more than the pod's user": ({"runAsUser": 7}, {"allowPrivilegeEscalation": False}, ""),
+    "a user of its own": ({}, TIGHT, ""),
+}
+
+
+@pytest.mark.parametrize("case", JOINING)
+def test_a_container_that_joins(guarded: Cluster, case: str) -> None:
+    """As `kubectl debug` adds one."""
+    whole, context, words = JOINING[case]
+    path = f"/api/v1/namespaces/{guarded.namespace('required', REQUIRED)}/pods"
+    given = pod(spec={"securityContext": whole}, container={"securityContext": TIGHT})
+    name = guarded.api().post(path, given)["metadata"]["name"]
+    ruled(guarded, f"{path}/{name}")
+    joining = {"spec": {"ephemeralContainers": [{"name": "debug", "image": "x", "securityContext": context}]}}
+    found = refusal(lambda: guarded.api().patch(f"{path}/{name}/ephemeralcontainers", joining, STRATEGIC))
+    assert words in found
+    assert bool(words) == bool(found), found
+
+
+def test_a_namespace_that_comes_to_require_it(guarded: Cluster) -> None:
+    """What runs there goes on, and can be changed as before: nothing that it has can be taken away from it."""
+    namespace, api = guarded.namespace("becomes", INJECTED), guarded.api()
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    with_sidecar = api.post(path, pod())["metadata"]["name"]
+    without = api.post(path, pod(labels={"firedoor.dev/inject": "disabled"}))["metadata"]["name"]
+    joining = {"spec": {"ephemeralContainers": [{"name": "debug", "image": "x"}]}}
+    ruled(guarded, f"{path}/{with_sidecar}")
+    api.patch(f"{path}/{with_sidecar}/ephemeralcontainers", joining, STRATEGIC)
+    api.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": REQUIRED}})
+    wait_for(lambda: refusal(lambda: api.post(f"{path}?dryRun=All", pod())), "it is required", DEADLINE)
+    for name in (with_sidecar, without):
+        assert api.patch(f"{path}/{name}", {"metadata": {"labels": {"team": "ml"}}})
+    more = {"spec": {"ephemeralContainers": [{"name": "more", "image": "x"}]}}
+    found = refusal(lambda: api.patch(f"{path}/{with_sidecar}/ephemeralcontainers", more, STRATEGIC))
+    assert "has no runAsUser" in found
+
+
+def test_where_users_are_held(guarded: Cluster) -> None:
+    """As the settings say; a word that nobody knows holds them everywhere."""
+    api, settings = guarded.api(), "/api/v1/namespaces/firedoor-system/configmaps/firedoor-injector"
+    enabled, required = (
+        f"/api/v1/namespaces/{guarded.namespace('users', labels)}/pods?dryRun=All" for labels in (INJECTED, REQUIRED)
+    )
+
+    def held(path: str) -> bool:
+        found = refusal(lambda: api.post(path, pod()))
+        assert not found or "has no runAsUser" in found, found
+        return bool(found)
+
+    try:
+        for word, wanted in (
+            *(("everywhere", (True, True)), ("nowhere", (False, False))),
+            *(("sometimes", (True, True)), ("required", (False, True))),
+        ):
+            api.patch(settings, {"data": {"strict_users": word}})
+            wait_for(lambda wanted=wanted: (held(enabled), held(required)) == wanted, word, DEADLINE)
+    finally:
+        api.patch(settings, {"data": {"strict_users": "required"}})
+        wait_for(lambda: (held(enabled), held(required)) == (False, True), "it is as before", DEADLINE)
+
+
+def test_a_sidecar_of_the_version_before(guarded: Cluster) -> None:
+    """While one version follows another both are ours; but a sidecar is of one of them, and stays."""
+    api, path = guarded.api(), f"/api/v1/namespaces/{guarded.namespace('versions', INJECTED)}/pods"
+    made = api.post(f"{path}?dryRun=All", pod())
+    (before,) = RULES.accepted_images
+    again = {"metadata": {"generateName": "again-"}, "spec": made["spec"]}
+    for one in again["spec"]["initContainers"]:
+        one["image"] = before
+    for number in (0, 1):
+        for image, at in ((RULES.image, 1), ("evil", number)):
+            mixed = copy.deepcopy(again)
+            mixed["spec"]["initContainers"][number]["image"] = image
+            found = refusal(lambda mixed=mixed: api.post(path, mixed))
+            assert f"spec.initContainers[{at}].image: it comes with a sidecar that is not the one" in found
+    name = api.post(path, again)["metadata"]["name"]
+    newer = {"spec": {"initContainers": [{"name": "firedoor-sidecar", "image": RULES.image}]}}
+    assert "the image of its sidecar stays" in refusal(lambda: api.patch(f"{path}/{name}", newer, STRATEGIC))
