@@ -48,15 +48,12 @@ from firedoor.broker.injector.ca_bundle import CaBundle
 from firedoor.broker.injector.webhook import Webhook
 from firedoor.broker.issuing import Signer
 from firedoor.broker.keys.keyring import Keyring
-from firedoor.broker.kubernetes.bundle_maps import BundleMaps
-from firedoor.broker.kubernetes.cluster_bundle import ClusterBundle
-from firedoor.broker.kubernetes.controllers import Controllers
+from firedoor.broker.kubernetes.configured import add_configured
+from firedoor.broker.kubernetes.controllers import BrokerParts, Controllers
 from firedoor.broker.kubernetes.directory import ClusterDirectory
 from firedoor.broker.kubernetes.pod_attestors import PodAttestor, PodCluster, PsatAttestor
-from firedoor.broker.kubernetes.pod_certificates import PodCertificates
 from firedoor.broker.kubernetes.policy_resources import Resources
 from firedoor.broker.kubernetes.policy_status import PolicyStatus
-from firedoor.broker.kubernetes.registering import add_registration
 from firedoor.broker.kubernetes.registration import Registration
 from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.broker.limits import Limits
@@ -92,7 +89,6 @@ from firedoor.certs import (
     MemoryKeyManager,
     PrivateKey,
     SpiffeId,
-    TrustBundle,
 )
 from firedoor.certs.authority import Kind
 from firedoor.cluster.errors import ClusterError
@@ -354,37 +350,17 @@ class Broker:
 
     def _add_controllers(self, controllers: Controllers, signer: Signer) -> None:
         """Add what the configuration names."""
-        rules, api, lease, trust_domain = controllers.rules, controllers.api, controllers.lease, self.state.trust_domain
-
-        def bundle() -> TrustBundle:
-            return self.state.bundles[trust_domain]
-
-        if rules.bundle is not None:
-            maps = BundleMaps(api, lease, rules.bundle, trust_domain, bundle, self.metrics)
-            self.state.watch(maps.changed)
-            controllers.add(maps.run, ClusterBundle(api, lease, trust_domain, bundle).run)
-        if rules.registration is not None:
-            attesting = self.config.kubernetes.attesting(rules.cluster)
-            self.registration = add_registration(
-                controllers,
-                rules.registration,
-                attesting,
-                self.state,
-                self.policy,
-                self.audit,
-                self.metrics,
-                self.federation,
-                lambda: len(self.pusher.listening),
-            )
-        if rules.certificate_ttl:
-            signs = PodCertificates(
-                controllers, self.state, self.policy, signer, self.audit, self.metrics, rules.certificate_ttl
-            )
-            controllers.add(signs.run)
-
-        if rules.directory:
-            self.directory = ClusterDirectory(api, lease, self.state, self.metrics, lambda: len(self.pusher.listening))
-            controllers.add(self.directory.run)
+        parts = BrokerParts(
+            self.state,
+            self.policy,
+            signer,
+            self.audit,
+            self.metrics,
+            self.federation,
+            lambda: len(self.pusher.listening),
+        )
+        made = add_configured(controllers, self.config.kubernetes.attesting(controllers.rules.cluster), parts)
+        self.registration, self.directory = made.registration, made.directory
 
     def _attestors(self) -> dict[str, Attestor]:
         """Return what checks nodes' evidence, by the type that agents name."""

@@ -12,13 +12,21 @@ import secrets
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from firedoor.broker.kubernetes.lease import Lease
 from firedoor.broker.kubernetes.registration_config import RegistrationRules
 from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.broker.kubernetes.trust_config import BundleRules
 from firedoor.cluster.access import Access
+
+if TYPE_CHECKING:
+    from firedoor.broker.audit import Audit
+    from firedoor.broker.federation import Federation
+    from firedoor.broker.issuing import Signer
+    from firedoor.broker.metrics import Metrics
+    from firedoor.broker.policy import PolicyKeeper
+    from firedoor.broker.state import State
 
 LEASE: Final = "firedoor-controllers"
 Loop = Callable[[], Coroutine[Any, Any, None]]
@@ -40,6 +48,19 @@ class ControllerRules:
     certificate_ttl: int = 0
     # Whether services are derived from its objects.
     directory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerParts:
+    """What controllers use of the broker that runs them. `listening`: how many sidecars are told of each generation."""
+
+    state: State
+    policy: PolicyKeeper
+    signer: Signer
+    audit: Audit
+    metrics: Metrics
+    federation: Federation
+    listening: Callable[[], int]
 
 
 class Controllers:

@@ -32,12 +32,9 @@ from firedoor.cluster.watch import Sink, Watch
 from firedoor.segments import API_VERSION
 
 if TYPE_CHECKING:
-    from firedoor.broker.audit import Audit
     from firedoor.broker.federation import Federation
-    from firedoor.broker.kubernetes.controllers import Controllers
+    from firedoor.broker.kubernetes.controllers import BrokerParts, Controllers
     from firedoor.broker.kubernetes.registration_config import RegistrationRules
-    from firedoor.broker.metrics import Metrics
-    from firedoor.broker.policy import PolicyKeeper
     from firedoor.broker.state import State
 
 R = TypeVar("R")
@@ -62,20 +59,15 @@ def add_registration(
     controllers: Controllers,
     rules: RegistrationRules,
     attesting: Attesting,
-    state: State,
-    policy: PolicyKeeper,
-    audit: Audit,
-    metrics: Metrics,
-    federation: Federation,
-    listening: Callable[[], int],
+    parts: BrokerParts,
 ) -> Registration:
-    """Have the controllers register pods. `listening`: how many sidecars are told of each generation."""
-    name, spire = controllers.rules.cluster, rules.spire
+    """Have the controllers register pods."""
+    state, name, spire = parts.state, controllers.rules.cluster, rules.spire
     cluster = Cluster(state.trust_domain, name, rules.cluster_domain)
     certificates = controllers.rules.certificate_ttl > 0
     registrar = Registrar(cluster, Agents(bool(attesting.audience) or certificates, attesting.of_nodes))
-    lease = controllers.lease
-    made = _Made(controllers, Registration(registrar, name, [], lease, state, policy, audit, metrics, listening))
+    lease, told = controllers.lease, (parts.audit, parts.metrics, parts.listening)
+    made = _Made(controllers, Registration(registrar, name, [], lease, state, parts.policy, *told))
     made.follow(
         "/api/v1/namespaces",
         "Namespace",
@@ -100,7 +92,7 @@ def add_registration(
         registrar.rule_changed(None, default_rule())
     if spire is not None:
         _add_spire(made, cluster, spire)
-        _add_federation(made, spire, federation, state)
+        _add_federation(made, spire, parts.federation, state)
     state.registers = (*state.registers, origin_prefix(name))
     paths = {kind: where for kind, (where, _) in made.written.items()}
     status = RegistrationStatus(
