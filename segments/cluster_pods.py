@@ -14,6 +14,7 @@ from typing import Any, Final, final
 
 from firedoor.segments.errors import InventoryError
 from firedoor.segments.exports.places import LABEL
+from firedoor.segments.pod_ports import PORTS, PodPort, port_words
 
 # What the injector writes, and reads.
 INJECT: Final = "firedoor.dev/inject"
@@ -26,7 +27,6 @@ LEFT: Final = MappingProxyType(
     {"exclusions": frozenset({EXCLUDE, UDP}), "optional": frozenset({EXCLUDE, UDP, CAPTURE})}
 )
 STATUS: Final = "firedoor.dev/status"
-PORTS: Final = "firedoor.dev/ports"
 SIDECAR: Final = "firedoor-sidecar"
 _OURS: Final = (SIDECAR, "firedoor-capture")
 # Of a ReplicaSet's name, what is not its Deployment's.
@@ -133,8 +133,15 @@ def _pod(one: Object, spaces: Mapping[str, Mapping[str, str]]) -> Pod | bool | N
         left_out=tuple(key for key in (CAPTURE, EXCLUDE, UDP) if key not in left and annotations.get(key, "").strip()),
         loose=tuple(_loose(spec)),
         host_network=spec.get("hostNetwork") is True,
-        audited=tuple(word.strip() for word in annotations.get(PORTS, "").split(",") if "/audit" in word),
+        audited=tuple(
+            word for word in port_words(annotations.get(PORTS, "")) if (p := PodPort.parse(word)) and p.audit
+        ),
     )
+
+
+def _is_audited(word: str) -> bool:
+    found = PodPort.parse(word)
+    return found is not None and found.audit
 
 
 def _has_sidecar(spec: Object) -> bool:

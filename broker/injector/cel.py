@@ -14,6 +14,7 @@ from typing import Any, Final
 from firedoor.broker.injector import containers, demands, exclusions, wishes
 from firedoor.broker.injector.probes import MOST, MOST_SECONDS, PROBE_PORT
 from firedoor.broker.injector.settings import InjectorRules
+from firedoor.segments.pod_ports import PORTS
 
 
 class Cel(str):
@@ -121,7 +122,7 @@ def wanted() -> list[dict[str, str]]:
             "'spiffe://' + params.data.trust_domain + '/segment/' + variables.segment + '/ns/' + request.namespace"
             " + '/sa/' + object.spec.?serviceAccountName.orValue('default')",
         ),
-        _variable("ports", _words(wishes.PORTS, ",")),
+        _variable("ports", _words(PORTS, ",")),
         _variable("exclusions", _words(wishes.EXCLUDE, ";")),
         # Guards refuse the others, with a sentence.
         _variable("excluded", f"variables.exclusions.filter(w, w.matches(r'^{exclusions.PATTERN}$'))"),

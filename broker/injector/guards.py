@@ -14,6 +14,7 @@ from firedoor.broker.injector import cel, containers, demands, exclusions, wishe
 from firedoor.broker.injector.pod import ROUND
 from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
 from firedoor.segments.model import API_VERSION
+from firedoor.segments.pod_ports import PORTS
 
 _OURS: Final = ", ".join(cel.quoted(one) for one in sorted(containers.NAMES))
 _KEPT: Final = (
@@ -202,19 +203,19 @@ def _wishes() -> list[Validation]:
             f"'metadata.annotations: there is no annotation ' + {unknown}[0] + '; known are {known}'",
         ),
         _refused(f"{captured} in ['', 'none']", f"{note(wishes.CAPTURE)}: it has one value: none"),
-        _refused("variables.ports.size() <= 64", f"{note(wishes.PORTS)}: it names more than 64 ports"),
+        _refused("variables.ports.size() <= 64", f"{note(PORTS)}: it names more than 64 ports"),
         _told(
             f"!variables.captured || {plain}.size() == 0",
-            f"'{note(wishes.PORTS)}: ' + {plain}[0] + ' must be PORT/PROTOCOL, such as 9000/http; tcp, http or grpc'",
+            f"'{note(PORTS)}: ' + {plain}[0] + ' must be PORT/PROTOCOL, such as 9000/http; tcp, http or grpc'",
         ),
         _told(
             f"variables.captured || {own}.size() == 0",
-            f"'{note(wishes.PORTS)}: ' + {own}[0] + ' must be PORT/PROTOCOL=PORT, such as 9000/http=19000,"
+            f"'{note(PORTS)}: ' + {own}[0] + ' must be PORT/PROTOCOL=PORT, such as 9000/http=19000,"
             " where nothing is captured'",
         ),
         _refused(
             f"{distinct.format('^[0-9]+')} && (variables.captured || {distinct.format('[0-9]*$')})",
-            f"{note(wishes.PORTS)}: it names a port twice",
+            f"{note(PORTS)}: it names a port twice",
         ),
         _refused(
             f"!variables.captured || {outbound} == ''",

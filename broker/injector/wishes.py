@@ -23,11 +23,11 @@ from typing import Any, Final
 
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import Exclusion, InjectionRefused
+from firedoor.segments.pod_ports import MAX_PORTS, PORTS, PodPort, port_words
 
 PREFIX: Final = "firedoor.dev/"
 INJECT: Final = f"{PREFIX}inject"
 SEGMENT: Final = f"{PREFIX}segment"
-PORTS: Final = f"{PREFIX}ports"
 CAPTURE: Final = f"{PREFIX}capture"
 EXCLUDE: Final = f"{PREFIX}capture.exclude"
 UDP: Final = f"{PREFIX}udp"
@@ -43,9 +43,6 @@ KNOWN: Final = frozenset({SEGMENT, PORTS, CAPTURE, *CAPTURED, OUTBOUND, STATUS})
 
 SEGMENT_NAME: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _SEGMENT_NAME: Final = re.compile(SEGMENT_NAME)
-_PORT: Final = re.compile(r"([1-9][0-9]{0,4})/(tcp|http|grpc)(/audit)?(?:=([1-9][0-9]{0,4}))?")
-_MAX_PORT: Final = 65535
-_MAX_PORTS: Final = 64
 MAX_NAMES: Final = 100
 _MAX_NAME: Final = 253
 LABEL: Final = "[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?"
@@ -55,21 +52,11 @@ _MAX_OUTBOUND: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
-    """One port of the app; `listen` is the sidecar's for it where nothing is captured, 0 where it is."""
-
-    port: int
-    protocol: str
-    audit: bool
-    listen: int
-
-
-@dataclass(frozen=True, slots=True)
 class Wishes:
     """What a pod asks for."""
 
     segment: str
-    ports: tuple[Port, ...]
+    ports: tuple[PodPort, ...]
     captured: bool
     outbound: str
     exclude: tuple[Exclusion, ...]
@@ -153,31 +140,32 @@ def _segment(name: str) -> str:
     return name
 
 
-def _ports(text: str, *, captured: bool) -> tuple[Port, ...]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if len(words) > _MAX_PORTS:
-        raise InjectionRefused(f"{PORTS} names more than {_MAX_PORTS} ports")
-    found = [_port(word, captured=captured) for word in words]
+def _ports(text: str, *, captured: bool) -> tuple[PodPort, ...]:
+    named = port_words(text)
+    if len(named) > MAX_PORTS:
+        raise InjectionRefused(f"{PORTS} names more than {MAX_PORTS} ports")
+    found = [_port(word, captured=captured) for word in named]
     for numbers in ([one.port for one in found], [one.listen for one in found if one.listen]):
         if len(set(numbers)) != len(numbers):
             raise InjectionRefused(f"{PORTS} names a port twice")
     return tuple(found)
 
 
-def _port(word: str, *, captured: bool) -> Port:
-    matched = _PORT.fullmatch(word)
-    if matched is None or int(matched[1]) > _MAX_PORT or int(matched[4] or 1) > _MAX_PORT:
+def _port(word: str, *, captured: bool) -> PodPort:
+    found = PodPort.parse(word)
+    if found is None:
         raise InjectionRefused(f"{PORTS}: {word[:100]!r} must be PORT/PROTOCOL, such as 9000/http; tcp, http or grpc")
-    listen = int(matched[4] or 0)
-    if captured and listen:
-        raise InjectionRefused(f"{PORTS}: {word}: `={listen}` is for pods with {CAPTURE}: none")
-    if not captured and not listen:
+    if captured and found.listen:
+        raise InjectionRefused(f"{PORTS}: {word}: `={found.listen}` is for pods with {CAPTURE}: none")
+    if not captured and not found.listen:
         raise InjectionRefused(
-            f"{PORTS}: {word} needs a port of the sidecar's own, as nothing is captured: {word}=1{matched[1]:0>4}"
+            f"{PORTS}: {word} needs a port of the sidecar's own, as nothing is captured: {word}=1{found.port:0>4}"
         )
-    if not captured and matched[3]:
-        raise InjectionRefused(f"{PORTS}: {word}: plaintext is taken where the port is captured, and not at {listen}")
-    return Port(int(matched[1]), matched[2], bool(matched[3]), listen)
+    if not captured and found.audit:
+        raise InjectionRefused(
+            f"{PORTS}: {word}: plaintext is taken where the port is captured, and not at {found.listen}"
+        )
+    return found
 
 
 def _texts(pod: Mapping[str, Any], kind: str) -> dict[str, str]:

@@ -17,8 +17,9 @@ from typing import Any, Final, final
 
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import InjectionRefused
-from firedoor.broker.injector.wishes import EXCLUDE, PORTS, SEGMENT
+from firedoor.broker.injector.wishes import EXCLUDE, SEGMENT
 from firedoor.certs import SpiffeId, SpiffeIdError, TrustDomain
+from firedoor.segments.pod_ports import MAX_PORTS, PORTS, PodPort, port_words
 from firedoor.wire import policy_pb2
 
 Seen = Mapping[str, Any]
@@ -27,7 +28,6 @@ Key = tuple[str, str]
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _SEGMENT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_WORD: Final = re.compile(r"([1-9][0-9]{0,4})/(tcp|http|grpc)(?:/audit)?(?:=([1-9][0-9]{0,4}))?")
 _ENDED: Final = ("Succeeded", "Failed")
 _MAX_PORT: Final = 65535
 # The API server takes 1000 endpoints and 100 ports a slice, and 100 addresses an endpoint, of which one is used.
@@ -35,7 +35,6 @@ _MAX_ENDPOINTS: Final = 1000
 _MAX_PORTS: Final = 100
 _MAX_SERVICE_PORTS: Final = 1000
 _MAX_ADDRESSES: Final = 4
-_MAX_ANNOTATED: Final = 64
 _MAX_ANNOTATION: Final = 4096
 TCP: Final = policy_pb2.PROTOCOL_TCP
 _PROTOCOLS: Final = {"tcp": TCP, "http": policy_pb2.PROTOCOL_HTTP, "grpc": policy_pb2.PROTOCOL_GRPC}
@@ -190,14 +189,11 @@ def packed(text: str) -> bytes | None:
 def _annotated(text: str) -> tuple[tuple[int, int, int], ...]:
     """Read what a pod says of its ports. What is wrong in it the injector has refused; here it counts for nothing."""
     found: dict[int, tuple[int, int, int]] = {}
-    for word in text[:_MAX_ANNOTATION].split(",")[:_MAX_ANNOTATED]:
-        matched = _WORD.fullmatch(word.strip())
-        if matched is None:
-            continue
-        port, listen = int(matched[1]), int(matched[3] or matched[1])
-        if port <= _MAX_PORT and listen <= _MAX_PORT:
+    for one in map(PodPort.parse, port_words(text[:_MAX_ANNOTATION])[:MAX_PORTS]):
+        if one is not None:
             # Without capture the sidecar listens at a port of its own, and the service port stays the app's.
-            found.setdefault(listen, (listen, port, _PROTOCOLS[matched[2]]))
+            listen = one.listen or one.port
+            found.setdefault(listen, (listen, one.port, _PROTOCOLS[one.protocol]))
     return tuple(found[port] for port in sorted(found))
 
 
