@@ -35,6 +35,8 @@ _SECONDS: Final = 10.0
 _MAX_ANSWER: Final = 256 * 1024
 _MAX_SAID: Final = 200
 _OK: Final = 200
+# Who is to blame is the client, says HTTP.
+_REFUSALS: Final = range(400, 500)
 _FORBIDDEN: Final = 403
 # While the token cannot be renewed it is tried as often.
 _RETRY_SECONDS: Final = 30.0
@@ -43,7 +45,11 @@ _TURNS: Final = 50
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "firedoor", "X-Vault-Request": "true"}
 
 
-class Forbidden(AuthorityError):
+class Refused(AuthorityError):
+    """Vault answers that the fault is ours: with 400 to 499."""
+
+
+class Forbidden(Refused):
     """Vault does not take the token, or does not allow what was asked."""
 
 
@@ -87,7 +93,11 @@ class VaultClient:
                 # Revoked, or ended by a clock that is not ours. What is not allowed to the next one is not allowed.
                 self._held = None
         self._held = self._logged_in()
-        return self._data(path, body, self._held.value)
+        try:
+            return self._data(path, body, self._held.value)
+        except Forbidden as error:
+            where = "where upstream.vault.mount and upstream.vault.namespace say"
+            raise AuthorityError(f"{error}; the login's policy must allow `update` there, {where}") from None
 
     def keep(self) -> None:
         """Renew the token if it is time. Raise AuthorityError, and then it is tried again later."""
@@ -112,13 +122,15 @@ class VaultClient:
         self._held = None
 
     def _logged_in(self) -> _Token:
-        if isinstance(self._login, TokenFile):
-            return self._looked_up(self._login.token())
-        asked = self._login.asked()
         try:
+            if isinstance(self._login, TokenFile):
+                return self._looked_up(self._login.token())
+            asked = self._login.asked()
             return self._auth(self._call("POST", asked.path, asked.body, secrets=asked.secrets))
-        except Forbidden as error:
-            raise AuthorityError(f"the login upstream is refused: {error}") from None
+        except Refused as error:
+            raise AuthorityError(
+                f"the login upstream is refused: {error}; see {self._login.settings} (upstream.vault)"
+            ) from None
 
     def _looked_up(self, token: str) -> _Token:
         data = self._call("GET", "auth/token/lookup-self", None, token).get("data")
@@ -162,7 +174,7 @@ class VaultClient:
         if status == _OK:
             return answer
         said = _unsaid(_first_error(answer), (token, *secrets))
-        kind = Forbidden if status == _FORBIDDEN else AuthorityError
+        kind = Forbidden if status == _FORBIDDEN else Refused if status in _REFUSALS else AuthorityError
         raise kind(f"the Vault at {self._address} answers {status} to {path}{': ' if said else ''}{said}")
 
     def _read(self, status: int, text: bytes) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from firedoor.broker.errors import ConfigError
 from firedoor.broker.files import OPEN_TO_OTHERS
@@ -38,6 +38,8 @@ class Asked:
 class TokenFile:
     """Vault's own token: there is nothing to log in with but the file, which Vault Agent may write."""
 
+    # What an operator looks at when it is refused.
+    settings: ClassVar = "token_file, namespace"
     path: Path
 
     def token(self) -> str:
@@ -53,6 +55,7 @@ class TokenFile:
 class AppRole:
     """A RoleID, and a SecretID in a file."""
 
+    settings: ClassVar = "role_id, secret_id_file, auth_mount, namespace"
     mount: str
     role_id: str
     secret_id: Path
@@ -71,6 +74,7 @@ class AppRole:
 class ClientCertificate:
     """A certificate that the TLS handshake shows. `role` empty: whichever takes it."""
 
+    settings: ClassVar = "certificate, role, auth_mount, namespace"
     mount: str
     role: str
     files: CertificateFiles
@@ -96,6 +100,7 @@ class ClientCertificate:
 class KubernetesToken:
     """The token of a Kubernetes service account."""
 
+    settings: ClassVar = "role, token_file, auth_mount, namespace"
     mount: str
     role: str
     path: Path

@@ -257,6 +257,19 @@ def test_a_login_without_a_token(world: World, answer: Any) -> None:
     assert "without a token" in world.refusal()
 
 
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_login_that_is_refused_names_what_to_look_at(world: World, status: int) -> None:
+    world.vault.answers[LOGIN] = lambda _: (status, {"errors": ["no such role"]})
+    said = world.refusal()
+    assert said.startswith(f"the login upstream is refused: the Vault at {world.vault.address} answers {status} to ")
+    assert said.endswith(": no such role; see role_id, secret_id_file, auth_mount, namespace (upstream.vault)")
+
+
+def test_a_vault_that_cannot_log_in_now_refuses_nobody(world: World) -> None:
+    world.vault.answers[LOGIN] = away
+    assert "refused" not in world.refusal()
+
+
 def test_a_secret_that_a_server_repeats_is_not_said(world: World) -> None:
     world.vault.answers[LOGIN] = lambda asked: (400, {"errors": [f"invalid secret {asked.body['secret_id']}"]})
     assert "invalid secret ..." in world.refusal()
@@ -313,7 +326,7 @@ def test_a_token_is_kept_and_another_is_fetched_when_it_is_taken_no_more(world: 
 def test_what_is_not_allowed_is_asked_once_more_and_then_said(world: World) -> None:
     world.mint(upstream := world.upstream())
     world.vault.answers[SIGN] = lambda _: (403, {"errors": ["permission denied"]})
-    with pytest.raises(AuthorityError, match="answers 403 to pki/root/sign-intermediate: permission denied"):
+    with pytest.raises(AuthorityError, match="sign-intermediate: permission denied; the login's policy must allow"):
         world.mint(upstream)
     assert world.paths()[2:] == [SIGN, LOGIN, SIGN]
 
