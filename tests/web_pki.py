@@ -34,9 +34,9 @@ class WebPki:
         pkcs8 = serialization.PrivateFormat.PKCS8
         return chain, key.private_bytes(serialization.Encoding.DER, pkcs8, serialization.NoEncryption())
 
-    def write(self, folder: Path, *names: str) -> tuple[Path, Path]:
+    def write(self, folder: Path, *names: str, common_name: str | None = None) -> tuple[Path, Path]:
         """Write a chain and its key, each in one step, and return where."""
-        made = self.ca.issue_cert(*names)
+        made = self.ca.issue_cert(*names, common_name=common_name)
         certificate, key = folder / "web.pem", folder / "web.key"
         _replace(certificate, b"".join(blob.bytes() for blob in made.cert_chain_pems), 0o644)
         _replace(key, made.private_key_pem.bytes(), 0o600)

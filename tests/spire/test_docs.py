@@ -128,7 +128,7 @@ def test_the_document_from_top_to_bottom(reader: Reader) -> None:
             reader.console(text)
             if reader.broker is None:
                 reader.start()
-        elif language == "hcl":
+        elif (language, word) == ("hcl", ""):
             reader.hcl(text)
         elif (language, word) == ("yaml", "sidecar"):
             (reader.folder / "sidecar.yaml").write_text(text)
