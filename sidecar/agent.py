@@ -48,7 +48,8 @@ class Agent:
         self._state, self._holder, self._now = state, holder, now
         self._servers = Servers(config.broker)
         self._enrolment = Enrolment(core, config, self._servers, state, now)
-        self.link = Link(core, config, self._servers)
+        self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
+        self.link = Link(core, config, self._servers, self._events.put_nowait)
         # The server that answers fails: have `_fail_over` look.
         self._failed = asyncio.Event()
         self._lost = False
@@ -60,14 +61,20 @@ class Agent:
         self._taints: frozenset[str] = frozenset()
         # Have `_keep_agent` look now.
         self._look = asyncio.Event()
-        self._events: asyncio.Queue[tuple[EventKind, bytes]] = asyncio.Queue()
         failed = self._failed.set
         self._issuer = Issuer(holder, state, now, self._agent_lost, failed, keep_on_disk=config.keep_workload_keys)
         self._updates = Updates(
-            holder, self.link, state, local_table, self._view_changed, self._agent_lost, now, failed
+            holder,
+            self.link,
+            state,
+            local_table,
+            now,
+            self._issuer.spread,
+            wake=self._view_changed,
+            lost=self._agent_lost,
+            failed=failed,
+            later=self._events.put_nowait,
         )
-        self._updates.spread = self._issuer.spread
-        self._updates.later = self._events.put_nowait
         self._keep_on_disk = config.keep_workload_keys
 
     def restore(self, update: control_pb2.Update) -> None:
@@ -88,8 +95,7 @@ class Agent:
 
     def drain_events(self) -> None:
         """Take over what the control stream has to say; `run` works on it."""
-        for event in self.link.drain():
-            self._events.put_nowait(event)
+        self.link.take()
 
     async def run(self) -> None:
         """Run for ever. Raise AgentBanned, AttestationRefused or OperatorError: a person must act then."""

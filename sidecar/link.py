@@ -3,9 +3,13 @@
 
 The server takes a renewed SVID from its first use on and refuses the old one after it, so both are opened anew when
 the agent SVID changes.
+
+A stream begins with one Hello: the server ends one that begins with an answer, or has a second. Events may wait while
+streams come and go, so what is sent goes by the stream that is there now, not by the event that is worked on.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Literal
 
 from firedoor.certs import SpiffeId
@@ -24,13 +28,19 @@ EVENTS_AT_ONCE = 64
 class Link:
     """What connects this agent to its server now."""
 
-    def __init__(self, core: Core, config: Config, servers: Servers) -> None:
+    def __init__(
+        self, core: Core, config: Config, servers: Servers, told: Callable[[tuple[EventKind, bytes]], None]
+    ) -> None:
         self._core, self._config, self._servers = core, config, servers
+        # Takes each event; it must be quick.
+        self._told = told
         # Two names in turn: the old socket may still be in use while the new one opens.
         self._names = itertools.cycle(("server-0.sock", "server-1.sock"))
         self._server: Server | None = None
         self._control: ControlClient | None = None
         self.connected = False
+        # Whether the present stream had its Hello.
+        self._greeted = False
 
     @property
     def server(self) -> Server:
@@ -48,15 +58,24 @@ class Link:
         self._control = self._core.control_client(
             addresses=addresses, as_id=str(agent_id), expect=str(config.server_id)
         )
-        self.connected = False
+        self.connected = self._greeted = False
         if old_control is not None:
             old_control.stop()
         if old_server is not None:
             await old_server.close()
 
+    def greet(self, hello: control_pb2.Hello) -> None:
+        """Begin the present stream, unless that was done."""
+        self.take()
+        if self._control is not None and self.connected and not self._greeted:
+            self._greeted = True
+            self._control.send(control_pb2.FromSidecar(hello=hello).SerializeToString())
+
     def send(self, message: control_pb2.FromSidecar) -> None:
-        """Send on the control stream; lost when there is none, as every state is told again after a reconnect."""
-        if self._control is not None and self.connected:
+        """Answer on the present stream; lost before its Hello, after which every state is told again."""
+        # Another stream may have come that nobody has looked at; the next one after it takes 0.1 s at least.
+        self.take()
+        if self._control is not None and self._greeted:
             self._control.send(message.SerializeToString())
 
     def spread(self, milliseconds: int) -> None:
@@ -64,15 +83,14 @@ class Link:
         if self._control is not None:
             self._control.spread(milliseconds)
 
-    def drain(self) -> list[tuple[EventKind, bytes]]:
-        """Return what the control stream has to say."""
-        events: list[tuple[EventKind, bytes]] = []
-        if self._control is not None:
-            events += self._control.drain(EVENTS_AT_ONCE)
-        for kind, _ in events:
+    def take(self) -> None:
+        """Hand over what the control stream has to say."""
+        if self._control is None:
+            return
+        for kind, data in self._control.drain(EVENTS_AT_ONCE):
             if kind != "message":
-                self.connected = kind == "connected"
-        return events
+                self.connected, self._greeted = kind == "connected", False
+            self._told((kind, data))
 
     async def close(self) -> None:
         """Close both."""

@@ -40,7 +40,8 @@ class Updates:
     """Keeps the view that of the server.
 
     `wake` is called when SVIDs may be lacking, `lost` when the server knows this agent no longer, `failed` when what it
-    says stays older than what runs here.
+    says stays older than what runs here, and `later` takes events of our own for `on_event`. `spread` is how what every
+    sidecar would do at once is spread.
     """
 
     def __init__(
@@ -49,18 +50,19 @@ class Updates:
         link: Link,
         state: State,
         local_table: bytes | None,
+        now: Callable[[], float],
+        spread: Spread,
+        *,
         wake: Callable[[], None],
         lost: Callable[[], None],
-        now: Callable[[], float],
         failed: Callable[[], None],
+        later: Callable[[tuple[EventKind, bytes]], None],
     ) -> None:
         self._holder, self._link, self._state, self._wake, self._lost = holder, link, state, wake, lost
-        self._local_table, self._now, self._failed = local_table, now, failed
+        self._local_table, self._now, self._spread = local_table, now, spread
+        self._failed, self._later = failed, later
         # What the server may build updates upon.
         self.bases = deltas.Bases()
-        # How what every sidecar would do at once is spread, and where events are put that come later.
-        self.spread = Spread()
-        self.later: Callable[[tuple[EventKind, bytes]], None] = lambda _: None
         # When the server last told what it has, in Unix seconds; 0 before that.
         self.heard_at = 0.0
         self._owed = False
@@ -85,7 +87,7 @@ class Updates:
             self._polling.clear()
             self._reason = ""
             log.info("connected to the server")
-            self._link.send(self._hello())
+            self._link.greet(self._hello())
         elif kind == "message":
             self._on_message(data)
         elif kind == "unsupported":
@@ -97,7 +99,7 @@ class Updates:
         else:
             await self._ask()
 
-    def _hello(self) -> control_pb2.FromSidecar:
+    def _hello(self) -> control_pb2.Hello:
         view = self._holder.view
         hello = control_pb2.Hello(
             versions=PROTOCOL_VERSIONS, features=FEATURES, view_hash=view.hash, agent_version=VERSION
@@ -105,7 +107,7 @@ class Updates:
         self.bases.said(view.hash)
         if view.generation is not None:
             hello.running.CopyFrom(_generation(view))
-        return control_pb2.FromSidecar(hello=hello)
+        return hello
 
     def _on_message(self, data: bytes) -> None:
         message = control_pb2.FromBroker()
@@ -129,8 +131,8 @@ class Updates:
             raise UpdateRefused("material_refused", f"the update cannot be used: {error}") from error
         self.heard_at = self._now()
         self.bases.runs(update)
-        self.spread.take(told)
-        self._link.spread(self.spread.milliseconds)
+        self._spread.take(told)
+        self._link.spread(self._spread.milliseconds)
         self._keep(update, view)
         if view.generation != old.generation:
             log.info("generation", extra={"generation": list(view.generation or ()), "entries": len(view.entries)})
@@ -202,7 +204,7 @@ class Updates:
             log.warning("the control stream is down", extra={"reason": with_advice(reason)})
             self._reason = reason
         # All sidecars may have lost it.
-        asyncio.get_running_loop().call_later(self.spread.delay(), self.later, ("ask", b""))
+        asyncio.get_running_loop().call_later(self._spread.delay(), self._later, ("ask", b""))
 
     async def _ask(self) -> None:
         """Ask the server whether it still knows us: a stream that was reset does not say why."""

@@ -83,6 +83,10 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
         self.cluster_keys = ClusterKeys(())
         self.spent: set[bytes] = set()
         self.once = True
+        # While it is clear, agents that ask whether they are known wait for their answer.
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked = 0
         self.refuse: Callable[[str], tuple[int, str]] = lambda _: (0, "")
         self.tainted: set[bytes] = set()
         self.core = Core(data_threads=1)
@@ -223,6 +227,8 @@ class SpireLike(agent_grpc.AgentServicer, bundle_grpc.BundleServicer, entry_grpc
 
     async def PostStatus(self, request: agent_pb2.PostStatusRequest, context: Any) -> agent_pb2.PostStatusResponse:
         await self._agents_only(context)
+        self.asked += 1
+        await self.answers.wait()
         return agent_pb2.PostStatusResponse()
 
     async def GetBundle(self, request: bundle_pb2.GetBundleRequest, context: Any) -> types.Bundle:

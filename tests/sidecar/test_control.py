@@ -245,6 +245,78 @@ async def test_a_renewal_that_failed_is_tried_again_when_the_server_is_back(
     await one.until(lambda p: server.renewals == 1 and not p.agent._failing, "another try")
 
 
+class Heard:
+    """What the server's end heard on each stream, in order; taken from `stream`, which sees it too."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.kinds: dict[int, list[str]] = {}
+
+    def poll(self) -> dict[int, list[str]]:
+        assert self._stream.server.control
+        for kind, _, number, data in self._stream.server.control.drain(100):
+            self.kinds.setdefault(number, []).append(kind)
+            if kind != "closed":
+                self._stream.answers.append(control_pb2.FromSidecar.FromString(data))
+        return self.kinds
+
+
+def connections(one: Running) -> int:
+    """Return how many times it has connected without having looked at that."""
+    return [kind for kind, _ in one.process.agent._events._queue].count("connected")  # type: ignore[attr-defined]
+
+
+async def test_a_stream_begins_with_one_hello_however_late_the_sidecar_looks(
+    stream: Stream, sidecar: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is at something else while its stream breaks and comes again, twice, and an SVID is renewed meanwhile.
+
+    The broker ends a stream that begins with an answer, or has two Hellos.
+    """
+    server, heard = stream.server, Heard(stream)
+    assert server.control
+    server.answers.clear()
+    asked = server.asked
+    sidecar.process.agent._events.put_nowait(("ask", b""))
+    await sidecar.until(lambda _: server.asked > asked, "the question that is not answered")
+    for number in (1, 2):
+        server.control.forget(f"{server.trust.td.id}{AGENT}")
+        await sidecar.until(lambda p, number=number: connections(sidecar) == number, "another stream")  # type: ignore[misc]
+        # An identity that changed would be acknowledged at once.
+        sidecar.process.agent._updates._said = None
+        sidecar.process.agent._updates.acknowledge()
+    server.answers.set()
+    await sidecar.until(lambda _: any("hello" in one for one in heard.poll().values()), "a Hello")
+    await sidecar.until(lambda p: p.agent._events.empty(), "a look at all events")
+    stream.update(6)
+    await sidecar.until(lambda _: heard.poll() and any(a.ack.generation.number == 6 for a in stream.answers), "an Ack")
+    last = heard.kinds[max(heard.kinds)]
+    assert last[0] == "hello"
+    assert last.count("hello") == 1
+    assert "closed" not in last
+    assert "a stream starts with a Hello" not in caplog.text + repr([vars(record) for record in caplog.records])
+
+
+async def test_many_renewals_leave_one_stream_that_is_told_all(
+    server: SpireLike, stream: Stream, running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, times = Heard(stream), 8
+    monkeypatch.setattr(
+        "firedoor.sidecar.agent.renewal_time", lambda now, _: now + (0.2 if server.renewals < times else 600)
+    )
+    stream.update(5)
+    one = running(settings(tmp_path))
+    await one.until(lambda _: heard.poll() is None or server.renewals == times, "all renewals")
+    stream.update(6)
+    await one.until(lambda _: heard.poll() and any(a.ack.generation.number == 6 for a in stream.answers), "an Ack")
+    assert server.control
+    await one.until(lambda _: server.control.streams() == 1, "one stream")  # type: ignore[union-attr]
+    for kinds in heard.poll().values():
+        # Events of one stream are told in order, and of its answers the latest.
+        assert kinds[0] == "hello"
+        assert kinds.count("hello") == 1
+
+
 @pytest.fixture
 def longest(sidecar: Running, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have the sidecar wait as long as it may, ten minutes; return the serial number that it holds."""
