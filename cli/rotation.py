@@ -119,6 +119,9 @@ def sentence(one: admin_pb2.Rotation) -> str:
     if one.missing_count:
         names = ", ".join(m.who for m in one.missing[:NAMED])
         line += f"; missing: {names}" + (", ..." if one.missing_count > NAMED else "")
+    elif one.kind == "x509" and one.stage == "retire":
+        # Also those of segments that say `until-revoked`; docs/rotation.md, "Streams".
+        line += "; streams that began under it end with it"
     return f"{line}; {one.trouble}" if one.trouble else line
 
 

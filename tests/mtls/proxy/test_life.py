@@ -258,6 +258,27 @@ def test_a_stream_that_may_outlive_its_svid_outlives_its_authority_too(world: Wo
         assert ended(link)
 
 
+@pytest.mark.parametrize("expiry", ["close", "{until-revoked: 1h}"])
+def test_a_taint_cuts_no_stream_and_the_revocation_that_follows_does(world: World, expiry: str) -> None:
+    """A taint has certificates replaced; streams have the time from there to the end of the rotation (`--drain`)."""
+    table = policy(flow(), source_more=f"expiry: {expiry}", destination_more=f"expiry: {expiry}")
+    world.publish(table)
+    old, svids = world.td.authority, (world.vllm, world.models)
+    world.td.rotate()
+    listener = world.outbound(world.inbound().address)
+    with dial(listener.address) as link:
+        assert asks(link) == b"ping"
+        world.vllm, world.models = (world.td.svid(one.id.path) for one in svids)
+        world.publish(table, tainted=[old.der])
+        assert asks(link) == b"ping"
+        assert exchange(listener.address) == b"ping"
+        world.publish_server(table, revocations=[mtls.Revocation(authority_id=old.authority_id)])
+        assert ended(link)
+        eventually(lambda: world.server.stats().get("cut_revoked_authority") == 1)
+    # The twin: what began on the new authority goes on.
+    assert exchange(listener.address) == b"ping"
+
+
 def test_a_listener_may_limit_the_life_of_its_connections(world: World) -> None:
     world.publish()
     inbound = world.inbound(max_lifetime_ms=1000)
