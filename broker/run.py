@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
 from typing import Final
 
 from firedoor import mtls
-from firedoor.broker import log
+from firedoor.broker import collector, log
 from firedoor.broker.broker import Broker
 from firedoor.broker.config import Config
 from firedoor.broker.errors import BrokerError
@@ -49,10 +48,10 @@ async def _serve(config: Config) -> int:
         task.add_done_callback(rereading.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    collector.settle()
     await broker.start()
     # What is there now stays: the collector need not walk through it again and again, 50 ms each time.
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     print(ready_line(broker), flush=True)
     await broker.ended.wait()
     _log.info("stopping")
