@@ -49,6 +49,11 @@ class Metrics:
             "Entries that a cluster's objects ask for and that are not made; of the broker that holds the Lease",
             registry=registry,
         )
+        self.pods_left_out = Gauge(
+            "firedoor_broker_pods_left_out",
+            "Pods that are not registered, as their namespaces have too many; of the broker that holds the Lease",
+            registry=registry,
+        )
         self.agents = Gauge("firedoor_broker_agents", "Attested agents, banned ones too", registry=registry)
         self.streams = Gauge("firedoor_broker_control_streams", "Open control streams", registry=registry)
         self.behind = Gauge(

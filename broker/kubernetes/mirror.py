@@ -2,14 +2,17 @@
 """What a watch shows, kept as small records by key; whoever asked is told which of them changed.
 
 An object that cannot be read stays out, with a line in the log: one that somebody wrote wrongly must not hide the rest.
+So does what a namespace has beyond its share.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar, final
 
+from firedoor.broker.kubernetes.shares import MOST_KEYS, Shares
 from firedoor.cluster.errors import ObjectsUnreadable
 from firedoor.cluster.objects import Seen
 
@@ -23,30 +26,56 @@ class Mirror(Generic[R]):
     """The objects of one kind. It is a `Sink`.
 
     `read` makes a record of an object, None when it is not wanted; it raises ValueError. `changed` is called with a
-    key, what was and what is; both must be quick.
+    key, what was and what is; both must be quick. `shares`: how many a namespace may have, where that is bounded.
     """
 
     def __init__(
-        self, what: str, most: int, key: Callable[[Seen], str], read: Callable[[Seen], R | None], changed: Changed[R]
+        self,
+        what: str,
+        most: int,
+        key: Callable[[Seen], str],
+        read: Callable[[Seen], R | None],
+        changed: Changed[R],
+        shares: Shares | None = None,
     ) -> None:
         self._what, self._most, self._key, self._read, self._changed = what, most, key, read, changed
+        self._shares = shares
         self.records: dict[str, R] = {}
         self._listing: dict[str, R] = {}
+        # Of a list, what is new: how many by namespace, and by key the namespaces of those that may find room, and that
+        # certainly find none.
+        self._new: Counter[str] = Counter()
+        self._waiting: dict[str, str] = {}
+        self._beyond: dict[str, str] = {}
 
     def begin(self) -> None:
         """Begin a list."""
-        self._listing = {}
+        self._listing, self._new, self._waiting, self._beyond = {}, Counter(), {}, {}
 
     def page(self, items: Sequence[Seen]) -> None:
         """Take some objects of a list. Raise ObjectsUnreadable."""
         for item in items:
             key, record = self._made(item)
-            if record is not None:
+            if record is not None and not self._is_beyond(key, _namespace(item)):
                 self._listing[key] = record
         self._check(len(self._listing))
 
+    def _is_beyond(self, key: str, namespace: str) -> bool:
+        """Say whether so many of its namespace have been listed that there is no room, whoever else is gone."""
+        if self._shares is None or self._shares.has(key):
+            return False
+        self._new[namespace] += 1
+        if self._new[namespace] <= self._shares.most:
+            self._waiting[key] = namespace
+            return False
+        if len(self._beyond) < MOST_KEYS:
+            self._beyond[key] = namespace
+        return True
+
     def end(self) -> None:
         """Put what was listed in the place of what was seen before."""
+        if self._shares is not None:
+            self._share_out(self._shares)
         before, self.records, self._listing = self.records, self._listing, {}
         for key in before.keys() - self.records.keys():
             self._changed(key, before[key], None)
@@ -54,12 +83,22 @@ class Mirror(Generic[R]):
             if (old := before.get(key)) != record:
                 self._changed(key, old, record)
 
+    def _share_out(self, shares: Shares) -> None:
+        """Leave room first for those who were there before."""
+        shares.keep_only(self._listing.keys() | self._beyond.keys())
+        self._listing = {key: one for key, one in self._listing.items() if shares.take(key, self._waiting.get(key, ""))}
+        for key, namespace in self._beyond.items():
+            shares.take(key, namespace)
+        self._waiting, self._beyond = {}, {}
+
     def put(self, seen: Seen) -> None:
         """Take one object. Raise ObjectsUnreadable."""
         key, record = self._made(seen)
         old = self.records.get(key)
         if record is None:
-            self.records.pop(key, None)
+            self._gone(key)
+        elif self._shares is not None and not self._shares.take(key, _namespace(seen)):
+            return
         else:
             self._check(len(self.records) + (old is None))
             self.records[key] = record
@@ -69,9 +108,14 @@ class Mirror(Generic[R]):
     def drop(self, seen: Seen) -> None:
         """Take one object away. Raise ObjectsUnreadable."""
         key = self._keyed(seen)
-        old = self.records.pop(key, None)
+        old = self._gone(key)
         if old is not None:
             self._changed(key, old, None)
+
+    def _gone(self, key: str) -> R | None:
+        if self._shares is not None:
+            self._shares.forget(key)
+        return self.records.pop(key, None)
 
     def _made(self, seen: Seen) -> tuple[str, R | None]:
         key = self._keyed(seen)
@@ -95,6 +139,10 @@ class Mirror(Generic[R]):
 def metadata(seen: Seen) -> Mapping[str, Any]:
     """Return an object's metadata, empty when it has none."""
     return mapping(seen.get("metadata"))
+
+
+def _namespace(seen: Seen) -> str:
+    return text(metadata(seen).get("namespace"))
 
 
 def mapping(value: object) -> Mapping[str, Any]:

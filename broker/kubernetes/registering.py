@@ -17,6 +17,7 @@ from firedoor.broker.kubernetes.registrar import Agents, Registrar, origin_prefi
 from firedoor.broker.kubernetes.registration import Registration
 from firedoor.broker.kubernetes.registration_status import RegistrationStatus, Status, Tally, identity_status
 from firedoor.broker.kubernetes.rules import Cluster, Rule
+from firedoor.broker.kubernetes.shares import Shares
 from firedoor.broker.kubernetes.spire_identities import (
     CLUSTER_SPIFFE_ID,
     CLUSTER_STATIC_ENTRY,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 # Pods and nodes of one cluster: Kubernetes itself is tested with 150,000 and 5,000.
 _MOST_PODS: Final = 200_000
+# What one of its namespaces may have, as in the directory.
+_MOST_PODS_A_NAMESPACE: Final = 20_000
 _MOST_NODES: Final = 10_000
 _MOST_NAMESPACES: Final = 20_000
 _MOST_OBJECTS: Final = 1000
@@ -82,7 +85,9 @@ def add_registration(
         nodes = partial(read_node, whole=whole)
         made.follow("/api/v1/nodes", "Node", "nodes", _MOST_NODES, named, nodes, registrar.node_changed)
     pods = partial(read_pod, audience=attesting.audience, certificates=certificates, whole=whole)
-    made.follow("/api/v1/pods", "Pod", "pods", _MOST_PODS, identified, pods, registrar.pod_changed)
+    made.follow(
+        "/api/v1/pods", "Pod", "pods", _MOST_PODS, identified, pods, registrar.pod_changed, shares=made.shares("pods")
+    )
     identities = partial(read_identity, trust_domain=state.trust_domain)
     path = f"/apis/{API_VERSION}/{PLURAL}"
     rule_changed = _rules(registrar)
@@ -120,6 +125,7 @@ class _Made:
         read: Callable[[Seen], R | None],
         changed: Changed[R],
         absent: str = "",
+        shares: Shares | None = None,
     ) -> None:
         """Follow a kind of objects, as records that the registrar is told of."""
 
@@ -127,8 +133,17 @@ class _Made:
             changed(key, old, new)
             self.registration.changed()
 
-        watch = self.watch(path, kind, what, Mirror(what, most, key, read, told), absent)
+        watch = self.watch(path, kind, what, Mirror(what, most, key, read, told, shares), absent)
         self.registration.watches.append(watch)
+
+    def shares(self, what: str) -> Shares:
+        """Bound what one namespace may have of a kind; the registrar is told of what is left out."""
+
+        def told(uid: str, namespace: str, left_out: bool) -> None:
+            self.registration.registrar.left_out_changed(uid, namespace, left_out=left_out)
+            self.registration.changed()
+
+        return Shares(what, _MOST_PODS_A_NAMESPACE, told)
 
     def watch(self, path: str, kind: str, what: str, sink: Sink, absent: str) -> Watch:
         """Follow a kind of objects."""

@@ -8,7 +8,7 @@ of one pod costs as much as there are rules, a change of a rule or a namespace a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, final
@@ -60,6 +60,9 @@ class Registrar:
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Node] = {}
         self.namespaces: dict[str, Mapping[str, str]] = {}
+        # UIDs of pods that are there and not looked at, as their namespaces have too many; and how many of each.
+        self.left_out: set[str] = set()
+        self.crowded: Counter[str] = Counter()
         self.rules: dict[Key, Rule] = {}
         # By the pod's UID and the slice that says so, the namespace and name of a Service.
         self._behind: dict[str, dict[str, tuple[str, str]]] = {}
@@ -89,6 +92,25 @@ class Registrar:
             self._in_namespace[new.namespace].add(uid)
             self._on_node[new.node].add(uid)
         self.dirty_pods.add(uid)
+
+    def left_out_changed(self, uid: str, namespace: str, *, left_out: bool) -> None:
+        """Take it that a pod is left out, or no longer."""
+        before = namespace in self.crowded
+        if left_out:
+            self.left_out.add(uid)
+            self.crowded[namespace] += 1
+        else:
+            self.left_out.discard(uid)
+            self.crowded[namespace] -= 1
+            if not self.crowded[namespace]:
+                del self.crowded[namespace]
+        if before != (namespace in self.crowded):
+            self.dirty_rules |= self.rules.keys()
+
+    def crowd(self, rule: Rule) -> str:
+        """Return a namespace that a rule selects and that has more pods than are looked at; nothing when none has."""
+        found = (one for one in sorted(self.crowded) if one not in rule.ignored)
+        return next((one for one in found if rule.namespaces.matches(self.namespaces.get(one, {}))), "")
 
     def node_changed(self, name: str, _: Node | None, new: Node | None) -> None:
         """Take a node as it is."""
@@ -176,7 +198,7 @@ class Registrar:
     def is_over(self, entry: Entry) -> bool:
         """Say whether an entry was for a pod that is gone."""
         uids = [one.value.removeprefix("pod-uid:") for one in entry.selectors if one.value.startswith("pod-uid:")]
-        return bool(uids) and not any(uid in self.pods for uid in uids)
+        return bool(uids) and not any(uid in self.pods or uid in self.left_out for uid in uids)
 
     def _put(self, subject: str, claims: dict[Key, Claim]) -> None:
         before = self._claims.pop(subject, {})

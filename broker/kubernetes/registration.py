@@ -131,6 +131,7 @@ class Registration:
                 # Somebody else writes meanwhile.
                 self._looked = None
                 self._metrics.registrations_refused.set(0)
+                self._metrics.pods_left_out.set(0)
                 continue
             try:
                 began = time.monotonic()
@@ -185,6 +186,7 @@ class Registration:
             _log.warning("nor are %d more entries", len(fresh) - _NAMED)
         self._said = set(self.refused)
         self._metrics.registrations_refused.set(len(self._said))
+        self._metrics.pods_left_out.set(len(self.registrar.left_out))
 
     async def _widen(self) -> None:
         """Look at everything at first, with another policy, and now and then; and again at what was refused."""

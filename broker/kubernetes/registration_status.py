@@ -4,7 +4,7 @@
 | condition | True | False |
 |---|---|---|
 | `Accepted` | it can be read | it cannot; the message says what to write |
-| `Registered` | each pod that it selects has its entry | some have none; the message says why one has none |
+| `Registered` | each pod that it selects has its entry | some have none, or may; the message says why one has none |
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ class Tally:
     masked: int = 0
     undrawn: int = 0
     refused: int = 0
+    # A namespace of which not all pods are looked at.
+    crowd: str = ""
     # Why one of them is not there.
     why: str = ""
 
 
 def tally(registrar: Registrar, registration: Registration, state: State, key: Key) -> Tally:
     """Count what became of a rule's claims."""
-    found = Tally()
+    found = Tally(crowd=registrar.crowd(registrar.rules[key]) if key in registrar.rules else "")
     for subject, claim in sorted(registrar.by_rule.get(key, {}).items()):
         found.pods += 1
         why = _outcome(registrar, registration, state, claim, found)
@@ -155,6 +157,9 @@ def conditions(rule: Rule, found: Tally) -> list[dict[str, Any]]:
         ]
     accepted = condition(rule, "Accepted", "True", "Read", "it can be read")
     there = found.entries + found.masked
+    if found.crowd:
+        said = f"{there} pods have their entry; namespace {found.crowd} has more pods than are registered of one"
+        return [accepted, condition(rule, "Registered", "False", "TooManyPods", said)]
     if there == found.pods:
         masked = f", {found.masked} of them by an older object" if found.masked else ""
         said = f"all {found.pods} pods have their entry{masked}" if found.pods else "it selects no pod"

@@ -19,6 +19,7 @@ import pytest
 from firedoor.broker import broker as broker_module
 from firedoor.broker import config as broker_config
 from firedoor.broker.errors import ConfigError
+from firedoor.broker.kubernetes import registering as registering_module
 from firedoor.broker.kubernetes.spire_identities import SpireRules
 from firedoor.certs import PodEvidence, make_csr
 from firedoor.sidecar import config as sidecar_config
@@ -102,6 +103,37 @@ async def test_a_pod_with_a_sidecar_has_its_identity_without_an_entry_made_by_ha
         await asyncio.to_thread(resources.delete_pod, namespace, "vllm-0")
         await has(broker, pod)
         assert not broker.broker.state.revocations
+
+
+async def test_a_namespace_with_too_many_pods_leaves_room_for_the_others(
+    resources: Cluster, tmp_path: Path, token: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering_module, "_MOST_PODS_A_NAMESPACE", 2)
+    other = resources.namespace("elsewhere")
+    both = "---\n".join([segment(one, f"k8s_pod:ns:{one}") for one in (namespace, other)])
+    async with registering(resources, tmp_path / "b", both, token) as broker:
+        path = made(resources, identity("all", namespace))
+        pods = [await asyncio.to_thread(resources.pod, namespace, f"p-{n}", spec=SIDECAR) for n in range(3)]
+        default = f"/segment/{namespace}/ns/{namespace}/sa/default"
+        for pod in pods[:2]:
+            await has(broker, pod, default)
+        await says(resources, path, "Registered", "False", f"namespace {namespace} has more pods than are registered")
+        apart = await asyncio.to_thread(resources.pod, other, "apart", spec=SIDECAR)
+        await has(broker, apart, f"/segment/{other}/ns/{other}/sa/default")
+        assert ids(broker, pods[2]) == set()
+        # Other tests' namespaces may have too many, too.
+        await eventually(
+            lambda: re.search(r"^firedoor_broker_pods_left_out (\d+)", broker.broker.metrics.text().decode(), re.M),
+            lambda found: found is not None and int(found[1]) > 0,
+            "it is counted",
+        )
+        # There is room again, and it is taken as it changes.
+        await asyncio.to_thread(resources.delete_pod, namespace, "p-0")
+        await has(broker, pods[0])
+        labelled = {"metadata": {"labels": {"again": "yes"}}}
+        await asyncio.to_thread(resources.api().patch, f"/api/v1/namespaces/{namespace}/pods/p-2", labelled)
+        await has(broker, pods[2], default)
+        await says(resources, path, "Registered", "True", "all 2 pods have their entry")
 
 
 async def test_an_object_says_which_pods_get_which_id(

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many objects of one kind a namespace may have, so that those of one leave room for the others'. Pure.
+
+Who was there first stays. What is left out is known by its key alone; it is looked at again when it changes, and with
+the next list.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, final
+
+_log = logging.getLogger("firedoor.broker.kubernetes")
+# Keys that are remembered of what is left out; Kubernetes itself is made for fewer pods.
+MOST_KEYS: Final = 200_000
+
+
+@final
+class Shares:
+    """The shares of namespaces in what is kept. `told`: a key, its namespace, and whether it is left out now."""
+
+    def __init__(self, what: str, most: int, told: Callable[[str, str, bool], None]) -> None:
+        self.most = most
+        self._what, self._told = what, told
+        self._kept: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._left_out: dict[str, str] = {}
+        self._out: Counter[str] = Counter()
+
+    def has(self, key: str) -> bool:
+        """Say whether one is kept."""
+        return key in self._kept
+
+    def take(self, key: str, namespace: str) -> bool:
+        """Have one kept, if it is already or there is room; say whether it is."""
+        if key in self._kept:
+            return True
+        if self._counts[namespace] < self.most:
+            self._back(key)
+            self._kept[key] = namespace
+            self._counts[namespace] += 1
+            return True
+        if key not in self._left_out and len(self._left_out) < MOST_KEYS:
+            if not self._out[namespace]:
+                _log.warning(
+                    "namespace %s has more than %d %s: those beyond are left out", namespace, self.most, self._what
+                )
+            self._left_out[key] = namespace
+            self._out[namespace] += 1
+            self._told(key, namespace, True)
+        return False
+
+    def forget(self, key: str) -> None:
+        """Take one away, kept or left out."""
+        namespace = self._kept.pop(key, None)
+        if namespace is not None:
+            _less(self._counts, namespace)
+        self._back(key)
+
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Take all others away."""
+        there = set(keys)
+        for key in [key for key in (*self._kept, *self._left_out) if key not in there]:
+            self.forget(key)
+
+    def _back(self, key: str) -> None:
+        namespace = self._left_out.pop(key, None)
+        if namespace is not None:
+            _less(self._out, namespace)
+            self._told(key, namespace, False)
+
+
+def _less(counts: Counter[str], namespace: str) -> None:
+    counts[namespace] -= 1
+    if not counts[namespace]:
+        del counts[namespace]
