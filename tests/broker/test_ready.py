@@ -12,9 +12,10 @@ import pytest
 from firedoor.broker import config
 from firedoor.broker.broker import Broker
 from firedoor.broker.errors import DatabaseError
+from firedoor.broker.views import VERSION
 from firedoor.cli.main import main
-from firedoor.wire import health_pb2
-from tests.broker.harness import POLICY, AgentClient, RunningBroker, flags, running, until
+from firedoor.wire import control_pb2, health_pb2
+from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, flags, running, until
 from tests.broker.test_small_parts import ask
 from tests.postgres import Server
 
@@ -38,6 +39,27 @@ async def refused(broker: RunningBroker, agent: AgentClient, entry_id: str) -> N
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await agent.sign(entry_id)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def told(broker: RunningBroker, agent: AgentClient) -> list[control_pb2.Update]:
+    """Open a control stream and return the first update."""
+    control = agent.core.control_client(addresses=[broker.broker.listen], as_id=agent.id, expect=SERVER)
+    updates: list[control_pb2.Update] = []
+
+    def look() -> bool:
+        for kind, data in control.drain(10):
+            if kind == "connected":
+                hello = control_pb2.Hello(versions=[VERSION])
+                control.send(control_pb2.FromSidecar(hello=hello).SerializeToString())
+            elif kind == "message":
+                updates.append(control_pb2.FromBroker.FromString(data).update)
+        return bool(updates)
+
+    try:
+        await until(look, 60)
+    finally:
+        control.stop()
+    return updates[:1]
 
 
 async def metric(broker: RunningBroker, name: str) -> float:
@@ -70,6 +92,8 @@ async def test_a_broker_without_its_database_is_ready_for_those_who_come(folder:
         again.use(agent.svid, agent.key)
         for one in (agent, again):
             assert [entry.id for entry in await one.entries()] == [made.id]
+        (update,) = await told(broker, again)
+        assert update.view_hash
         await refused(broker, again, made.id)
         await asyncio.to_thread(own_postgres.start)
         await until(lambda: not broker.broker.condition().degraded, 60)
