@@ -42,6 +42,8 @@ class Listener:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._first: psycopg.Connection[Any] | None = None
         self._thread = threading.Thread(target=self._run, name="db-listen", daemon=True)
+        # Why nothing is heard, as it was last logged; empty while something is.
+        self._told = ""
         self.leads = False
         # Another broker has the ID, and keeps it.
         self.usurped = False
@@ -96,7 +98,7 @@ class Listener:
                     self._take_id(connection)
                 self._listen(connection)
             except Exception as error:  # noqa: BLE001 - without this thread nothing would be heard any more
-                _log.warning("not listening for what other brokers change: %s", _reason(error))
+                self._tell(_reason(error))
             self.leads = False
             if connection is not None:
                 connection.close()
@@ -104,8 +106,15 @@ class Listener:
             self._heard()
             self._stopped.wait(_EVERY)
 
+    def _tell(self, reason: str) -> None:
+        """Log why nothing is heard, and that once: it is tried every second."""
+        if reason != self._told:
+            _log.warning("not listening for what other brokers change: %s", reason)
+        self._told = reason
+
     def _listen(self, connection: psycopg.Connection[Any]) -> None:
         connection.execute(f"LISTEN {CHANNEL}")
+        self._told = ""
         ready = select.poll()
         ready.register(connection.fileno(), select.POLLIN)
         ready.register(self._wake, select.POLLIN)

@@ -68,7 +68,9 @@ async def metric(broker: RunningBroker, name: str) -> float:
     return float(line.split()[1])
 
 
-async def test_a_broker_without_its_database_is_ready_for_those_who_come(folder: Path, own_postgres: Server) -> None:
+async def test_a_broker_without_its_database_is_ready_for_those_who_come(
+    folder: Path, own_postgres: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     """In Kubernetes all brokers would leave the Service at once, with what each can still serve."""
     url, password_file = own_postgres.database()
     async with running(folder, POLICY, database=url, database_password_file=str(password_file)) as broker:
@@ -95,8 +97,14 @@ async def test_a_broker_without_its_database_is_ready_for_those_who_come(folder:
         (update,) = await told(broker, again)
         assert update.view_hash
         await refused(broker, again, made.id)
+        # A line for each kind of failure, not for each try: there were five at least.
+        lines = [record.message for record in caplog.records]
+        assert sum(line.startswith("the database does not answer") for line in lines) == 1
+        deaf = [line for line in lines if line.startswith("not listening")]
+        assert len(deaf) == len(set(deaf)) > 0
         await asyncio.to_thread(own_postgres.start)
         await until(lambda: not broker.broker.condition().degraded, 60)
+        await until(lambda: any("the database answers again" in record.message for record in caplog.records), 60)
         assert await page(broker) == (b"200", [b"ready"])
         (result,) = await agent.sign(made.id)
         assert result.status.code == 0
