@@ -26,6 +26,7 @@ from bench.progress import say
 from bench.table import Table
 from bench.world import World
 from firedoor.certs import KeyType, generate_key, make_csr
+from tests.pod_policy import INFERENCE
 
 PODS, NODES, NAMESPACES = 5000, 50, 10
 ALONE, AT_ONCE = 30, 500
@@ -36,17 +37,6 @@ _CRDS = Path(__file__).parents[1] / "deploy/kubernetes/crds"
 # Seconds for thousands of objects, on a machine that does other things as well.
 _PATIENCE = 600.0
 GOAL = "issued within a second"
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns-label:segment:inference"]}
-"""
 _VOLUME = {
     "name": "identity",
     "projected": {
@@ -71,7 +61,7 @@ def tables(_options: Options, folder: Path) -> Iterator[Table]:
         world = World(folder, *words, "--metrics", "127.0.0.1:0", policy="database")
         stack.callback(world.stop)
         began = time.perf_counter()
-        world.apply({"policy.yaml": POLICY})
+        world.apply({"policy.yaml": INFERENCE})
         until(lambda: world.metrics()["firedoor_broker_entries"] >= PODS, "all pods are registered", _PATIENCE, 0.5)
         registered = time.perf_counter() - began
         say(f"pods: {PODS} entries after {registered:.1f} s; asking")

@@ -24,6 +24,7 @@ from bench.world import World
 from firedoor.wire import entry_grpc, entry_pb2
 from tests.kubernetes.cluster import Cluster, running_cluster
 from tests.kubernetes.controllers import flags
+from tests.pod_policy import INFERENCE
 
 PODS, NODES, NAMESPACES, MORE = 5000, 50, 10, 30
 GOAL = "one more pod has its entry within a second"
@@ -34,14 +35,6 @@ MIB = 1 << 20
 _CRDS: Final = Path(__file__).parents[1] / "deploy/kubernetes/crds"
 _OBJECT: Final = {"apiVersion": "firedoor.dev/v1alpha1", "kind": "WorkloadIdentity"}
 _ROOT: Final = "/apis/firedoor.dev/v1alpha1/workloadidentities"
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns-label:segment:inference"]}
-"""
 _TOKEN: Final = {"serviceAccountToken": {"audience": "firedoor", "expirationSeconds": 600, "path": "token"}}
 _SPEC: Final = {
     "containers": [{"name": "app", "image": "registry.example/app:1"}],
@@ -62,7 +55,7 @@ def tables(_options: Options, folder: Path) -> Iterator[Table]:
         began = time.perf_counter()
         world = World(folder, *_words(cluster, folder), "--metrics", "127.0.0.1:0", policy="database")
         stack.callback(world.stop)
-        world.apply({"policy.yaml": POLICY})
+        world.apply({"policy.yaml": INFERENCE})
         with world.admin() as channel:
             seen = Seen(entry_grpc.EntryStub(channel))
             seen.wait(lambda: seen.count() >= PODS, "all pods are registered")
@@ -85,7 +78,7 @@ def _bare(folder: Path) -> int:
     folder.mkdir(0o700)
     world = World(folder, policy="database")
     try:
-        world.apply({"policy.yaml": POLICY})
+        world.apply({"policy.yaml": INFERENCE})
         return world.broker.resident_bytes()
     finally:
         world.stop()

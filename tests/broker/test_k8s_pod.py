@@ -22,39 +22,22 @@ from firedoor.broker.errors import ConfigError
 from firedoor.certs import PodEvidence, X509Svid, make_csr
 from firedoor.wire import agent_pb2, types
 from tests.broker.harness import AgentClient, RunningBroker, code_of, entry, flags, running, spiffe_id, until
+from tests.pod_policy import pod_segment
 from tests.service_accounts import ISSUER, POD_UID, TokenIssuer
 
 ENGINES = ("sqlite", "postgres")
-POLICY = """\
+POLICY = f"""\
+{pod_segment("inference", "k8s_pod:ns:inference")}---
+{pod_segment("web", "k8s_pod:ns:web", trust="low")}---
 apiVersion: firedoor.dev/v1alpha1
 kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns:inference"]}
----
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: web}
-spec:
-  function: web
-  trust: low
-  mode: enforce
-  members: ["spiffe://{td}/segment/web/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns:web"]}
----
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: registry}
+metadata: {{name: registry}}
 spec:
   function: registry
   trust: high
   mode: enforce
-  members: ["spiffe://{td}/segment/registry/**"]
-  admission: {entry: ["unix:user:registry"]}
+  members: ["spiffe://{{td}}/segment/registry/**"]
+  admission: {{entry: ["unix:user:registry"]}}
 """
 WEB_UID = "7c1d7a90-52c3-4b3e-8b1c-0e4d4c9e2b77"
 

@@ -28,6 +28,7 @@ from tests.e2e import captured
 from tests.e2e.conftest import World, until
 from tests.e2e.namespaces import APP_UID, INSIDE_V4, OUTSIDE_V4, SIDECAR_UID, Namespace, namespace, wired
 from tests.e2e.stand_in import StandIn
+from tests.pod_policy import pod_segment
 from tests.service_accounts import ISSUER, TokenIssuer
 
 
@@ -56,17 +57,7 @@ def test_the_rules_are_written_with_one_capability_and_stand(tmp_path: Path) -> 
         assert "14020" in rules
 
 
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns:inference"]}
-"""
+POLICY = pod_segment("inference", "k8s_pod:ns:inference")
 NODE, IDENTITY = "/node/inference", "/segment/inference/ns/inference/sa/vllm"
 ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=20).status)"
 

@@ -20,29 +20,16 @@ from tests.broker.harness import RunningBroker, running
 from tests.kubernetes import controllers
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.controllers import RBAC, until
+from tests.kubernetes.rights import bind
+from tests.pod_policy import pod_segment
 
 ROOT = "/apis/certificates.k8s.io"
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/inference/**", "spiffe://{td}/ns/*/sa/istio"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns-label:segment:inference"]}
----
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: registry}
-spec:
-  function: registry
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/registry/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns-label:segment:registry"]}
-"""
+POLICY = "---\n".join(
+    (
+        pod_segment("inference", "k8s_pod:ns-label:segment:inference", members=("spiffe://{td}/ns/*/sa/istio",)),
+        pod_segment("registry", "k8s_pod:ns-label:segment:registry"),
+    )
+)
 
 
 @contextlib.contextmanager
@@ -50,10 +37,7 @@ def kubelets(cluster: Cluster) -> Iterator[None]:
     """Give kubelets their rights by RBAC: this control plane has no authorizer of nodes."""
     name = f"kubelets-{secrets.token_hex(4)}"
     group = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node"}
-    cluster.api().post(
-        f"{RBAC}/clusterrolebindings", {"metadata": {"name": name}, "roleRef": role, "subjects": [group]}
-    )
+    bind(cluster, name, "system:node", group)
     try:
         yield
     finally:

@@ -11,10 +11,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from firedoor.broker.entry import Entry
 from tests.broker.harness import RunningBroker, running
+from tests.kubernetes import rights
 from tests.kubernetes.api import AlreadyExists
 from tests.kubernetes.cluster import ISSUER, Cluster
 
@@ -22,23 +21,11 @@ ROOT = Path(__file__).parents[2]
 IDENTITIES = "/apis/firedoor.dev/v1alpha1/workloadidentities"
 SECONDS = 90.0
 ROLE = "firedoor-registration"
+_ACCOUNT = rights.account("firedoor-system", "firedoor-broker")
 Resource = dict[str, Any]
 # What the injector gives a pod that attests by itself.
 TOKEN = {"serviceAccountToken": {"audience": "firedoor", "expirationSeconds": 600, "path": "token"}}
 SIDECAR: Resource = {"volumes": [{"name": "firedoor-token", "projected": {"sources": [TOKEN]}}]}
-
-
-def segment(name: str, *node: str) -> str:
-    """Return a segment that admits pods by what the broker attests of them."""
-    admission = ["k8s_pod:cluster:prod", *node]
-    spec = {
-        "function": name,
-        "trust": "medium",
-        "members": [f"spiffe://{{td}}/segment/{name}/**"],
-        "admission": {"node": admission},
-    }
-    made = {"apiVersion": "firedoor.dev/v1alpha1", "kind": "Segment", "metadata": {"name": name}, "spec": spec}
-    return yaml.safe_dump(made)
 
 
 def identity(name: str, namespace: str, **spec: Any) -> Resource:
@@ -56,30 +43,15 @@ def grant(cluster: Cluster) -> str:
         cluster.service_account("firedoor-system", "firedoor-broker")
     applied = cluster.kubectl("apply", "--filename", str(ROOT / "deploy/kubernetes/controllers.yaml"))
     assert applied.code == 0, applied
-    rules = [
-        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-        {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": ["get"]},
-    ]
-    _bind(cluster, ROLE, rules)
+    rights.allow(cluster, ROLE, rights.ATTESTING, _ACCOUNT)
     return cluster.token("firedoor-system", "firedoor-broker", ISSUER)
 
 
 def grant_injector(cluster: Cluster, name: str) -> None:
     """Let the same account write the CAs into a webhook's configuration."""
     where = {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"]}
-    _bind(cluster, name, [{**where, "resourceNames": [name], "verbs": ["get", "patch"]}])
-
-
-def _bind(cluster: Cluster, name: str, rules: list[Resource]) -> None:
-    """Give the account a ClusterRole."""
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    subject = {"kind": "ServiceAccount", "name": "firedoor-broker", "namespace": "firedoor-system"}
-    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
-    with suppress(AlreadyExists):
-        cluster.api().post(f"{rbac}/clusterroles", {"metadata": {"name": name}, "rules": rules})
-    binding = {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]}
-    with suppress(AlreadyExists):
-        cluster.api().post(f"{rbac}/clusterrolebindings", binding)
+    rule = {**where, "resourceNames": [name], "verbs": ["get", "patch"]}
+    rights.allow(cluster, name, [rule], _ACCOUNT)
 
 
 def _write(folder: Path, token: str) -> None:

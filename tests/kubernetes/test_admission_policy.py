@@ -22,7 +22,8 @@ from tests.broker.injector.test_inject import LOOSE, RULES, WHERE_REQUIRED
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster
 from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.test_injection import HOOKS, POLICY, Injector, allow, settings
+from tests.kubernetes.test_injection import HOOKS, Injector, allow, settings
+from tests.pod_policy import INFERENCE
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 Pod = dict[str, Any]
@@ -81,7 +82,7 @@ async def pair(injector: Injector, labels: dict[str, str]) -> Both:
 async def both(guarded: Cluster, tmp_path: Path) -> AsyncIterator[Both]:
     (tmp_path / "b").mkdir()
     name = "firedoor-injector-test"
-    async with running(tmp_path / "b", POLICY, **settings(name, allow(guarded, name, tmp_path))) as broker:
+    async with running(tmp_path / "b", INFERENCE, **settings(name, allow(guarded, name, tmp_path))) as broker:
         rules = broker.broker.config.injector
         assert rules is not None
         # Both go by the same settings.

@@ -16,38 +16,18 @@ from firedoor.certs import PodEvidence, make_csr
 from firedoor.wire import agent_pb2, types
 from tests.broker.harness import AgentClient, RunningBroker, code_of, running, spiffe_id
 from tests.kubernetes.cluster import ISSUER, Cluster
+from tests.kubernetes.rights import ATTESTING, account, allow
+from tests.pod_policy import INFERENCE
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 ROLE = "firedoor-broker"
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns-label:segment:inference"]}
-"""
 
 
 @pytest.fixture(scope="module")
 def access(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the API as a broker's service account reaches it, with the ClusterRole of docs/nodes.md and no more."""
     namespace = cluster.namespace("firedoor")
-    rules = [
-        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-        {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": ["get"]},
-    ]
-    rbac, name = "/apis/rbac.authorization.k8s.io/v1", f"{ROLE}-{namespace}"
-    cluster.api().post(f"{rbac}/clusterroles", {"metadata": {"name": name}, "rules": rules})
-    binding = {
-        "metadata": {"name": name},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": namespace}],
-    }
-    cluster.api().post(f"{rbac}/clusterrolebindings", binding)
+    allow(cluster, f"{ROLE}-{namespace}", ATTESTING, account(namespace))
     file = tmp_path_factory.mktemp("broker") / "token"
     file.write_text(cluster.token(namespace, "default", ISSUER))
     return {"server": cluster.url, "ca": str(cluster.ca_file), "token": str(file)}
@@ -57,7 +37,7 @@ def access(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 async def broker(tmp_path: Path, access: dict[str, str]) -> AsyncIterator[RunningBroker]:
     pods = json.dumps([{"name": "prod", **access}])
     (tmp_path / "b").mkdir()
-    async with running(tmp_path / "b", POLICY, k8s_pod_clusters=pods) as found:
+    async with running(tmp_path / "b", INFERENCE, k8s_pod_clusters=pods) as found:
         yield found
 
 
@@ -161,7 +141,7 @@ async def test_by_the_clusters_keys_nobody_is_asked(cluster: Cluster, tmp_path: 
     (tmp_path / "b").mkdir()
     clusters = json.dumps([{"name": "prod", "jwks": str(tmp_path / "jwks.json"), "issuer": ISSUER}])
     pod = cluster.pod(namespace, "vllm-0", labels={"app": "vllm"}, node="worker-1", address="10.1.0.6")
-    async with running(tmp_path / "b", POLICY, k8s_pod_clusters=clusters) as broker:
+    async with running(tmp_path / "b", INFERENCE, k8s_pod_clusters=clusters) as broker:
         node = await attest(broker, cluster.token(namespace, "default", "firedoor", pod=pod, seconds=600))
         assert await selectors(broker, node) == {
             "k8s_pod:cluster:prod",
@@ -181,7 +161,7 @@ async def test_a_broker_that_may_not_ask(
     (tmp_path / "b").mkdir()
     clusters = json.dumps([{"name": "prod", **access, "token": str(tmp_path / "token")}])
     pod = cluster.pod(namespace, "vllm-0", node="worker-1", address="10.1.0.7")
-    async with running(tmp_path / "b", POLICY, k8s_pod_clusters=clusters) as broker:
+    async with running(tmp_path / "b", INFERENCE, k8s_pod_clusters=clusters) as broker:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await attest(broker, cluster.token(namespace, "default", "firedoor", pod=pod))
         # No verdict on the token: the pod tries again.
@@ -197,7 +177,7 @@ async def test_an_agent_of_a_node_attests_as_spires_do(
     token = cluster.token(spire, "agent", "spire-server", pod=pod)
     (tmp_path / "b").mkdir()
     agents = json.dumps([{"name": "prod", **access, "service_accounts": [f"{spire}:agent"], "pod_labels": ["app"]}])
-    async with running(tmp_path / "b", POLICY, k8s_psat_clusters=agents) as broker:
+    async with running(tmp_path / "b", INFERENCE, k8s_psat_clusters=agents) as broker:
         node = await attest(broker, token, "k8s_psat")
         uid = cluster.api().get("/api/v1/nodes/worker-1")["metadata"]["uid"]
         assert node.path == f"/spire/agent/k8s_psat/prod/{uid}"

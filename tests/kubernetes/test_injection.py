@@ -24,25 +24,16 @@ from firedoor.cli.commands.sidecar import as_json
 from firedoor.sidecar import config as sidecar_config
 from firedoor.wire import workload_grpc, workload_pb2
 from tests.broker.harness import RunningBroker, running
+from tests.kubernetes import rights
 from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import ISSUER, Cluster
+from tests.pod_policy import INFERENCE
 from tests.sidecar.harness import Running
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes/injector.yaml"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: high
-  mode: enforce
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns-label:segment:inference"]}
-"""
 
 
 class Injector:
@@ -105,15 +96,8 @@ def allow(cluster: Cluster, name: str, folder: Path) -> dict[str, str]:
     """Return the API as a broker's account with the delivered ClusterRole reaches it."""
     namespace = cluster.namespace("firedoor-test")
     (role,) = [one for one in manifests() if one["kind"] == "ClusterRole"]
-    role["metadata"]["name"] = namespace
     role["rules"][-1]["resourceNames"] = [name]
-    cluster.api().post(f"{RBAC}/clusterroles", role)
-    binding = {
-        "metadata": {"name": namespace},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": namespace},
-        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": namespace}],
-    }
-    cluster.api().post(f"{RBAC}/clusterrolebindings", binding)
+    rights.allow(cluster, namespace, role["rules"], rights.account(namespace))
     (folder / "token").write_text(cluster.token(namespace, "default", ISSUER))
     return {"server": cluster.url, "ca": str(cluster.ca_file), "token": str(folder / "token")}
 
@@ -136,7 +120,7 @@ def settings(name: str, access: dict[str, str]) -> dict[str, str]:
 async def injector(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Injector]:
     name = f"injector-{secrets.token_hex(4)}"
     (tmp_path / "b").mkdir()
-    async with running(tmp_path / "b", POLICY, **settings(name, allow(cluster, name, tmp_path))) as broker:
+    async with running(tmp_path / "b", INFERENCE, **settings(name, allow(cluster, name, tmp_path))) as broker:
         found = Injector(cluster, broker, name)
         found.configure()
         try:

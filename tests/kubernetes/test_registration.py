@@ -40,10 +40,10 @@ from tests.kubernetes.registering import (
     registered,
     registering,
     says,
-    segment,
 )
 from tests.kubernetes.test_crds import resources
 from tests.kubernetes.test_injection import HOOKS, Injector, served, settings
+from tests.pod_policy import pod_segment
 from tests.postgres import Server
 from tests.sidecar.harness import Running
 
@@ -64,8 +64,10 @@ def namespace(resources: Cluster) -> Iterator[str]:
 
 
 def policy(namespace: str) -> str:
-    mine = segment(namespace, f"k8s_pod:ns:{namespace}")
-    return "---\n".join([mine, segment("other", "k8s_pod:ns:elsewhere"), segment("gold", f"k8s_pod:ns:{namespace}")])
+    mine = pod_segment(namespace, f"k8s_pod:ns:{namespace}")
+    return "---\n".join(
+        [mine, pod_segment("other", "k8s_pod:ns:elsewhere"), pod_segment("gold", f"k8s_pod:ns:{namespace}")]
+    )
 
 
 def made(cluster: Cluster, resource: Resource) -> str:
@@ -364,7 +366,7 @@ async def test_with_a_label_at_its_namespace_a_pod_has_its_identity(
     cluster, name = resources, f"injector-{secrets.token_hex(4)}"
     await asyncio.to_thread(grant_injector, cluster, name)
     injects = {key: value for key, value in settings(name, {}).items() if key.startswith("injector")}
-    admits = segment("inference", "k8s_pod:ns-label:segment:inference")
+    admits = pod_segment("inference", "k8s_pod:ns-label:segment:inference")
     async with registering(cluster, tmp_path / "b", admits, token, **injects) as broker:
         injector = Injector(cluster, broker, name)
         await asyncio.to_thread(injector.configure)

@@ -17,9 +17,10 @@ from firedoor.certs import TrustDomain
 from firedoor.wire import entry_pb2, trustdomain_grpc, trustdomain_pb2
 from tests.broker.harness import RunningBroker
 from tests.kubernetes.cluster import Cluster, running_cluster
-from tests.kubernetes.registering import SIDECAR, eventually, grant, has, ids, registered, registering, says, segment
+from tests.kubernetes.registering import SIDECAR, eventually, grant, has, ids, registered, registering, says
 from tests.kubernetes.spire_resources import GROUP, PLURALS, install
 from tests.kubernetes.test_crds import resources
+from tests.pod_policy import pod_segment
 from tests.simulator import SimulatedTrustDomain
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
@@ -44,8 +45,8 @@ def namespace(resources: Cluster) -> str:
 @pytest.fixture
 async def start(resources: Cluster, tmp_path: Path, token: str, namespace: str) -> AsyncIterator[Start]:
     """Run a broker that has SPIRE's resources of one class for its own."""
-    admits = segment("web", f"k8s_pod:ns:{namespace}") + "---\n" + segment("closed", "k8s_pod:ns:elsewhere")
-    nodes = segment("nodes").replace("k8s_pod:cluster", "k8s_psat:cluster")
+    admits = pod_segment("web", f"k8s_pod:ns:{namespace}") + "---\n" + pod_segment("closed", "k8s_pod:ns:elsewhere")
+    nodes = pod_segment("nodes").replace("k8s_pod:cluster", "k8s_psat:cluster")
     policy = f"{admits}---\n{nodes}"
 
     @asynccontextmanager
@@ -316,7 +317,7 @@ async def test_definitions_without_a_place_for_sentences(tmp_path: Path, caplog:
             "kubernetes_controllers_spire_registration": "true",
             "kubernetes_controllers_registration_default": "false",
         }
-        async with registering(cluster, tmp_path / "b", segment("web"), token, **on) as broker:
+        async with registering(cluster, tmp_path / "b", pod_segment("web"), token, **on) as broker:
             pod = await asyncio.to_thread(cluster.pod, namespace, "a", spec=SIDECAR)
             chosen = {**in_namespace(namespace), "className": ""}
             path = made(cluster, "ClusterSPIFFEID", **chosen, spiffeIDTemplate=f"{WEB}/x")

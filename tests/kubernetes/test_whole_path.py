@@ -32,6 +32,7 @@ from tests.e2e.namespaces import APP_UID, SIDECAR_UID, Namespace
 from tests.e2e.relay import lent
 from tests.e2e.stand_in import StandIn
 from tests.kubernetes.cluster import ISSUER, Cluster, running_cluster
+from tests.pod_policy import pod_segment
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -41,34 +42,18 @@ ADDRESS = {name: f"10.88.{number}.2" for number, name in enumerate(NAMES, 1)}
 SECOND = "10.88.2.3"
 PORT = 9000
 ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())"
-POLICY = """\
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: inference}
-spec:
-  function: inference
-  trust: medium
-  members: ["spiffe://{td}/segment/inference/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns:inference"]}
----
-apiVersion: firedoor.dev/v1alpha1
-kind: Segment
-metadata: {name: registry}
-spec:
-  function: registry
-  trust: high
-  members: ["spiffe://{td}/segment/registry/**"]
-  admission: {node: ["k8s_pod:cluster:prod", "k8s_pod:ns:registry"]}
----
+POLICY = f"""\
+{pod_segment("inference", "k8s_pod:ns:inference", trust="medium")}---
+{pod_segment("registry", "k8s_pod:ns:registry")}---
 apiVersion: firedoor.dev/v1alpha1
 kind: Flow
-metadata: {name: inference-pulls-models}
+metadata: {{name: inference-pulls-models}}
 spec:
   owner: ml-platform
   reason: model weights at start-up
-  from: {segment: inference}
-  to: {segment: registry, port: 9000}
-  allow: [{http: {methods: [GET], paths: ["/**"]}}]
+  from: {{segment: inference}}
+  to: {{segment: registry, port: 9000}}
+  allow: [{{http: {{methods: [GET], paths: ["/**"]}}}}]
 """
 
 
