@@ -160,7 +160,7 @@ def _loose(spec: Object) -> Iterator[str]:
             own = _mapping(_mapping(one).get("securityContext"))
             user, capabilities = own.get("runAsUser", whole.get("runAsUser")), _mapping(own.get("capabilities"))
             stays = "ALL" in _capitals(capabilities.get("drop")) and "SETUID" not in _capitals(capabilities.get("add"))
-            keeps = own.get("allowPrivilegeEscalation") is False and (user != 0 or stays)
+            keeps = own.get("allowPrivilegeEscalation") is False and stays
             name = str(_mapping(one).get("name", ""))[:63]
             if name not in _OURS and not (isinstance(user, int) and keeps):
                 yield name

@@ -131,7 +131,7 @@ def _required(pod: Pod) -> Iterator[Fault]:
         yield Fault("left_out", "error", message, "take that away, and make it anew")
     if pod.captured and pod.loose:
         message = f"{', '.join(pod.loose)} may be the sidecar's user, or become it, and go round it"
-        fix = "set runAsUser and allowPrivilegeEscalation: false, and for root drop the capabilities ALL"
+        fix = "set runAsUser and allowPrivilegeEscalation: false, and drop the capabilities ALL"
         yield Fault("user", "warning", message, fix)
 
 

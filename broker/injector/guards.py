@@ -359,13 +359,11 @@ _SECRET: Final = _texts((containers.STATE, containers.TOKEN))
 # Who may become another user, where a user passes.
 _MAY_BECOME: Final = (
     "variables.captured && (x.of.?securityContext.allowPrivilegeEscalation.orValue(true)"
-    " || !(x.of.?securityContext.runAsNonRoot.orValue(object.spec.?securityContext.runAsNonRoot.orValue(false))"
-    " || x.of.?securityContext.runAsUser.orValue(object.spec.?securityContext.runAsUser.orValue(0)) != 0"
-    " || x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() in ['ALL', 'CAP_ALL'])"
-    " && !x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID'])))"
+    " || !x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() in ['ALL', 'CAP_ALL'])"
+    " || x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID']))"
 )
 _BECOMES: Final = (
-    '": container " + string(x.of.name) + " may become the sidecar\'s user and go round it: set runAsNonRoot: true,'
+    '": container " + string(x.of.name) + " may become the sidecar\'s user and go round it: set'
     ' allowPrivilegeEscalation: false and drop the capabilities ALL"'
 )
 # Sentences about containers, by name of the variable that holds them.

@@ -75,7 +75,8 @@ def _in_force(cluster: Cluster, namespace: str, *, required: bool = False) -> bo
     api, path = cluster.api(), f"/api/v1/namespaces/{namespace}/pods"
     app: Object = {"name": "app", "image": "x"}
     if required:
-        app["securityContext"] = {"runAsUser": 1001, "allowPrivilegeEscalation": False}
+        stays: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        app["securityContext"] = {"runAsUser": 1001, **stays}
     with contextlib.suppress(ApiError):
         made = api.post(path, {"metadata": {"generateName": "try-"}, "spec": {"containers": [app]}})
         if "initContainers" not in made["spec"]:

@@ -18,7 +18,7 @@ from firedoor.broker.injector.cel import parameters
 from firedoor.broker.injector.demands import ENABLED, PATHS
 from firedoor.broker.injector.demands import REQUIRED as REQUIRED_BY
 from tests.broker.harness import running
-from tests.broker.injector.test_inject import LOOSE, RULES, WHERE_REQUIRED
+from tests.broker.injector.test_inject import LOOSE, RULES, STAYS, WHERE_REQUIRED
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster
 from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import Cluster
@@ -267,7 +267,7 @@ async def test_the_same_pods_and_refusals_where_a_sidecar_is_required(both: Both
 
 CONTEXTS: list[Pod] = [
     *({}, {"runAsUser": 990}, {"runAsUser": 0}, {"runAsNonRoot": True}),
-    *({"runAsUser": 7}, {"runAsUser": 0, "capabilities": {"drop": ["ALL"]}}),
+    *({"runAsUser": 7, "capabilities": {"drop": ["CHOWN"]}}, {"capabilities": {"drop": ["ALL"], "add": ["SETUID"]}}),
 ]
 
 
@@ -278,9 +278,7 @@ def unruly(draw: random.Random) -> Pod:
     spec["securityContext"] = whole
     for one in (*spec["containers"], *spec.get("initContainers", [])):
         one["securityContext"] = (
-            {"allowPrivilegeEscalation": False} | (draw.choice(CONTEXTS) if draw.random() < 0.15 else {})
-            if draw.random() < 0.97
-            else {}
+            STAYS | (draw.choice(CONTEXTS) if draw.random() < 0.15 else {}) if draw.random() < 0.97 else {}
         )
     for key in ("hostNetwork", "shareProcessNamespace"):
         if draw.random() < 0.05:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from firedoor.broker.injector.demands import Demands
-from tests.broker.injector.test_inject import EXCLUSIONS, OPTIONAL, OUT, RULES, TIGHT, WHERE_REQUIRED, tight
+from tests.broker.injector.test_inject import EXCLUSIONS, OPTIONAL, OUT, RULES, STAYS, TIGHT, WHERE_REQUIRED, tight
 from tests.broker.injector.test_inject import REQUIRED as REQUIRED_BY
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster, refusal
 from tests.kubernetes.cluster import DEADLINE, Cluster
@@ -74,13 +74,17 @@ def test_it_holds_where_nobody_injects(guarded: Cluster) -> None:
 # name: (the pod's own user, what joins, words; none where it is admitted)
 JOINING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "nothing special": ({}, {}, "container debug has no runAsUser, so that its image names the user"),
-    "the pod's user": ({"runAsUser": 7}, {}, "container debug may become the sidecar's user"),
+    "the pod's user": (
+        {"runAsUser": 7},
+        {"allowPrivilegeEscalation": False},
+        "container debug may become the sidecar's user",
+    ),
     "root": (
         {},
         {"runAsUser": 0, "allowPrivilegeEscalation": False},
         "spec.ephemeralContainers[0]: container debug may become the sidecar's user and go round it",
     ),
-    "no more than the pod's user": ({"runAsUser": 7}, {"allowPrivilegeEscalation": False}, ""),
+    "no more than the pod's user": ({"runAsUser": 7}, STAYS, ""),
     "a user of its own": ({}, TIGHT, ""),
 }
 

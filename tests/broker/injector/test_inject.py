@@ -386,7 +386,8 @@ def test_a_pod_that_is_refused(case: str) -> None:
 
 
 # What a container says that is nobody but a user of its own.
-TIGHT = {"runAsUser": 1001, "allowPrivilegeEscalation": False}
+STAYS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+TIGHT = {"runAsUser": 1001, **STAYS}
 EXCLUSIONS = PATHS["/inject/required/exclusions"]
 OPTIONAL = PATHS["/inject/required/optional"]
 
@@ -416,7 +417,7 @@ WHERE_REQUIRED: dict[str, tuple[Any, Demands, str]] = {
     ),
     "UDP": (tight(udp="pass"), REQUIRED, f"firedoor.dev/udp: {ALL_CAPTURED} firedoor.dev/capture: exclusions"),
     "a user that the image names": (
-        tight(context={"runAsNonRoot": True, "allowPrivilegeEscalation": False}),
+        tight(context={"runAsNonRoot": True, **STAYS}),
         OPTIONAL,
         f"container app {UNNAMED} for the pod, to a number other than 990",
     ),
@@ -431,7 +432,16 @@ WHERE_REQUIRED: dict[str, tuple[Any, Demands, str]] = {
         OPTIONAL,
         "container app may become the sidecar's user and go round it",
     ),
-    "a program that is another user's": (tight(context={"runAsUser": 7}), OPTIONAL, "container app may become"),
+    "a program that is another user's": (
+        tight(context={"runAsUser": 7, "capabilities": {"drop": ["ALL"]}}),
+        OPTIONAL,
+        "container app may become",
+    ),
+    "a program whose file has the capability": (
+        tight(context={"runAsUser": 7, "allowPrivilegeEscalation": False}),
+        OPTIONAL,
+        "container app may become",
+    ),
 }
 
 
@@ -452,7 +462,7 @@ def test_what_a_namespace_leaves_to_its_pods() -> None:
         assert made["spec"]["initContainers"][-1]["name"] == SIDECAR
         assert injected(made, demands=demands) == made
     # The pod's own user is each container's that says none; and where it is enough to be asked, none need be said.
-    whole = tight(context={"allowPrivilegeEscalation": False}, spec={"securityContext": {"runAsUser": 7}})
+    whole = tight(context=STAYS, spec={"securityContext": {"runAsUser": 7}})
     assert injected(whole, demands=REQUIRED)
     assert injected(tight(context={}))
 
@@ -554,16 +564,17 @@ def test_a_sidecar_without_its_label_is_given_it() -> None:
 def test_warnings_name_what_could_go_round() -> None:
     loose = inject(pod(), "inference", RULES, "example.org", ENABLED).warnings
     assert loose == (
-        "container app may become the sidecar's user and go round it: set runAsNonRoot: true, "
-        "allowPrivilegeEscalation: false and drop the capabilities ALL",
+        "container app may become the sidecar's user and go round it: set allowPrivilegeEscalation: false "
+        "and drop the capabilities ALL",
     )
     tight = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert inject(pod(container={"securityContext": tight}), "inference", RULES, "example.org", ENABLED).warnings == ()
 
 
 LOOSE: dict[str, tuple[dict[str, Any], bool]] = {
-    "a user, no more": ({"runAsUser": 7, "allowPrivilegeEscalation": False}, False),
-    "a user that a program changes": ({"runAsUser": 7}, True),
+    "a user, no more": ({"runAsUser": 7, **STAYS}, False),
+    "a user that a program with a capability changes": ({"runAsUser": 7, "allowPrivilegeEscalation": False}, True),
+    "a user that a program changes": ({"runAsUser": 7, "capabilities": {"drop": ["ALL"]}}, True),
     "root that stays": ({"allowPrivilegeEscalation": False, "capabilities": {"drop": ["all"]}}, False),
     "root": ({"allowPrivilegeEscalation": False}, True),
     "root that a program changes": ({"capabilities": {"drop": ["ALL"]}}, True),
