@@ -112,7 +112,7 @@ async def test_a_namespace_with_too_many_pods_leaves_room_for_the_others(
 ) -> None:
     monkeypatch.setattr(registering_module, "_MOST_PODS_A_NAMESPACE", 2)
     other = resources.namespace("elsewhere")
-    both = "---\n".join([segment(one, f"k8s_pod:ns:{one}") for one in (namespace, other)])
+    both = "---\n".join([pod_segment(one, f"k8s_pod:ns:{one}") for one in (namespace, other)])
     async with registering(resources, tmp_path / "b", both, token) as broker:
         path = made(resources, identity("all", namespace))
         pods = [await asyncio.to_thread(resources.pod, namespace, f"p-{n}", spec=SIDECAR) for n in range(3)]
