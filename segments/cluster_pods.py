@@ -159,7 +159,9 @@ def _loose(spec: Object) -> Iterator[str]:
         for one in found if isinstance(found, list) else ():
             own = _mapping(_mapping(one).get("securityContext"))
             user, capabilities = own.get("runAsUser", whole.get("runAsUser")), _mapping(own.get("capabilities"))
-            stays = "ALL" in _capitals(capabilities.get("drop")) and "SETUID" not in _capitals(capabilities.get("add"))
+            added = {name.removeprefix("CAP_") for name in _capitals(capabilities.get("add"))}
+            # As it is read by a runtime, which knows no CAP_ALL.
+            stays = "ALL" in _capitals(capabilities.get("drop")) and "SETUID" not in added
             keeps = own.get("allowPrivilegeEscalation") is False and stays
             name = str(_mapping(one).get("name", ""))[:63]
             if name not in _OURS and not (isinstance(user, int) and keeps):
@@ -167,7 +169,7 @@ def _loose(spec: Object) -> Iterator[str]:
 
 
 def _capitals(found: object) -> set[str]:
-    return {str(one).upper().removeprefix("CAP_") for one in found} if isinstance(found, list) else set()
+    return {str(one).upper() for one in found} if isinstance(found, list) else set()
 
 
 def _mapping(value: object) -> Object:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from firedoor.broker.injector import cel, containers, demands, exclusions, wishes
-from firedoor.broker.injector.pod import ROUND
+from firedoor.broker.injector.pod import CAPABILITY, ODD, ROUND
 from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
 from firedoor.segments.model import API_VERSION
 from firedoor.segments.pod_ports import PORTS
@@ -359,7 +359,7 @@ _SECRET: Final = _texts((containers.STATE, containers.TOKEN))
 # Who may become another user, where a user passes.
 _MAY_BECOME: Final = (
     "variables.captured && (x.of.?securityContext.allowPrivilegeEscalation.orValue(true)"
-    " || !x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() in ['ALL', 'CAP_ALL'])"
+    " || !x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() == 'ALL')"
     " || x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID']))"
 )
 _BECOMES: Final = (
@@ -398,6 +398,11 @@ _SENTENCES: Final = {
         f"variables.captured && {_ADDED}.size() > 0",
         f"'.securityContext.capabilities.add: ' + {_NAMED} could go round its sidecar: it is given the capability '"
         f" + {_ADDED}[0]",
+    ),
+    "odd": _each(
+        "variables.captured && !x.of.?securityContext.capabilities.add.orValue([])"
+        f".all(a, a.matches({cel.quoted(f'^{CAPABILITY}$')}))",
+        f"'.securityContext.capabilities.add: ' + {_NAMED} {ODD}'",
     ),
     "names": _each(
         f"x.of.name in [{_OURS}]",

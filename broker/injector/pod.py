@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -28,6 +29,10 @@ ROUND: Final = frozenset(
         *("BPF", "PERFMON", "DAC_READ_SEARCH"),
     }
 )
+# Container runtimes raise letters as Unicode has it: NET_ADMIN with a dotless i (U+0131) is a capability, too.
+CAPABILITY: Final = "[A-Za-z0-9_]+"
+_CAPABILITY: Final = re.compile(CAPABILITY)
+ODD: Final = "is given a capability with another name than of letters A to Z, digits and _"
 _VERSION: Final = 1
 
 
@@ -177,6 +182,8 @@ def _check_container(one: Mapping[str, Any], whole: Mapping[str, Any], rules: In
     if not captured:
         return
     added = _capabilities(own, "add")
+    if not all(map(_CAPABILITY.fullmatch, _named(own, "add"))):
+        raise InjectionRefused(f"container {name} {ODD}")
     if own.get("privileged") is True or added & ROUND:
         what = "privileged" if own.get("privileged") is True else f"the capability {min(added & ROUND)}"
         raise InjectionRefused(f"container {name} could go round its sidecar: it is given {what}")
@@ -199,7 +206,21 @@ def _check_users(spec: Mapping[str, Any], rules: InjectorRules, *, captured: boo
 
 
 def _capabilities(own: Mapping[str, Any], key: str) -> set[str]:
-    return {str(each).upper().removeprefix("CAP_") for each in _mapping(own.get("capabilities")).get(key) or ()}
+    return {_raised(one).removeprefix("CAP_") for one in _named(own, key)}
+
+
+def _drops_all(own: Mapping[str, Any]) -> bool:
+    """Whether no capability is left: to a runtime CAP_ALL is one that it does not know."""
+    return "ALL" in map(_raised, _named(own, "drop"))
+
+
+def _named(own: Mapping[str, Any], key: str) -> list[str]:
+    return [str(each) for each in _mapping(own.get("capabilities")).get(key) or ()]
+
+
+def _raised(name: str) -> str:
+    """Raise letters of ASCII, as the guards do."""
+    return name.upper() if name.isascii() else name
 
 
 def _root_warnings(spec: Mapping[str, Any]) -> list[str]:
@@ -212,7 +233,7 @@ def _root_warnings(spec: Mapping[str, Any]) -> list[str]:
     for one in _containers(spec):
         own = _mapping(one.get("securityContext"))
         # Of what was dropped, what is added is there.
-        stays = "ALL" in _capabilities(own, "drop") and "SETUID" not in _capabilities(own, "add")
+        stays = _drops_all(own) and "SETUID" not in _capabilities(own, "add")
         if own.get("allowPrivilegeEscalation") is not False or not stays:
             name = str(one.get("name", ""))[:63]
             found.append(

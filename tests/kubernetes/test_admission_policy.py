@@ -18,7 +18,7 @@ from firedoor.broker.injector.cel import parameters
 from firedoor.broker.injector.demands import ENABLED, PATHS
 from firedoor.broker.injector.demands import REQUIRED as REQUIRED_BY
 from tests.broker.harness import running
-from tests.broker.injector.test_inject import LOOSE, RULES, STAYS, WHERE_REQUIRED
+from tests.broker.injector.test_inject import LOOSE, RULES, STAYS, UNICODE, WHERE_REQUIRED
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster
 from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import Cluster
@@ -372,6 +372,9 @@ async def test_both_refuse_the_same(both: Both) -> None:
         "shareProcessNamespace": pod({"shareProcessNamespace": True}),
         "privileged": pod(container={"securityContext": {"privileged": True}}),
         "NET_RAW": pod(container={"securityContext": {"capabilities": {"add": ["CAP_NET_RAW"]}}}),
+        "is given a capability with another name": pod(
+            container={"securityContext": {"capabilities": {"add": [UNICODE[0]]}}}
+        ),
         "runs as user 990": pod(container={"securityContext": {"runAsUser": 990}}),
         "there is no annotation": pod(port="1/tcp"),
         "names a port twice": pod(ports="1/tcp,1/http"),

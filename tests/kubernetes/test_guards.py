@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.broker.injector.test_inject import RULES
+from tests.broker.injector.test_inject import RULES, UNICODE
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, guarded_cluster, refusal
 from tests.kubernetes.api import Api, ApiError
 from tests.kubernetes.cluster import DEADLINE, Cluster
@@ -234,6 +234,14 @@ CREATED: dict[str, tuple[Pod, str, Pod]] = {
             *("BPF", "PERFMON", "DAC_READ_SEARCH", "ALL"),
         )
     },
+    **{
+        f"{name}, by letters that become others": (
+            pod(container=capable(name)),
+            f"{AT}.securityContext.capabilities.add: container app is given a capability with another name",
+            pod(container=capable(name), capture="none"),
+        )
+        for name in UNICODE
+    },
     "an init container that may do more": (
         pod(spec={"initContainers": [{"name": "first", "image": "x", **capable("NET_ADMIN")}]}),
         "spec.initContainers[2].securityContext.capabilities.add: container first could go round",
@@ -442,6 +450,10 @@ JOINING: dict[str, tuple[Pod, str]] = {
     "a capability": (
         capable("SYS_PTRACE"),
         "spec.ephemeralContainers[0].securityContext.capabilities.add: container debug could go round",
+    ),
+    "a capability, by letters that become others": (
+        capable(UNICODE[0]),
+        "spec.ephemeralContainers[0].securityContext.capabilities.add: container debug is given a capability with",
     ),
     "privileged": (
         {"securityContext": {"privileged": True}},

@@ -287,6 +287,8 @@ def labelled(word: str) -> dict[str, Any]:
     return found
 
 
+# Capabilities, once a container runtime has raised their letters as Unicode says.
+UNICODE = ("NET_ADM\u0131N", "\u017fYS_ADMIN", "\u017fetuid")
 REFUSED: dict[str, tuple[Any, str]] = {
     "a label that is misspelt": (labelled("false"), "must be enabled or disabled"),
     "the node's network": (pod(spec={"hostNetwork": True}), "uses the node's network (hostNetwork: true)"),
@@ -322,6 +324,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
             f"it is given the capability {name}",
         )
         for name in ("DAC_READ_SEARCH", "PERFMON", "SYS_RAWIO")
+    },
+    **{
+        f"{name}, by letters that become others": (
+            pod(container={"securityContext": {"capabilities": {"add": [name]}}}),
+            "container app is given a capability with another name than of letters A to Z",
+        )
+        for name in UNICODE
     },
     "a socket to write to": (
         pod(container={"volumeMounts": [{"name": "firedoor-auth", "mountPath": "/t"}]}),
@@ -434,6 +443,11 @@ WHERE_REQUIRED: dict[str, tuple[Any, Demands, str]] = {
     ),
     "a program that is another user's": (
         tight(context={"runAsUser": 7, "capabilities": {"drop": ["ALL"]}}),
+        OPTIONAL,
+        "container app may become",
+    ),
+    "what drops a capability that no runtime knows": (
+        tight(context={"runAsUser": 0, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["CAP_ALL"]}}),
         OPTIONAL,
         "container app may become",
     ),
@@ -577,6 +591,10 @@ LOOSE: dict[str, tuple[dict[str, Any], bool]] = {
     "a user that a program changes": ({"runAsUser": 7, "capabilities": {"drop": ["ALL"]}}, True),
     "root that stays": ({"allowPrivilegeEscalation": False, "capabilities": {"drop": ["all"]}}, False),
     "root": ({"allowPrivilegeEscalation": False}, True),
+    "root that drops what no runtime knows": (
+        {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["CAP_ALL"]}},
+        True,
+    ),
     "root that a program changes": ({"capabilities": {"drop": ["ALL"]}}, True),
     "root that is given it again": (
         {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"], "add": ["CAP_SETUID"]}},
