@@ -21,7 +21,8 @@ HEAD = """\
 
 Made from the parsers by `.ci/reference.py`. Every command takes `--help`, and `--output json` for programs. Those that
 administer a broker reach it at `--admin-socket` as root or its own user, from elsewhere at `--server HOST:PORT` as an
-identity (`--identity AUTH_SOCKET`) whose entry says `admin`. `firedoor completion` completes all of this in a shell.
+identity (`--identity AUTH_SOCKET`) that has a [role](administration.md#roles). `firedoor completion` completes
+all of this in a shell.
 
 """
 

@@ -2,6 +2,7 @@
 """What the shells offer, asked of the shells themselves."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -103,3 +104,9 @@ def test_the_tree_has_every_command_with_an_example() -> None:
         assert leaf.summary
         assert leaf.example.lstrip().startswith("$ "), leaf.path
         assert "--output" in {name for flag in leaf.flags for name in flag.names}, leaf.path
+
+
+@pytest.mark.parametrize("top", tree.read().words, ids=lambda top: top.path[1])
+def test_the_overview_names_what_is_below_a_command(top: tree.Command) -> None:
+    named = set(re.findall(r"[a-z]+", top.summary))
+    assert {word.path[2] for word in top.words} <= named
