@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from firedoor.broker.injector import cel, containers, demands, exclusions, wishes
-from firedoor.broker.injector.pod import CAPABILITY, ODD, ROUND
+from firedoor.broker.injector import cel, containers, demands, exclusions, sentences, wishes
 from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
 from firedoor.segments.model import API_VERSION
 from firedoor.segments.pod_ports import PORTS
 
-_OURS: Final = ", ".join(cel.quoted(one) for one in sorted(containers.NAMES))
 _KEPT: Final = (
     ("labels", wishes.SEGMENT),
     ("labels", wishes.INJECT),
@@ -35,7 +33,12 @@ def guards() -> list[dict[str, Any]]:
 
 def warnings() -> list[dict[str, Any]]:
     """Return what warns of what the webhook warns of, where there is none."""
-    variables = [*cel.basis(), _own_init(), _apps(_CREATED), _variable("loose", _each(_MAY_BECOME, _BECOMES))]
+    variables = [
+        *cel.basis(),
+        _own_init(),
+        _apps(sentences.CREATED),
+        _variable("loose", sentences.each(sentences.MAY_BECOME, sentences.BECOMES)),
+    ]
     spec = {
         **_matching(pods("CREATE")),
         "variables": variables,
@@ -158,9 +161,9 @@ def _created() -> list[dict[str, Any]]:
             *cel.wanted(),
             *cel.demanded(),
             _own_init(),
-            _apps(_CREATED),
-            *(_variable(name, expression) for name, expression in _SENTENCES.items()),
-            _variable("tokens", _TOKENS),
+            _apps(sentences.CREATED),
+            *(_variable(name, expression) for name, expression in sentences.SENTENCES.items()),
+            _variable("tokens", sentences.TOKENS),
             *_sidecar(),
         ],
         "validations": [
@@ -168,7 +171,7 @@ def _created() -> list[dict[str, Any]]:
             *_demands(),
             *_pod(),
             *_has_sidecar(),
-            *(_first(name) for name in _SENTENCES),
+            *(_first(name) for name in sentences.SENTENCES),
             _first("tokens"),
             *_is_ours(),
         ],
@@ -179,7 +182,8 @@ def _created() -> list[dict[str, Any]]:
 def _wishes() -> list[Validation]:
     """What `wishes` refuses."""
     label = f"variables.labels[?'{wishes.INJECT}'].orValue('enabled')"
-    unknown = f"variables.notes.map(k, k).filter(k, k.startsWith('{wishes.PREFIX}') && !(k in {_texts(wishes.KNOWN)}))"
+    words = sentences.words(wishes.KNOWN)
+    unknown = f"variables.notes.map(k, k).filter(k, k.startsWith('{wishes.PREFIX}') && !(k in {words}))"
     known = ", ".join(sorted(wishes.KNOWN))
     captured = f"variables.notes[?'{wishes.CAPTURE}'].orValue('')"
     outbound = f"variables.notes[?'{wishes.OUTBOUND}'].orValue('')"
@@ -315,108 +319,17 @@ def _pod() -> list[Validation]:
     ]
 
 
-# The containers that are not ours: those of a pod that is made, and those that join it later.
-_CREATED: Final = (
-    "variables.init.transformList(i, c, i >= variables.own_init,"
-    " {'at': dyn('spec.initContainers[' + string(i) + ']'), 'of': dyn(c)})"
-    " + object.spec.containers.transformList(i, c,"
-    " {'at': dyn('spec.containers[' + string(i) + ']'), 'of': dyn(c)})"
-)
-_JOINING: Final = (
-    "object.spec.?ephemeralContainers.orValue([]).transformList(i, c,"
-    " {'at': dyn('spec.ephemeralContainers[' + string(i) + ']'), 'of': dyn(c)})"
-)
-
-
 def _own_init() -> dict[str, str]:
     """How many init containers are ours, at the front."""
     return _variable(
         "own_init",
-        f"object.spec.?initContainers.orValue([]).exists(c, c.name in [{_OURS}]) ? (variables.captured ? 2 : 1) : 0",
+        f"object.spec.?initContainers.orValue([]).exists(c, c.name in [{sentences.OURS}])"
+        " ? (variables.captured ? 2 : 1) : 0",
     )
 
 
 def _apps(expression: str) -> dict[str, str]:
     return _variable("apps", expression)
-
-
-def _each(condition: str, sentence: str) -> str:
-    """Write the sentences about the containers for which a condition holds."""
-    return f"variables.apps.filter(x, {condition}).map(x, string(x.at) + {sentence})"
-
-
-def _texts(texts: Sequence[str] | frozenset[str]) -> str:
-    return f"[{', '.join(cel.quoted(one) for one in sorted(texts))}]"
-
-
-_NAMED: Final = "'container ' + string(x.of.name) + '"
-_CAPABILITY: Final = "(a.upperAscii().startsWith('CAP_') ? a.upperAscii().substring(4) : a.upperAscii())"
-_ADDED: Final = (
-    f"x.of.?securityContext.capabilities.add.orValue([]).map(a, {_CAPABILITY}).filter(a, a in {_texts(ROUND)})"
-)
-_MOUNTS: Final = "x.of.?volumeMounts.orValue([])"
-_SECRET: Final = _texts((containers.STATE, containers.TOKEN))
-# Who may become another user, where a user passes.
-_MAY_BECOME: Final = (
-    "variables.captured && (x.of.?securityContext.allowPrivilegeEscalation.orValue(true)"
-    " || !x.of.?securityContext.capabilities.drop.orValue([]).exists(d, d.upperAscii() == 'ALL')"
-    " || x.of.?securityContext.capabilities.add.orValue([]).exists(a, a.upperAscii() in ['SETUID', 'CAP_SETUID']))"
-)
-_BECOMES: Final = (
-    '": container " + string(x.of.name) + " may become the sidecar\'s user and go round it: set'
-    ' allowPrivilegeEscalation: false and drop the capabilities ALL"'
-)
-# Sentences about containers, by name of the variable that holds them.
-_SENTENCES: Final = {
-    "same_user": _each(
-        f"x.of.?securityContext.runAsUser.orValue(object.spec.?securityContext.runAsUser.orValue(-1)) == {cel.UID}",
-        '".securityContext.runAsUser: container " + string(x.of.name) + " runs as user " + params.data.uid'
-        ' + ", the sidecar\'s own, which passes the rules"',
-    ),
-    "unnamed_user": _each(
-        "variables.strict && x.of.?securityContext.runAsUser.orValue("
-        "object.spec.?securityContext.runAsUser.orValue(-1)) == -1",
-        '".securityContext.runAsUser: container " + string(x.of.name) + " has no runAsUser, so that its image names'
-        " the user, which may be the sidecar's: set runAsUser, for it or for the pod, to a number other than \""
-        " + params.data.uid",
-    ),
-    "may_become": _each(f"variables.strict && {_MAY_BECOME}", _BECOMES),
-    "secret_mounts": _each(
-        f"{_MOUNTS}.exists(m, m.name in {_SECRET})",
-        '".volumeMounts: container " + string(x.of.name) + " mounts a volume of the sidecar\'s,'
-        ' with what proves who the pod is"',
-    ),
-    "written_socket": _each(
-        f"{_MOUNTS}.exists(m, m.name == '{containers.AUTH}' && !m.?readOnly.orValue(false))",
-        f"'.volumeMounts: ' + {_NAMED} mounts {containers.AUTH} to write to; it needs readOnly: true'",
-    ),
-    "privileged": _each(
-        "variables.captured && x.of.?securityContext.privileged.orValue(false)",
-        f"'.securityContext.privileged: ' + {_NAMED} could go round its sidecar: it is given privileged'",
-    ),
-    "capabilities": _each(
-        f"variables.captured && {_ADDED}.size() > 0",
-        f"'.securityContext.capabilities.add: ' + {_NAMED} could go round its sidecar: it is given the capability '"
-        f" + {_ADDED}[0]",
-    ),
-    "odd": _each(
-        "variables.captured && !x.of.?securityContext.capabilities.add.orValue([])"
-        f".all(a, a.matches({cel.quoted(f'^{CAPABILITY}$')}))",
-        f"'.securityContext.capabilities.add: ' + {_NAMED} {ODD}'",
-    ),
-    "names": _each(
-        f"x.of.name in [{_OURS}]",
-        "'.name: it is a name that only the init containers of the sidecar have'",
-    ),
-}
-# About volumes that are not the sidecar's, and hold what it attests with.
-_TOKENS: Final = (
-    "object.spec.?volumes.orValue([]).transformList(i, v, {'at': i, 'of': dyn(v)})"
-    f".filter(x, x.of.name != '{containers.TOKEN}' && x.of.?projected.sources.orValue([])"
-    ".exists(s, s.?serviceAccountToken.audience.orValue('') == params.data.audience))"
-    ".map(x, 'spec.volumes[' + string(x.at) + ']: volume ' + string(x.of.name) + ' projects a token for '"
-    " + params.data.audience + ', which proves who the pod is: that is its sidecar\\'s alone')"
-)
 
 
 # The sidecar
@@ -485,7 +398,7 @@ def _strange(wanted: dict[str, Any], place: int) -> str:
     fields = {**{key: value for key, value in wanted.items() if key not in ("env", "volumeMounts", "resources")}}
     if "startupProbe" in fields:
         fields["startupProbe"] = {**fields["startupProbe"], "successThreshold": 1}
-    keys = _texts((*wanted, "volumeMounts", *containers.CONTAINER_DEFAULTS))
+    keys = sentences.words((*wanted, "volumeMounts", *containers.CONTAINER_DEFAULTS))
     tests = {key: f"{found}.?{key}.orValue(dyn('')) == {cel.literal(value)}" for key, value in fields.items()}
     tests["env"] = (
         f"{found}.?env.orValue([]).all(v, !has(v.valueFrom)) && {found}.?env.orValue([])"
@@ -530,15 +443,15 @@ _RULED: Final = (
 def _joining_strictly() -> list[dict[str, str]]:
     """Hold whoever joins a pod that has a sidecar; what joined before the namespace's label came may stay."""
     strict = [one for one in cel.demanded() if one["name"] in ("required", "strict")]
-    ours = f"object.spec.?initContainers.orValue([]).exists(c, c.name in [{_OURS}])"
+    ours = f"object.spec.?initContainers.orValue([]).exists(c, c.name in [{sentences.OURS}])"
     joins = "request.?subResource.orValue('') == 'ephemeralcontainers'"
     return [strict[0], _variable("strict", f"{joins} && {ours} && {strict[1]['expression']}")]
 
 
 def _changed() -> list[dict[str, Any]]:
-    ours = f"{{}}.spec.?initContainers.orValue([]).filter(c, c.name in [{_OURS}]).map(c, c.image)"
-    target = _each(
-        f"x.of.?targetContainerName.orValue('') in [{_OURS}]",
+    ours = f"{{}}.spec.?initContainers.orValue([]).filter(c, c.name in [{sentences.OURS}]).map(c, c.image)"
+    target = sentences.each(
+        f"x.of.?targetContainerName.orValue('') in [{sentences.OURS}]",
         '".targetContainerName: container " + string(x.of.name) + " would see the sidecar\'s processes, its keys too"',
     )
     spec = {
@@ -550,9 +463,9 @@ def _changed() -> list[dict[str, Any]]:
                 f"object.spec.?initContainers.orValue([]).exists(c, c.name == '{containers.CAPTURE}')",
             ),
             *_joining_strictly(),
-            _apps(_JOINING),
+            _apps(sentences.JOINING),
             _variable("targets", target),
-            *(_variable(name, expression) for name, expression in _SENTENCES.items()),
+            *(_variable(name, expression) for name, expression in sentences.SENTENCES.items()),
         ],
         "validations": [
             _refused(
@@ -560,7 +473,7 @@ def _changed() -> list[dict[str, Any]]:
                 "spec.initContainers: the image of its sidecar stays; make the pod anew",
             ),
             _first("targets"),
-            *(_first(name) for name in _SENTENCES),
+            *(_first(name) for name in sentences.SENTENCES),
             # A kubelet starts those that join before the init containers.
             _refused(
                 f"request.?subResource.orValue('') != 'ephemeralcontainers' || !variables.captured || {_RULED}",
@@ -601,15 +514,15 @@ def _volumes() -> list[dict[str, Any]]:
         "variables": [
             _variable("init", "object.spec.?initContainers.orValue([])"),
             _variable("own_init", "0"),
-            _apps(f"{_CREATED} + {_JOINING}"),
+            _apps(f"{sentences.CREATED} + {sentences.JOINING}"),
             _variable("lasting", lasting),
             _variable(
                 "written",
-                _each(
+                sentences.each(
                     f"{mounts}.size() > 0", f"'.volumeMounts: ' + {mounts}[0].name + ' needs readOnly: true: {reason}"
                 ),
             ),
-            _variable("devices", _each(devices, f"'.volumeDevices: a device can be written to: {reason}")),
+            _variable("devices", sentences.each(devices, f"'.volumeDevices: a device can be written to: {reason}")),
         ],
         "validations": [_first("written"), _first("devices")],
     }
