@@ -33,6 +33,7 @@ class Options:
     rounds: int
     streams: int
     entries: tuple[int, ...]
+    minutes: float
     output: str
     write: Path | None
 
@@ -55,7 +56,13 @@ def parse(words: list[str] | None = None) -> Options:
         type=_numbers,
         metavar="N,M",
         default=(10, 1000, 5000),
-        help="entries of the agent in table e, rising (default: 10,1000,5000; a spire-server needs long for many)",
+        help="entries of the agent in table e, rising (default: 10,1000,5000)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_positive,
+        default=10,
+        help="how long a server of table e may take until its agent has them; then it goes without (default: 10)",
     )
     parser.add_argument("--output", choices=("text", "json"), default="text")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the tables as Markdown")
@@ -65,7 +72,16 @@ def parse(words: list[str] | None = None) -> Options:
         parser.error(f"--only: no such table: {', '.join(unknown)}; there are {', '.join(TABLES)}")
     if given.rounds < 1 or given.streams < 1:
         parser.error("--rounds and --streams are at least 1")
-    return Options(only, given.seconds, given.rounds, given.streams, given.entries, given.output, given.write)
+    return Options(
+        only,
+        given.seconds,
+        given.rounds,
+        given.streams,
+        given.entries,
+        given.minutes,
+        given.output,
+        given.write,
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -21,12 +21,16 @@ class Failed(Exception):
     """A program did not do what the measurement needs; the sentence says what it said itself."""
 
 
+class Late(Failed):
+    """Not within the time that it was given."""
+
+
 def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.02) -> T:
-    """Wait until a condition holds and return its value. Raise Failed."""
+    """Wait until a condition holds and return its value. Raise Late."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > end:
-            raise Failed(f"not within {seconds:.0f} s: {what}")
+            raise Late(f"not within {seconds:.0f} s: {what}")
         time.sleep(pause)
     return found
 

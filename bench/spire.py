@@ -7,8 +7,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from bench.processes import Program, until
-from bench.world import TRUST_DOMAIN, Server
+from bench import spire_rows
+from bench.processes import PATIENCE, Failed, Program, until
+from bench.world import TRUST_DOMAIN, Server, spiffe_id
+from firedoor.wire import entry_grpc, entry_pb2
 
 RECORDED = "580-640"
 RECORDED_ORIGIN = (
@@ -31,7 +33,7 @@ server {{
 }}
 plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{folder}/spire.sqlite3" }} }}
-  KeyManager "memory" {{ plugin_data {{}} }}
+  KeyManager "disk" {{ plugin_data {{ keys_path = "{folder}/keys.json" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
 }}
 """
@@ -75,15 +77,38 @@ class SpireServer(Server):
     def __init__(self, program: Path, folder: Path) -> None:
         # It refuses a folder that others can write to.
         folder.mkdir(mode=0o700)
+        self._folder, self._binary = folder, program
         self.admin_socket = folder / "api.sock"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         (folder / "server.conf").write_text(CONFIG.format(folder=folder, trust_domain=TRUST_DOMAIN, port=port))
-        words = [str(program), "run", "-config", str(folder / "server.conf")]
-        self.program = Program(folder / "server.log", words)
-        until(lambda: self.admin_socket.exists() or self.program.check(), "spire-server listens")
+        self.program = self._started()
+
+    def _started(self, seconds: float = PATIENCE) -> Program:
+        words = [str(self._binary), "run", "-config", str(self._folder / "server.conf")]
+        program = Program(self._folder / "server.log", words)
+        until(lambda: self.admin_socket.exists() or program.check(), "spire-server listens", seconds)
+        return program
+
+    def put_entries(self, like: str, *paths: str, seconds: float) -> list[str]:
+        """Make entries for these paths that are as one that it has, in its database; return their IDs.
+
+        It is ended for it and started again; before it listens it reads all of its entries. Raise Late if that takes
+        more than so many seconds, Failed if it shows the last of them as anything but that entry under another ID.
+        """
+        self.stop()
+        self.admin_socket.unlink(missing_ok=True)
+        made = spire_rows.copy(self._folder / "spire.sqlite3", like, [spiffe_id(path) for path in paths])
+        self.program = self._started(seconds)
+        with self.admin() as channel:
+            stub = entry_grpc.EntryStub(channel)
+            one, other = (stub.GetEntry(entry_pb2.GetEntryRequest(id=each), timeout=60) for each in (like, made[-1]))
+        one.id, one.spiffe_id.path = made[-1], paths[-1]
+        if one != other:
+            raise Failed(f"spire-server shows an entry that was put into its database as {other}, not as {one}")
+        return made
 
     def stop(self) -> None:
         """End it."""

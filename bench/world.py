@@ -12,7 +12,7 @@ from typing import Literal
 
 import grpc
 
-from bench.processes import Program, until
+from bench.processes import Late, Program, until
 from firedoor.certs import TrustBundle, TrustDomain
 from firedoor.wire import (
     admin_grpc,
@@ -88,6 +88,7 @@ class Server:
 
     admin_socket: Path
     address: str
+    program: Program
 
     def admin(self) -> grpc.Channel:
         """Return a channel to it."""
@@ -106,12 +107,12 @@ class Server:
             found = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=10)
         return TrustBundle.of(TrustDomain.parse(TRUST_DOMAIN), [one.asn1 for one in found.x509_authorities])
 
-    def create_entries(self, parent: str, *paths: str) -> list[str]:
-        """Create an entry below a parent for each path and return their IDs."""
-        return self.create([(parent, path) for path in paths])
+    def create_entries(self, parent: str, *paths: str, timeout: float = 60) -> list[str]:
+        """Create an entry below a parent for each path and return their IDs; `timeout` in seconds."""
+        return self.create([(parent, path) for path in paths], timeout)
 
-    def create(self, entries: Sequence[tuple[str, str]]) -> list[str]:
-        """Create entries, each a parent's path and its own, and return their IDs."""
+    def create(self, entries: Sequence[tuple[str, str]], timeout: float = 60) -> list[str]:
+        """Create entries, each a parent's path and its own, and return their IDs. Raise Late; `timeout` in seconds."""
         messages = [
             types.Entry(
                 spiffe_id=types.SPIFFEID(trust_domain=TRUST_DOMAIN, path=path),
@@ -122,7 +123,12 @@ class Server:
         ]
         with self.admin() as channel:
             stub = entry_grpc.EntryStub(channel)
-            made = stub.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=messages), timeout=60)
+            try:
+                made = stub.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=messages), timeout=timeout)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise Late(f"not within {timeout:.0f} s: {len(messages)} entries are created") from None
+                raise
         assert all(one.status.code == 0 for one in made.results), made.results[0].status.message
         return [one.entry.id for one in made.results]
 
@@ -144,7 +150,7 @@ class World(Server):
         self.programs: list[Program] = []
         (folder / "policy.yaml").write_text(POLICY)
         source = ("--segments", str(folder / "policy.yaml")) if policy == "files" else ()
-        self.broker = self._start(
+        self.broker = self.program = self._start(
             "broker",
             *("broker", "run", "--trust-domain", TRUST_DOMAIN, "--listen", listen, "--metrics", "off"),
             *("--data-dir", str(folder / "broker"), "--admin-socket", str(self.admin_socket)),
