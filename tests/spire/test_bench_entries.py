@@ -35,7 +35,7 @@ def server(tmp_path: Path, stack: ExitStack) -> SpireServer:
 
 def test_rows_are_entries_as_the_server_makes_them(server: SpireServer, tmp_path: Path, stack: ExitStack) -> None:
     parent, token = server.join_token()
-    (folder := tmp_path / "agent").mkdir()
+    (folder := tmp_path / "agent").mkdir(mode=0o700)
     agent = Agent(server, token, folder)
     stack.callback(agent.close)
     (one,) = server.create_entries(parent, path(0))
