@@ -82,6 +82,10 @@ def to_wire(bundle: TrustBundle) -> types.Bundle:
 
 def read_bootstrap(text: bytes, trust_domain: TrustDomain, place: str) -> TrustBundle:
     """Read a bootstrap bundle, SPIFFE JSON or PEM. Raise ConfigError when it cannot vouch for any server."""
+    if not text.strip():
+        raise ConfigError(
+            [f"{place}: bootstrap_bundle: the file is empty; `firedoor bundle show` at the broker fills it"]
+        )
     try:
         is_json = text.lstrip().startswith(b"{")
         bundle = TrustBundle.parse(trust_domain, text) if is_json else TrustBundle.from_pem(trust_domain, text)

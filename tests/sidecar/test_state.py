@@ -215,3 +215,5 @@ def test_bootstrap_bundle(trust: SimulatedTrustDomain) -> None:
     for bad in (b"", b"{}", b'{"keys": []}', b"x"):
         with pytest.raises(ConfigError, match="f: bootstrap_bundle: "):
             bundles.read_bootstrap(bad, TD, "f")
+    with pytest.raises(ConfigError, match="the file is empty; `firedoor bundle show`"):
+        bundles.read_bootstrap(b"\n", TD, "f")
