@@ -37,7 +37,7 @@ def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
 
 def _mapping(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
     """Keep what selects, and what is referred to, on one line."""
-    short = bool(value.keys() & {"operator", "apiGroups"}) or value.keys() == {"apiVersion", "kind"}
+    short = bool(value.keys() & {"operator", "apiGroups"}) or value.keys() in ({"apiVersion", "kind"}, {"name"})
     return dumper.represent_mapping("tag:yaml.org,2002:map", value, flow_style=short)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API server itself refuses where sidecars are wanted, whoever changed a pod: ValidatingAdmissionPolicies.
 
-They come after everything that changes a pod, and say what the injector says. `firedoor-labels`, `firedoor-bindings`
-and `firedoor-tokens` look at all pods, the others at those that the injector looks at.
+They come after everything that changes a pod, and say what the injector says. `firedoor-labels`, `firedoor-bindings`,
+`firedoor-tokens` and `firedoor-exec` look at all pods, the others at those that the injector looks at.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Validation = dict[str, str]
 
 def guards() -> list[dict[str, Any]]:
     """Return the policies and their bindings."""
-    return [*_labels(), *_bindings(), *_tokens(), *_created(), *_changed(), *_volumes()]
+    return [*_labels(), *_bindings(), *_tokens(), *_entered(), *_forwarded(), *_created(), *_changed(), *_volumes()]
 
 
 def warnings() -> list[dict[str, Any]]:
@@ -141,6 +141,45 @@ def _tokens() -> list[dict[str, Any]]:
         ],
     }
     return _everywhere("firedoor-tokens", spec, {"paramRef": {**PARAM_REF, "parameterNotFoundAction": "Allow"}})
+
+
+# What an operator asks a sidecar, and nothing besides: no shell, and no other program.
+_ASKS: Final = (
+    "object.?command.orValue([]).size() >= 3 && object.command[0] == 'firedoor' && object.command[1] == 'sidecar'"
+    " && object.command[2] == 'status'"
+)
+
+
+def _entered() -> list[dict[str, Any]]:
+    """Who runs a program in a sidecar has its keys, and is its user, which the rules let by."""
+    spec = {
+        **_matching(pods("CONNECT", resources=("pods/exec", "pods/attach"))),
+        "validations": [
+            _refused(
+                f"!(object.?container.orValue('') in [{_OURS}])"
+                f" || request.?subResource.orValue('') == 'exec' && {_ASKS}",
+                "container: who runs a program in a sidecar has its keys and passes its rules; it is asked by"
+                " `firedoor sidecar status` alone",
+            )
+        ],
+    }
+    return _everywhere("firedoor-exec", spec)
+
+
+def _forwarded() -> list[dict[str, Any]]:
+    """A kubelet connects from inside of the pod, where nothing is captured."""
+    spec = {
+        **_matching(pods("CONNECT", resources=("pods/portforward",))),
+        "variables": [one for one in cel.demanded() if one["name"] in ("required", "may_exclude")],
+        "validations": [
+            _refused(
+                "variables.may_exclude",
+                "ports: its namespace requires that all is captured, and what is forwarded passes by the sidecar; have"
+                f" the namespace labelled {wishes.CAPTURE}: {demands.EXCLUSIONS}",
+            )
+        ],
+    }
+    return _everywhere("firedoor-port-forward", spec)
 
 
 def _everywhere(name: str, spec: dict[str, Any], more: dict[str, Any] | None = None) -> list[dict[str, Any]]:

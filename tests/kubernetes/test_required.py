@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -58,6 +58,25 @@ def test_what_a_namespace_leaves_to_its_pods(guarded: Cluster, places: dict[Dema
     ):
         made = guarded.api().post(places[demands], tight(**notes))
         assert [one["name"] for one in made["spec"]["initContainers"]][-1] == "firedoor-sidecar"
+
+
+def test_what_is_forwarded_passes_by_the_sidecar(guarded: Cluster) -> None:
+    """`kubectl port-forward` connects from inside of the pod; its namespace says whether anything may pass by."""
+    api, words = guarded.api(), "what is forwarded passes by the sidecar"
+    guarded.node("forwards")
+
+    def forwarded(labels: dict[str, str]) -> Callable[[], str]:
+        path = f"/api/v1/namespaces/{guarded.namespace('forwards', labels)}/pods"
+        name = api.post(path, tight(spec={"nodeName": "forwards"}))["metadata"]["name"]
+        return lambda: refusal(lambda: api.text("POST", f"{path}/{name}/portforward?ports=9000"))
+
+    held = forwarded(LABELS[REQUIRED_BY])
+    wait_for(lambda: words in held(), "the policy is in force", DEADLINE)
+    for labels in (LABELS[EXCLUSIONS], LABELS[OPTIONAL], INJECTED, {}):
+        found = forwarded(labels)()
+        # There is no kubelet, and what is not refused here is so by its absence.
+        assert found
+        assert words not in found
 
 
 def test_it_holds_where_nobody_injects(guarded: Cluster) -> None:
