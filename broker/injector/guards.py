@@ -156,7 +156,7 @@ def _entered() -> list[dict[str, Any]]:
         **_matching(pods("CONNECT", resources=("pods/exec", "pods/attach"))),
         "validations": [
             _refused(
-                f"!(object.?container.orValue('') in [{_OURS}])"
+                f"!(object.?container.orValue('') in [{sentences.OURS}])"
                 f" || request.?subResource.orValue('') == 'exec' && {_ASKS}",
                 "container: who runs a program in a sidecar has its keys and passes its rules; it is asked by"
                 " `firedoor sidecar status` alone",
