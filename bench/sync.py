@@ -47,7 +47,7 @@ NOTES = (
     "with one selector. Our broker has all others through it, too. The spire-server has them as rows in its SQLite "
     "database, copied while it was stopped from one that it made itself: before it makes an entry it reads every one "
     "below the same parent and every one with the same selector, so that to fill it through the API takes the square "
-    "of their number.",
+    "of their number. What a server does besides, while they are made, is in this figure, too.",
 )
 
 
