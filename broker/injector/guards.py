@@ -21,6 +21,8 @@ _KEPT: Final = (
     ("labels", wishes.ENFORCING),
     ("annotations", wishes.SEGMENT),
 )
+# What its sidecar was told as the pod was made: directory and inventory read it later.
+_TOLD: Final = wishes.KNOWN - {wishes.SEGMENT}
 # Kinds of volumes that are the pod's own, or cannot be written to whatever a mount says.
 _HARMLESS: Final = ("configMap", "secret", "downwardAPI", "projected", "image", "emptyDir", "ephemeral")
 Validation = dict[str, str]
@@ -103,6 +105,13 @@ def _labels() -> list[dict[str, Any]]:
         )
         for kind, key in _KEPT
     ]
+    same = "object.metadata.?annotations[?k] == oldObject.metadata.?annotations[?k]"
+    kept.append(
+        _refused(
+            f"{sentences.words(_TOLD)}.all(k, {same})",
+            "metadata.annotations: what its sidecar was told stays as it was when the pod was made; make the pod anew",
+        )
+    )
     spec = {**_matching(pods("UPDATE", resources=("pods", "pods/status"))), "validations": kept}
     return _everywhere("firedoor-labels", spec)
 
@@ -116,6 +125,12 @@ def _bindings() -> list[dict[str, Any]]:
         )
         for kind, key in _KEPT
     ]
+    given.append(
+        _refused(
+            f"!{sentences.words(_TOLD)}.exists(k, object.metadata.?annotations[?k].hasValue())",
+            "metadata.annotations: a sidecar is told as the pod is made, and not as it is bound to a node",
+        )
+    )
     spec = {**_matching(pods("CREATE", resources=("pods/binding", "bindings"))), "validations": given}
     return _everywhere("firedoor-bindings", spec)
 

@@ -427,6 +427,20 @@ CHANGED: dict[str, tuple[str, Pod, str]] = {
         {"metadata": {"annotations": {"firedoor.dev/segment": "other"}}},
         "metadata.annotations[firedoor.dev/segment]: it stays",
     ),
+    **{
+        f"another {key}": (
+            "",
+            {"metadata": {"annotations": {f"firedoor.dev/{key}": "x"}}},
+            "metadata.annotations: what its sidecar was told stays",
+        )
+        for key in ("status", "ports", "capture", "capture.exclude", "udp")
+    },
+    "no status": (
+        "/status",
+        {"metadata": {"annotations": {"firedoor.dev/status": None}}},
+        "metadata.annotations: what its sidecar was told stays",
+    ),
+    "another annotation": ("", {"metadata": {"annotations": {"team": "ml"}}}, ""),
     "to be captured": (
         "",
         {"metadata": {"labels": {"firedoor.dev/enforcing": "false"}}},
@@ -532,6 +546,9 @@ def test_a_binding_says_nothing_of_a_segment(guarded: Cluster, kind: str, where:
     claims = {**binding, "metadata": {"name": name, kind: {"firedoor.dev/segment": "a"}}}
     found = refusal(lambda: guarded.api().post(f"{folder}/{where.format(name)}", claims))
     assert f"metadata.{kind}[firedoor.dev/segment]: it is said as the pod is made" in found
+    told = {**binding, "metadata": {"name": name, "annotations": {"firedoor.dev/ports": "1/tcp"}}}
+    found = refusal(lambda: guarded.api().post(f"{folder}/{where.format(name)}", told))
+    assert "a sidecar is told as the pod is made" in found
     topology = {**binding, "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "a"}}}
     assert guarded.api().post(f"{folder}/{where.format(name)}", topology)["status"] == "Success"
 
