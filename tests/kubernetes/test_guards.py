@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 
@@ -574,51 +573,6 @@ def test_kubelets_alone_ask_for_the_tokens_of_pods(guarded: Cluster, namespace: 
             wait_for(lambda: not asked(guarded.kubelet("asks"), "firedoor"), "its kubelet has it", DEADLINE)
             # Of which pods a kubelet may ask, the API server knows.
             assert "different node" in asked(guarded.kubelet("another"), "firedoor")
-
-
-# name: (subresource, what is asked for, whether it is refused)
-ENTERING: dict[str, tuple[str, list[tuple[str, str]], bool]] = {
-    "a shell in the sidecar": ("exec", [("container", "firedoor-sidecar"), ("command", "sh")], True),
-    "a shell where the rules are written": ("exec", [("container", "firedoor-capture"), ("command", "sh")], True),
-    "another command of the sidecar's": (
-        "exec",
-        [("container", "firedoor-sidecar"), *(("command", word) for word in ("firedoor", "sidecar", "run"))],
-        True,
-    ),
-    "a shell that is called like it": (
-        "exec",
-        [("container", "firedoor-sidecar"), *(("command", word) for word in ("sh", "sidecar", "status"))],
-        True,
-    ),
-    "the sidecar's standard input": ("attach", [("container", "firedoor-sidecar"), ("stdin", "true")], True),
-    "the sidecar's status": (
-        "exec",
-        [("container", "firedoor-sidecar"), *(("command", word) for word in ("firedoor", "sidecar", "status"))],
-        False,
-    ),
-    "a shell in the app": ("exec", [("container", "app"), ("command", "sh")], False),
-    "the app's standard input": ("attach", [("container", "app"), ("stdin", "true")], False),
-    "a shell in the only container": ("exec", [("command", "sh")], False),
-}
-
-
-@pytest.mark.parametrize("case", ENTERING)
-def test_nobody_runs_a_program_in_a_sidecar(guarded: Cluster, namespace: str, case: str) -> None:
-    """Kubernetes' role `edit` lets who deploys there run programs in its pods."""
-    part, asked, refused = ENTERING[case]
-    guarded.node("entered")
-    path = f"/api/v1/namespaces/{namespace}/pods"
-    name = guarded.api().post(path, pod(spec={"nodeName": "entered"}))["metadata"]["name"]
-    words = "who runs a program in a sidecar has its keys"
-
-    def said(part: str, asked: list[tuple[str, str]]) -> str:
-        return refusal(lambda: guarded.api().text("POST", f"{path}/{name}/{part}?{urlencode(asked)}"))
-
-    wait_for(lambda: words in said(*ENTERING["a shell in the sidecar"][:2]), "the policy is in force", DEADLINE)
-    found = said(part, asked)
-    # There is no kubelet, and what is not refused here is so by its absence.
-    assert found
-    assert (words in found) == refused, found
 
 
 def test_a_label_stays_in_other_namespaces_too(guarded: Cluster) -> None:

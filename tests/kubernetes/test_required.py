@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -58,6 +59,51 @@ def test_what_a_namespace_leaves_to_its_pods(guarded: Cluster, places: dict[Dema
     ):
         made = guarded.api().post(places[demands], tight(**notes))
         assert [one["name"] for one in made["spec"]["initContainers"]][-1] == "firedoor-sidecar"
+
+
+# name: (subresource, what is asked for, whether it is refused)
+ENTERING: dict[str, tuple[str, list[tuple[str, str]], bool]] = {
+    "a shell in the sidecar": ("exec", [("container", "firedoor-sidecar"), ("command", "sh")], True),
+    "a shell where the rules are written": ("exec", [("container", "firedoor-capture"), ("command", "sh")], True),
+    "another command of the sidecar's": (
+        "exec",
+        [("container", "firedoor-sidecar"), *(("command", word) for word in ("firedoor", "sidecar", "run"))],
+        True,
+    ),
+    "a shell that is called like it": (
+        "exec",
+        [("container", "firedoor-sidecar"), *(("command", word) for word in ("sh", "sidecar", "status"))],
+        True,
+    ),
+    "the sidecar's standard input": ("attach", [("container", "firedoor-sidecar"), ("stdin", "true")], True),
+    "the sidecar's status": (
+        "exec",
+        [("container", "firedoor-sidecar"), *(("command", word) for word in ("firedoor", "sidecar", "status"))],
+        False,
+    ),
+    "a shell in the app": ("exec", [("container", "app"), ("command", "sh")], False),
+    "the app's standard input": ("attach", [("container", "app"), ("stdin", "true")], False),
+    "a shell in the only container": ("exec", [("command", "sh")], False),
+}
+
+
+@pytest.mark.parametrize("case", ENTERING)
+def test_nobody_runs_a_program_in_a_sidecar(guarded: Cluster, case: str) -> None:
+    """Kubernetes' role `edit` lets who deploys there run programs in its pods."""
+    part, asked, refused = ENTERING[case]
+    guarded.node("entered")
+    path = f"/api/v1/namespaces/{guarded.namespace('entered', INJECTED)}/pods"
+    name = guarded.api().post(path, pod(spec={"nodeName": "entered"}))["metadata"]["name"]
+    words = "who runs a program in a sidecar has its keys"
+
+    def said(part: str, asked: list[tuple[str, str]]) -> str:
+        return refusal(lambda: guarded.api().text("POST", f"{path}/{name}/{part}?{urlencode(asked)}"))
+
+    wait_for(lambda: words in said(*ENTERING["a shell in the sidecar"][:2]), "the policy is in force", DEADLINE)
+    found = said(part, asked)
+    # There is no kubelet, and what is not refused here is so by its absence.
+    assert found
+    assert (words in found) == refused, found
 
 
 def test_what_is_forwarded_passes_by_the_sidecar(guarded: Cluster) -> None:
