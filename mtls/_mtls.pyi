@@ -227,7 +227,7 @@ class ControlClient:
     """The sidecar's end: keeps one stream open, reconnecting with back-off and jitter."""
 
     def send(self, message: bytes) -> None:
-        """Send an encoded FromSidecar on the present stream; dropped when there is none."""
+        """Send an encoded FromSidecar on the stream whose "connected" was drained last; dropped when it is over."""
 
     def spread(self, milliseconds: int) -> None:
         """Say over how long to come back, at random, when the server ends a stream that worked; 30 s at most."""

@@ -5,7 +5,8 @@ The server takes a renewed SVID from its first use on and refuses the old one af
 the agent SVID changes.
 
 A stream begins with one Hello: the server ends one that begins with an answer, or has a second. Events may wait while
-streams come and go, so what is sent goes by the stream that is there now, not by the event that is worked on.
+streams come and go, so what is sent goes by the stream that is there now, not by the event that is worked on. The core
+sends nothing on a stream whose beginning was not taken.
 """
 
 import itertools
@@ -73,7 +74,7 @@ class Link:
 
     def send(self, message: control_pb2.FromSidecar) -> None:
         """Answer on the present stream; lost before its Hello, after which every state is told again."""
-        # Another stream may have come that nobody has looked at; the next one after it takes 0.1 s at least.
+        # Another stream may have come that nobody has looked at; what is sent is for the one that was.
         self.take()
         if self._control is not None and self._greeted:
             self._control.send(message.SerializeToString())

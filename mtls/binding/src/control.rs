@@ -85,7 +85,7 @@ impl ControlClient {
 
 #[pymethods]
 impl ControlClient {
-    /// Send an encoded FromSidecar on the present stream; dropped when there is none.
+    /// Send an encoded FromSidecar on the stream whose `connected` was drained last; dropped when it is over.
     fn send(&self, py: Python<'_>, message: Bytes) {
         py.detach(|| self.0.send(&message));
     }

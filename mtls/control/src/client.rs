@@ -3,8 +3,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -48,16 +48,8 @@ pub struct ClientConfig {
 #[derive(Debug)]
 pub struct ControlClient {
     inbox: Arc<Inbox>,
-    outgoing: Outgoing,
     spread: Arc<AtomicU64>,
     running: AbortHandle,
-}
-
-/// Where `send` puts messages; None while there is no stream.
-type Outgoing = Arc<Mutex<Option<mpsc::Sender<Bytes>>>>;
-
-fn set(outgoing: &Outgoing, sender: Option<mpsc::Sender<Bytes>>) {
-    *outgoing.lock().unwrap_or_else(PoisonError::into_inner) = sender;
 }
 
 impl ControlClient {
@@ -69,20 +61,15 @@ impl ControlClient {
         runtime: &Handle,
     ) -> Result<Self, VerifyError> {
         let expect = [IdPattern::parse(config.expect.as_str())?].into();
-        let (inbox, outgoing) = (Arc::new(Inbox::new(wake)), Outgoing::default());
-        let spread = Arc::<AtomicU64>::default();
-        let (events, sender, told) = (inbox.clone(), outgoing.clone(), spread.clone());
-        let running = Running { config, expect, store, inbox: events, outgoing: sender, spread: told };
+        let (inbox, spread) = (Arc::new(Inbox::new(wake)), Arc::<AtomicU64>::default());
+        let running = Running { config, expect, store, inbox: inbox.clone(), spread: spread.clone() };
         let running = runtime.spawn(running.run()).abort_handle();
-        Ok(Self { inbox, outgoing, spread, running })
+        Ok(Self { inbox, spread, running })
     }
 
-    /// Send an encoded `FromSidecar` on the present stream; dropped when there is none, or when it is stuck.
+    /// Send an encoded `FromSidecar` on the stream whose beginning was drained last; dropped when it is over or stuck.
     pub fn send(&self, message: &[u8]) {
-        let outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*outgoing {
-            _ = sender.try_send(frame(message));
-        }
+        self.inbox.send(frame(message));
     }
 
     /// Say over how long to come back when the server ends a stream that worked: with it, all others lost theirs.
@@ -98,7 +85,7 @@ impl ControlClient {
     /// Close the stream and connect no more.
     pub fn stop(&self) {
         self.running.abort();
-        set(&self.outgoing, None);
+        self.inbox.close();
     }
 }
 
@@ -113,7 +100,6 @@ struct Running {
     expect: Arc<[IdPattern]>,
     store: Arc<MaterialStore>,
     inbox: Arc<Inbox>,
-    outgoing: Outgoing,
     /// Milliseconds.
     spread: Arc<AtomicU64>,
 }
@@ -139,8 +125,7 @@ impl Running {
                 Err(DialError::Failed(reason)) => (ClientEventKind::Disconnected, reason, backoff.failed()),
                 Err(DialError::Unsupported(reason)) => (ClientEventKind::Unsupported, reason, backoff.failed()),
             };
-            set(&self.outgoing, None);
-            self.inbox.news(kind, reason);
+            self.inbox.ended(kind, reason);
             tokio::time::sleep(wait).await;
         }
     }
@@ -161,8 +146,8 @@ impl Running {
             _ = driver.await;
         }));
         let (sender, messages) = mpsc::channel(OUTGOING);
-        set(&self.outgoing, Some(sender));
-        self.inbox.news(ClientEventKind::Connected, peer.id().to_string());
+        // Dropped with the stream, whose request ends by that.
+        self.inbox.opened(peer.id().to_string(), &sender);
         tokio::select! {
             reason = self.receive(requests.send_request(request(messages)), backoff) => End::Lost(reason),
             reason = self.must_end(&identity, &peer) => End::Other(reason),
