@@ -56,7 +56,8 @@ def guarded_cluster(folder: Path, rules: InjectorRules) -> Iterator[Cluster]:
         cluster.api().post(f"/api/v1/namespaces/{NAMESPACE}/configmaps", settings)
         apply(cluster, DELIVERED / "crds")
         wait_for(lambda: _answers(cluster, "/apis/firedoor.dev/v1alpha1/segments"), "segments are served", DEADLINE)
-        apply(cluster, [*delivered("guards.yaml"), *injecting()])
+        # The last first: once those are in force that `_in_force` tries, no other is still to come.
+        apply(cluster, [*reversed(delivered("guards.yaml")), *injecting()])
         first, second = cluster.namespace("first", INJECTED), cluster.namespace("second", REQUIRED)
         wait_for(lambda: _in_force(cluster, first), "the policies are in force", DEADLINE)
         wait_for(lambda: _in_force(cluster, second, required=True), "they are where sidecars are required", DEADLINE)
@@ -78,7 +79,8 @@ def _in_force(cluster: Cluster, namespace: str, *, required: bool = False) -> bo
         stays: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         app["securityContext"] = {"runAsUser": 1001, **stays}
     with contextlib.suppress(ApiError):
-        made = api.post(path, {"metadata": {"generateName": "try-"}, "spec": {"containers": [app]}})
+        pod = {"metadata": {"generateName": "try-"}, "spec": {"containers": [app]}}
+        made = api.post(path, pod)
         if "initContainers" not in made["spec"]:
             return False
         name = made["metadata"]["name"]
@@ -87,12 +89,14 @@ def _in_force(cluster: Cluster, namespace: str, *, required: bool = False) -> bo
         joined = {"spec": {"ephemeralContainers": [targets]}}
         claims = {"metadata": {"name": name, **relabelled["metadata"]}, "target": {"kind": "Node", "name": "one"}}
         host = {"metadata": {"name": "host"}, "spec": {"containers": [app], "hostNetwork": True}}
-        return (
+        stand = (
             "stays as it was" in refusal(lambda: api.patch(f"{path}/{name}", relabelled))
             and "sidecar's processes" in refusal(lambda: api.patch(f"{path}/{name}/ephemeralcontainers", joined))
             and "bound to a node" in refusal(lambda: api.post(f"{path}/{name}/binding", claims))
             and "spec.hostNetwork" in refusal(lambda: api.post(path, host))
         )
+        # A policy that goes by Segments refuses all until it has read them.
+        return stand and bool(api.post(path, pod))
     return False
 
 

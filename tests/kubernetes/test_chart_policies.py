@@ -39,10 +39,20 @@ def test_an_installed_chart_injects_and_guards(helm: Helm, tmp_path: Path) -> No
 
 
 def made(cluster: Cluster, namespace: str, **spec: Any) -> dict[str, Any]:
-    """Make a pod."""
+    """Make a pod. Policies come one by one, and one that goes by Segments refuses all until it has read them."""
     whole = {"containers": [{"name": "app", "image": "x"}], **spec}
     path = f"/api/v1/namespaces/{namespace}/pods"
-    return cluster.api().post(path, {"metadata": {"generateName": "app-"}, "spec": whole})
+
+    def tried() -> dict[str, Any] | None:
+        try:
+            return cluster.api().post(path, {"metadata": {"generateName": "app-"}, "spec": whole})
+        except ApiError as error:
+            if "not yet synced" not in error.message:
+                raise
+            return None
+
+    found: dict[str, Any] = wait_for(tried, "that the policies have read the Segments", DEADLINE)
+    return found
 
 
 def with_sidecar(cluster: Cluster, namespace: str) -> None:
