@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Final
 
-from firedoor.certs import CertsError
+from firedoor.certs import CertsError, is_cluster_name
 
 # What the functions here, and the parsers of `certs`, raise.
 SETTING_ERRORS: Final = (ValueError, CertsError)
@@ -31,6 +31,13 @@ def text(value: str) -> str:
         raise ValueError("must not be empty")
     if "\0" in value:
         raise ValueError("must not hold a NUL character")
+    return value
+
+
+def cluster_name(value: str) -> str:
+    """Take the name of a Kubernetes cluster."""
+    if not is_cluster_name(value):
+        raise ValueError("must be letters, digits, dots, dashes and underscores, at most 63")
     return value
 
 

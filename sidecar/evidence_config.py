@@ -4,8 +4,8 @@
 from functools import partial
 from pathlib import Path
 
-from firedoor.certs import HttpNode, is_agent_name, is_cluster_name, is_host_name
-from firedoor.segments.setting_values import MAX_PORT, integer, ip_port, split_host_port
+from firedoor.certs import HttpNode, is_agent_name, is_host_name
+from firedoor.segments.setting_values import MAX_PORT, cluster_name, integer, ip_port, split_host_port
 from firedoor.segments.settings import Option, Section
 from firedoor.sidecar import settings
 from firedoor.sidecar.http_challenge import HttpNonce
@@ -80,7 +80,7 @@ def pod_token(top: Section) -> ClusterToken | None:
     if kind is None:
         return None
     section = top.section(kind)
-    cluster = section.require("cluster", _cluster, "")
+    cluster = section.require("cluster", cluster_name, "")
     return PROOFS[kind](cluster, section.parse("token", settings.path, TOKENS[kind]))
 
 
@@ -100,12 +100,6 @@ def _listen(text: str) -> str:
 def _host_name(text: str) -> str:
     if not is_host_name(text):
         raise ValueError("must be a DNS name in lower case, without a dot at its end; not an address, nor localhost")
-    return text
-
-
-def _cluster(text: str) -> str:
-    if not is_cluster_name(text):
-        raise ValueError("must be letters, digits, dots, dashes and underscores, at most 63")
     return text
 
 

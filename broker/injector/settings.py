@@ -18,9 +18,9 @@ from functools import partial
 from typing import Final
 
 from firedoor.broker import values
-from firedoor.certs import check_dns_name, is_cluster_name
+from firedoor.certs import check_dns_name
 from firedoor.certs.pod_token import is_object_name
-from firedoor.segments.setting_values import host_port, integer, is_off
+from firedoor.segments.setting_values import choice, cluster_name, host_port, integer, is_off
 from firedoor.segments.settings import Option, Section
 
 # No user of images that people run, nor Istio's 1337; the example of docs/capture.md.
@@ -89,14 +89,14 @@ def injector(top: Section, audience: str) -> InjectorRules | None:
     return InjectorRules(
         listen=listen,
         names=section.each("names", _dns_name),
-        cluster=section.require("cluster", _cluster, ""),
+        cluster=section.require("cluster", cluster_name, ""),
         image=section.require("image", _image, ""),
         broker=section.each("broker", host_port),
         bundle_config_map=section.parse("bundle_config_map", _object_name, "firedoor-bundle"),
         audience=audience,
         webhook=section.parse("webhook", _webhook, "firedoor-injector"),
         uid=section.parse("uid", integer(1, _HIGHEST_UID), DEFAULT_UID),
-        strict_users=section.parse("strict_users", _strict_users, STRICT_USERS[0]),
+        strict_users=section.parse("strict_users", choice(*STRICT_USERS), STRICT_USERS[0]),
         accepted_images=section.each("accepted_images", _image),
     )
 
@@ -106,21 +106,9 @@ def _dns_name(value: str) -> str:
     return value
 
 
-def _cluster(value: str) -> str:
-    if not is_cluster_name(value):
-        raise ValueError("must be letters, digits, dots, dashes and underscores, at most 63")
-    return value
-
-
 def _image(value: str) -> str:
     if not _IMAGE.fullmatch(value):
         raise ValueError("must be the reference of an image, such as registry.example.org/firedoor:0.1.0")
-    return value
-
-
-def _strict_users(value: str) -> str:
-    if value not in STRICT_USERS:
-        raise ValueError(f"must be one of {', '.join(STRICT_USERS)}")
     return value
 
 

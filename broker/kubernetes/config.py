@@ -29,11 +29,11 @@ from firedoor.broker.kubernetes.controllers import ControllerRules
 from firedoor.broker.kubernetes.pod_attestors import PodCluster, PsatCluster
 from firedoor.broker.kubernetes.registering import Attesting
 from firedoor.broker.read_files import ReadFiles, read_capped
-from firedoor.certs import BundleError, ClusterKeys, is_cluster_name
+from firedoor.certs import BundleError, ClusterKeys
 from firedoor.certs.pod_token import is_namespace, is_object_name
 from firedoor.cluster.access import IN_CLUSTER, Access
 from firedoor.cluster.errors import AccessUnusable
-from firedoor.segments.setting_values import boolean, text
+from firedoor.segments.setting_values import boolean, cluster_name, text
 from firedoor.segments.settings import Option, Section
 
 C = TypeVar("C", bound="PodRules | PsatRules")
@@ -167,7 +167,7 @@ def _policy(top: Section) -> PolicyRules | None:
     section = top.section("kubernetes_policy")
     if top.get("kubernetes_policy") is None:
         return None
-    return PolicyRules(section.require("cluster", _name, "", ", the cluster's name"), _access(section))
+    return PolicyRules(section.require("cluster", cluster_name, "", ", the cluster's name"), _access(section))
 
 
 def _controllers(top: Section) -> ControllerRules | None:
@@ -175,7 +175,7 @@ def _controllers(top: Section) -> ControllerRules | None:
     if top.get("kubernetes_controllers") is None:
         return None
     return ControllerRules(
-        cluster=section.require("cluster", _name, "", ", the cluster's name"),
+        cluster=section.require("cluster", cluster_name, "", ", the cluster's name"),
         access=_access(section),
         namespace=section.parse("namespace", _namespace, "") or _own_namespace(section),
         bundle=trust_config.bundle_rules(section),
@@ -222,7 +222,7 @@ def _each(section: Section, known: Sequence[str], read: Callable[[Section], C]) 
 
 
 def _pod(section: Section) -> PodRules:
-    name, jwks = section.require("name", _name, ""), section.parse("jwks", values.path, None)
+    name, jwks = section.require("name", cluster_name, ""), section.parse("jwks", values.path, None)
     issuer = section.parse("issuer", text, "")
     if (jwks is None) != (not issuer):
         section.findings.add(section.node.at, section.prefix, "jwks and issuer go together")
@@ -234,7 +234,7 @@ def _pod(section: Section) -> PodRules:
 def _psat(section: Section) -> PsatRules:
     section.require_some("service_accounts", "the accounts of agents, such as spire:spire-agent")
     return PsatRules(
-        name=section.require("name", _name, ""),
+        name=section.require("name", cluster_name, ""),
         access=_access(section),
         service_accounts=frozenset(section.each("service_accounts", _account)),
         pod_labels=section.each("pod_labels", text),
@@ -259,12 +259,6 @@ def _check(access: Access, setting: str) -> None:
         access.check()
     except AccessUnusable as error:
         raise ConfigError(f"{setting}: {error}") from None
-
-
-def _name(value: str) -> str:
-    if not is_cluster_name(value):
-        raise ValueError("must be letters, digits, dots, dashes and underscores, at most 63")
-    return value
 
 
 def _audience(value: str) -> str:
