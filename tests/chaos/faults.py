@@ -263,7 +263,7 @@ KINDS: Final[dict[str, Kind]] = {
 
 def possible() -> dict[str, tuple[str, ...]]:
     """Return the kinds that this machine can have, and whom they befall."""
-    lacking = {""} | ({"root"} if os.geteuid() == 0 else set()) | ({"faketime"} if FAKETIME.exists() else set())
+    lacking = {""} | ({"root"} if os.geteuid() == 0 else set()) | ({"faketime"} if FAKETIME is not None else set())
     return {name: kind.whom for name, kind in KINDS.items() if kind.needs in lacking}
 
 

@@ -29,6 +29,7 @@ from tests.chaos.policy import IDS, OPERATORS, PORT, SELECTORS, policy
 from tests.chaos.records import RecordReader
 from tests.e2e.brokers import Brokers
 from tests.e2e.conftest import Program, until
+from tests.faketime import library
 from tests.load.programs import App, KeepAlive
 from tests.load.traffic import Traffic
 from tests.netns import Place, enter
@@ -46,7 +47,7 @@ QUEUE = 64
 # What no other try makes different.
 _FINAL = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED)
 OK, ALREADY_EXISTS, NOT_FOUND = 0, 6, 5
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+FAKETIME = library()
 
 
 class Planted(Program):
@@ -113,7 +114,7 @@ class ChaosWorld(Brokers):
 
     def _faked(self, log: str) -> tuple[str, ...]:
         """Return what gives the client a clock of its own."""
-        if log != "client.log" or not FAKETIME.exists():
+        if log != "client.log" or FAKETIME is None:
             return ()
         settings = (
             f"FAKETIME_TIMESTAMP_FILE={self.clock}",

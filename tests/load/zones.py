@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import serialization
 
 from firedoor.certs import NOT_BEFORE_CUSHION, split_der
 from firedoor.wire import admin_pb2, entry_grpc, entry_pb2, types, workload_grpc, workload_pb2
-from tests import netns
+from tests import faketime, netns
 from tests.e2e.brokers import Brokers
 from tests.e2e.conftest import UID, Program, until
 from tests.e2e.namespaces import INSIDE_V4, OUTSIDE_V4, Namespace
@@ -49,12 +49,12 @@ PUSHES = (INSIDE_V4, 19001)
 TOKEN_TTL = 20
 LONG = 3600
 HEADER = (("workload.spiffe.io", "true"),)
-FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+FAKETIME = faketime.library()
 
 
 def missing() -> str:
     """Say in a sentence why this cannot run here; nothing when it can."""
-    return netns.missing() or ("" if FAKETIME else "faketime is not installed: apt-get install faketime")
+    return netns.missing() or ("" if FAKETIME else faketime.MISSING)
 
 
 def policy(*more: str) -> str:
@@ -85,7 +85,7 @@ class Timepiece:
     def words(self) -> list[str]:
         """Return the words before a command that is to go by it. Time since the start stays as it is."""
         values = {
-            "LD_PRELOAD": FAKETIME[-1],
+            "LD_PRELOAD": FAKETIME,
             "FAKETIME_TIMESTAMP_FILE": self._file,
             "FAKETIME_NO_CACHE": 1,
             "FAKETIME_DONT_FAKE_MONOTONIC": 1,
