@@ -138,6 +138,8 @@ class H2:
         self.connection.initiate_connection()
         self.flush()
         self.events: list[h2.events.Event] = []
+        # What came of each stream, whichever stream was waited for then: answers come in any order.
+        self.answers: dict[int, str] = {}
         # Streams whose windows are not opened again.
         self.stalled: set[int] = set()
 
@@ -160,6 +162,7 @@ class H2:
                     takes = isinstance(event, h2.events.DataReceived) and event.stream_id not in self.stalled
                     if takes and event.flow_controlled_length:
                         self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    self._note(event)
                     if until(event):
                         return True
                 self.flush()
@@ -169,18 +172,18 @@ class H2:
                 self.events += self.connection.receive_data(data)
         return False
 
+    def _note(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.ResponseReceived):
+            [status] = (value.decode() for name, value in event.headers if name == b":status")
+            self.answers[event.stream_id] = status
+        elif isinstance(event, h2.events.StreamReset):
+            self.answers.setdefault(event.stream_id, "reset")
+
     def status(self, stream: int) -> str:
         """Wait for the response's head, or "reset", or "closed"."""
-        found: list[str] = []
-
-        def answered(event: h2.events.Event) -> bool:
-            if isinstance(event, h2.events.ResponseReceived) and event.stream_id == stream:
-                found.extend(value.decode() for name, value in event.headers if name == b":status")
-            elif isinstance(event, h2.events.StreamReset) and event.stream_id == stream:
-                found.append("reset")
-            return bool(found)
-
-        return found[0] if self.read(answered) else "closed"
+        if stream not in self.answers:
+            self.read(lambda event: stream in self.answers)
+        return self.answers.get(stream, "closed")
 
 
 @contextlib.contextmanager
