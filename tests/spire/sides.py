@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ class Side:
     name: str
     cli: Cli
     agent: SpireAgent
+    # Makes another one, by the name of its folder.
+    another: Callable[[str], SpireAgent]
 
     @property
     def parent(self) -> str:

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import spiffe
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from spiffe.svid.errors import JwtSvidError
 
 from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import Estate
@@ -245,14 +249,18 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Side, Side
     try:
         spire.start()
         estate.start_broker("--log-level", "debug")
-        theirs = SpireAgent(folder / "s/a", spire.address, spire.bundle_pem(), join_token=spire.token())
-        estate.agents_started.append(theirs)
+
+        def below_spire(name: str) -> SpireAgent:
+            made = SpireAgent(folder / "s" / name, spire.address, spire.bundle_pem(), join_token=spire.token())
+            estate.agents_started.append(made)
+            return made
+
+        theirs, ours = below_spire("a"), estate.agent("a")
         theirs.start()
-        ours = estate.agent()
         ours.start()
         for cli in (spire.cli, estate.cli):
             wait_for(lambda cli=cli: cli.json("agent", "list")["agents"][0]["agent_version"], "the agent's version")
-        yield Side("SPIRE", spire.cli, theirs), Side("firedoor", estate.cli, ours)
+        yield Side("SPIRE", spire.cli, theirs, below_spire), Side("firedoor", estate.cli, ours, estate.agent)
     finally:
         estate.close()
         spire.close()
@@ -304,6 +312,39 @@ def clean(sides: tuple[Side, Side]) -> None:
             side.cli.ok("entry", "delete", "-entryID", found["id"])
 
 
+# What is done to an agent, whose ID comes last, and what is seen of it.
+TAKEN_AWAY = (
+    ("agent", "show", "-spiffeID"),
+    ("agent", "ban", "-spiffeID"),
+    ("agent", "show", "-spiffeID"),
+    ("agent", "list", "-banned", "true"),
+    ("agent", "count", "-banned", "true"),
+    ("agent", "list", "-banned", "false"),
+    ("agent", "ban", "-spiffeID"),
+    ("agent", "evict", "-spiffeID"),
+    ("agent", "show", "-spiffeID"),
+    ("agent", "evict", "-spiffeID"),
+    ("agent", "list"),
+    ("agent", "count"),
+)
+
+
+@pytest.mark.parametrize("output", ["json", "pretty"])
+def test_an_agent_is_banned_and_evicted_as_at_a_real_server(sides: tuple[Side, Side], output: str) -> None:
+    said: list[list[dict[str, Any]]] = []
+    for side in sides:
+        agent = side.another(f"taken-away-{output}")
+        agent.start()
+        path = f"/spire/agent/join_token/{agent.join_token}"
+        own = ["agent", "show", "-spiffeID", f"spiffe://{TD}{path}"]
+        wait_for(lambda side=side, own=own: side.cli.json(*own)["agent_version"], "the agent's version")
+        words = [[*step, f"spiffe://{TD}{path}"] if step[-1] == "-spiffeID" else [*step] for step in TAKEN_AWAY]
+        said.append([comparable(side.cli(*one, "-output", output)) for one in words])
+        assert agent.ended() != 0
+    wrong = [(step, *pair) for step, *pair in zip(TAKEN_AWAY, *said, strict=True) if not same(*pair)]
+    assert not wrong, "\n".join(f"{' '.join(step)}\n  SPIRE    {one}\n  firedoor {other}" for step, one, other in wrong)
+
+
 def test_every_subcommand_is_asked(sides: tuple[Side, Side]) -> None:
     _, firedoor = sides
     asked = {" ".join(step(firedoor)) for steps in TOPICS.values() for step in steps if not _needs_state(step)}
@@ -318,14 +359,33 @@ def _needs_state(step: Step) -> bool:
 
 
 def test_what_is_minted_is_valid(sides: tuple[Side, Side], tmp_path: Path) -> None:
-    """Both sides' minted SVIDs, read by SPIRE's own command into files."""
+    """Both sides' minted SVIDs, as SPIRE's own command writes them: others' code verifies them by the bundle shown."""
     for side in sides:
         folder = tmp_path / side.name
         folder.mkdir()
-        side.cli.ok("x509", "mint", "-spiffeID", MINTED, "-write", str(folder))
+        side.cli.ok("x509", "mint", "-spiffeID", MINTED, "-ttl", "10m", "-dns", "a.example.org", "-write", str(folder))
         assert {path.name for path in folder.iterdir()} == {"svid.pem", "key.pem", "bundle.pem"}
-        token = side.cli.ok("jwt", "mint", "-spiffeID", MINTED, "-audience", "models").strip()
-        assert token.count(".") == 2
+        svid = spiffe.X509Svid.load(str(folder / "svid.pem"), str(folder / "key.pem"), serialization.Encoding.PEM)
+        assert str(svid.spiffe_id) == MINTED
+        roots = x509.load_pem_x509_certificates(side.cli.ok("bundle", "show").encode())
+        assert roots == x509.load_pem_x509_certificates((folder / "bundle.pem").read_bytes())
+        (root,) = (one for one in roots if one.subject == svid.leaf.issuer)
+        svid.leaf.verify_directly_issued_by(root)
+        names = svid.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.DNSName) == ["a.example.org"]
+        ends = svid.leaf.not_valid_after_utc.timestamp()
+
+        token = side.cli.ok("jwt", "mint", "-spiffeID", MINTED, "-audience", "models", "-ttl", "1m").strip()
+        shown = json.loads(side.cli.ok("bundle", "show", "-format", "spiffe"))["keys"]
+        keys = {"keys": [one for one in shown if one["use"] == "jwt-svid"]}
+        bundle = spiffe.JwtBundle.parse(spiffe.TrustDomain(TD), json.dumps(keys).encode())
+        found = spiffe.JwtSvid.parse_and_validate(token, bundle, {"models"})
+        assert str(found.spiffe_id) == MINTED
+        with pytest.raises(JwtSvidError):
+            spiffe.JwtSvid.parse_and_validate(token, bundle, {"else"})
+        # Made a moment ago, both, by the time that was asked for.
+        assert abs(ends - time.time() - 600) < 60
+        assert abs(found.expiry - time.time() - 60) < 60
 
 
 def test_a_fallback_segment_lets_nobody_be_minted(sides: tuple[Side, Side]) -> None:

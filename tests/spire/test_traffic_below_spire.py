@@ -62,28 +62,33 @@ spec:
 class Site:
     """One real server; makes sidecars with listeners, and stock agents for programs."""
 
-    def __init__(self, folder: Path, server: SpireServer) -> None:
-        self.folder, self.server = folder, server
+    def __init__(
+        self, folder: Path, server: SpireServer, policy: str = POLICY, federates: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.server, self.policy = folder, server, policy
+        # What every entry is written with besides.
+        self.more = [word for name in federates for word in ("-federatesWith", f"spiffe://{name}")]
         self.nodes: list[Node] = []
         self.agents: list[SpireAgent] = []
 
     def sidecar(self, name: str, spiffe_id: str, **listeners: Any) -> Node:
         node = Node(self.folder / name, self.server)
         self.nodes.append(node)
-        (node.folder / "policy.yaml").write_text(POLICY)
+        (node.folder / "policy.yaml").write_text(self.policy)
         node.by_token()
-        node.entry(spiffe_id.removeprefix(f"spiffe://{TD}"))
+        node.entry(spiffe_id.removeprefix(f"spiffe://{TD}"), *self.more)
         words = [word for kind, spec in listeners.items() for word in (f"--{kind}", json.dumps([spec]))]
         node.start(*words).ready()
         return node
 
     def stock(self, name: str, *spiffe_ids: str) -> SpireAgent:
-        agent = SpireAgent(self.folder / name, self.server.address, self.server.bundle_pem(), self.server.token())
+        domain, token = self.server.trust_domain, self.server.token()
+        agent = SpireAgent(self.folder / name, self.server.address, self.server.bundle_pem(), token, domain)
         self.agents.append(agent)
         agent.start()
-        parent = f"spiffe://{TD}/spire/agent/join_token/{agent.join_token}"
+        parent = f"spiffe://{domain}/spire/agent/join_token/{token}"
         for spiffe_id in spiffe_ids:
-            words = ["-parentID", parent, "-spiffeID", spiffe_id, "-selector", UID]
+            words = ["-parentID", parent, "-spiffeID", spiffe_id, "-selector", UID, *self.more]
             self.server.cli.ok("entry", "create", *words)
         wait_for(lambda: set(held(agent)) == set(spiffe_ids), "the program's identity")
         return agent
