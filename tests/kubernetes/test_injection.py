@@ -148,11 +148,6 @@ async def test_what_is_stored_has_the_sidecar_once_and_first(injector: Injector)
     assert made["metadata"]["labels"]["firedoor.dev/enforcing"] == "true"
     loose = await injector.pod(namespace, "loose", annotations={"firedoor.dev/capture": "none"})
     assert loose["metadata"]["labels"]["firedoor.dev/enforcing"] == "false"
-    # What a controller makes of a template, and a Job's pod, which ends.
-    for spec in ({}, {"restartPolicy": "Never"}):
-        owned = {"generateName": "x-", "ownerReferences": [owner(made)]}
-        whole = {"metadata": owned, "spec": {"containers": [{"name": "app", "image": "x"}], **spec}}
-        assert names(await injector.create(namespace, whole)) == [CAPTURE, SIDECAR]
     # Again: what was stored is made anew, and nothing is added.
     again = copy.deepcopy({"metadata": {"name": "again", "annotations": made["metadata"]["annotations"]}})
     again["spec"] = {key: value for key, value in made["spec"].items() if key != "nodeName"}
@@ -160,8 +155,54 @@ async def test_what_is_stored_has_the_sidecar_once_and_first(injector: Injector)
     assert (names(stored), stored["spec"]) == (names(made), made["spec"])
 
 
-def owner(pod: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+def owned_by(owner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reference of a controller to what it made."""
+    who = {key: owner["metadata"][key] for key in ("name", "uid")}
+    return {"apiVersion": owner["apiVersion"], "kind": owner["kind"], **who, "controller": True}
+
+
+def workload(kind: str, version: str, name: str, **spec: Any) -> dict[str, Any]:
+    """Return a Deployment, a ReplicaSet or a Job."""
+    labels = {"app": "vllm"}
+    more: dict[str, Any] = {} if kind == "Job" else {"selector": {"matchLabels": labels}}
+    notes = {"firedoor.dev/ports": "9000/http"}
+    containers = {"containers": [{"name": "app", "image": "registry.example/app:1"}], **spec}
+    more["template"] = {"metadata": {"labels": labels, "annotations": notes}, "spec": containers}
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": more}
+
+
+def made_by(owner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod that a controller makes of what is stored of its object."""
+    template = owner["spec"]["template"]
+    named = {"generateName": f"{owner['metadata']['name']}-", "ownerReferences": [owned_by(owner)]}
+    return {"metadata": {**template["metadata"], **named}, "spec": template["spec"]}
+
+
+async def test_pods_of_a_deployment_and_of_a_job(injector: Injector) -> None:
+    """The API server stores the owners; the test makes of them what the controller manager would."""
+    namespace, api = await injector.namespace("inference", "enabled"), injector.cluster.api()
+
+    async def store(plural: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        path = f"/apis/{wanted['apiVersion']}/namespaces/{namespace}/{plural}"
+        return {**wanted, **await asyncio.to_thread(api.post, path, wanted)}
+
+    puller = {"initContainers": [{"name": "weights", "image": "x"}]}
+    deployment = await store("deployments", workload("Deployment", "apps/v1", "vllm", **puller))
+    wanted = workload("ReplicaSet", "apps/v1", "vllm-5d4f", **puller)
+    wanted["metadata"]["ownerReferences"] = [owned_by(deployment)]
+    replicas = await store("replicasets", wanted)
+    job = await store("jobs", workload("Job", "batch/v1", "train", restartPolicy="Never"))
+    for owner, order in ((replicas, [CAPTURE, SIDECAR, "weights"]), (job, [CAPTURE, SIDECAR])):
+        # The owner is stored as it was written: each of its pods is injected anew.
+        assert names({"spec": owner["spec"]["template"]["spec"]})[:2] != [CAPTURE, SIDECAR]
+        for _ in range(2):
+            stored = await injector.create(namespace, made_by(owner))
+            assert names(stored) == order
+            assert stored["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
+            assert stored["metadata"]["labels"]["app"] == "vllm"
+            (sidecar,) = (one for one in stored["spec"]["initContainers"] if one["name"] == SIDECAR)
+            assert sidecar["restartPolicy"] == "Always", "a Job's pod ends with its app"
+            assert stored["spec"]["restartPolicy"] == owner["spec"]["template"]["spec"]["restartPolicy"]
 
 
 async def test_who_did_not_ask_is_left_alone(injector: Injector) -> None:
