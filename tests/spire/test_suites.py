@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 
 from tests.spire.conftest import TD, Estate, agent_path, api, own_serial
-from tests.spire.programs import Workload, run, wait_for
+from tests.spire.programs import SpireAgent, Workload, needed, run, wait_for
 from tests.spire.test_stock_agent import WEB, held, serials
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -70,8 +70,14 @@ def _key_id(certificate: x509.Certificate) -> bytes:
     return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
 
 
+def cached(agent: SpireAgent, kind: str) -> int:
+    """Return how many SVIDs of a kind a stock agent says that it holds."""
+    words = ["debug", "getinfo", "-output", "json", "-socketPath", str(agent.folder / "adm/admin.sock")]
+    return int(run([needed("spire", "spire-agent"), *words]).json().get(f"cached_{kind}_svids_count", 0))
+
+
 def test_fetch_x509_svids(estate: Estate) -> None:
-    """All ten identities are delivered, though the agent's cache holds eight."""
+    """All ten identities are delivered, though the agent's cache holds eight, and eight stay when nobody asks."""
     estate.start_broker()
     agent = estate.agent()
     agent.more = f"x509_svid_cache_max_size = {CACHE}"
@@ -81,10 +87,12 @@ def test_fetch_x509_svids(estate: Estate) -> None:
         estate.create_entry(agent_path(agent), f"/web/{number}")
     wait_for(lambda: set(held(agent)) == names, "ten SVIDs")
     assert len(serials(agent)) == IDENTITIES
+    wait_for(lambda: cached(agent, "x509") == CACHE, "eight that stay", 60)
+    assert set(held(agent)) == names
 
 
 def test_fetch_jwt_svids(estate: Estate) -> None:
-    """Each fetch returns ten tokens, though the agent's cache holds eight."""
+    """Each fetch returns ten tokens, though the agent's cache holds eight, and has no more afterwards."""
     estate.start_broker()
     agent = estate.agent()
     agent.more = f"jwt_svid_cache_max_size = {CACHE}"
@@ -98,6 +106,7 @@ def test_fetch_jwt_svids(estate: Estate) -> None:
             assert len({str(one.spiffe_id) for one in tokens}) == IDENTITIES
             for one in tokens:
                 client.validate_jwt_svid(one.token, audience=audience)
+    wait_for(lambda: cached(agent, "jwt") == CACHE, "eight that stay", 60)
 
 
 def test_fetch_wit_svids(estate: Estate, workload: MakeWorkload) -> None:
