@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.postgres import MISSING, Server, running_server
 
@@ -15,7 +15,7 @@ from tests.postgres import MISSING, Server, running_server
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # How long an example takes says more about the machine than about us.
-settings.register_profile("firedoor", deadline=None)
+settings.register_profile("firedoor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("firedoor")
 
 
