@@ -9,26 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final, final
 
 from firedoor.segments.errors import InventoryError
-from firedoor.segments.exports.places import LABEL
-from firedoor.segments.pod_ports import PORTS, PodPort, port_words
-
-# What the injector writes, and reads.
-INJECT: Final = "firedoor.dev/inject"
-CAPTURE: Final = "firedoor.dev/capture"
-EXCLUDE: Final = "firedoor.dev/capture.exclude"
-UDP: Final = "firedoor.dev/udp"
-REQUIRED: Final = "required"
-# Of what a namespace that requires sidecars leaves to its pods, which annotations.
-LEFT: Final = MappingProxyType(
-    {"exclusions": frozenset({EXCLUDE, UDP}), "optional": frozenset({EXCLUDE, UDP, CAPTURE})}
+from firedoor.segments.pod_ports import PodPort, port_words
+from firedoor.segments.well_known import (
+    CAPTURE,
+    CONTAINERS,
+    EXCLUDE,
+    INJECT,
+    LEFT,
+    PORTS,
+    REQUIRED,
+    SEGMENT,
+    SIDECAR_CONTAINER,
+    STATUS,
+    UDP,
 )
-STATUS: Final = "firedoor.dev/status"
-SIDECAR: Final = "firedoor-sidecar"
-_OURS: Final = (SIDECAR, "firedoor-capture")
+
 # Of a ReplicaSet's name, what is not its Deployment's.
 _TEMPLATE: Final = "pod-template-hash"
 _OVER: Final = ("Succeeded", "Failed")
@@ -124,7 +122,7 @@ def _pod(one: Object, spaces: Mapping[str, Mapping[str, str]]) -> Pod | bool | N
         name=_name(one),
         owner=_owner(one, labels),
         account=str(spec.get("serviceAccountName") or "default"),
-        segment=labels.get(LABEL, ""),
+        segment=labels.get(SEGMENT, ""),
         has_sidecar=_has_sidecar(spec),
         captured=_captured(annotations.get(STATUS, "")),
         opted_out=said == "disabled",
@@ -139,15 +137,11 @@ def _pod(one: Object, spaces: Mapping[str, Mapping[str, str]]) -> Pod | bool | N
     )
 
 
-def _is_audited(word: str) -> bool:
-    found = PodPort.parse(word)
-    return found is not None and found.audit
-
-
 def _has_sidecar(spec: Object) -> bool:
     found = spec.get("initContainers")
     return isinstance(found, list) and any(
-        isinstance(one, dict) and one.get("name") == SIDECAR and one.get("restartPolicy") == "Always" for one in found
+        isinstance(one, dict) and one.get("name") == SIDECAR_CONTAINER and one.get("restartPolicy") == "Always"
+        for one in found
     )
 
 
@@ -164,7 +158,7 @@ def _loose(spec: Object) -> Iterator[str]:
             stays = "ALL" in _capitals(capabilities.get("drop")) and "SETUID" not in added
             keeps = own.get("allowPrivilegeEscalation") is False and stays
             name = str(_mapping(one).get("name", ""))[:63]
-            if name not in _OURS and not (isinstance(user, int) and keeps):
+            if name not in CONTAINERS and not (isinstance(user, int) and keeps):
                 yield name
 
 

@@ -31,6 +31,7 @@ from firedoor.segments.exports.edges import Ends
 from firedoor.segments.exports.places import Place
 from firedoor.segments.findings import Severity
 from firedoor.segments.model import PolicySet
+from firedoor.segments.well_known import INJECT, PORTS, SEGMENT
 
 # What clusters run for themselves.
 SYSTEM: Final = frozenset({"kube-system", "kube-public", "kube-node-lease"})
@@ -105,9 +106,7 @@ def _faults(pod: Pod, homes: dict[str, tuple[Place, ...]], *, guarded: bool) -> 
     yield from _segment(pod, homes)
     if pod.opted_out:
         severity: Severity = "error" if pod.required else "warning"
-        yield Fault(
-            "opted_out", severity, "it says that it wants no sidecar", "take firedoor.dev/inject: disabled away"
-        )
+        yield Fault("opted_out", severity, "it says that it wants no sidecar", f"take {INJECT}: disabled away")
     elif not pod.has_sidecar and (pod.wanted or pod.segment):
         fix = "make it anew, so that the injector sees it: kubectl rollout restart"
         yield Fault("no_sidecar", "error", "it has no sidecar", fix if pod.wanted else _wish())
@@ -118,7 +117,7 @@ def _faults(pod: Pod, homes: dict[str, tuple[Place, ...]], *, guarded: bool) -> 
     yield from _required(pod)
     if pod.audited:
         ports = ", ".join(pod.audited)
-        fix = "take /audit out of firedoor.dev/ports when all of its clients have identities"
+        fix = f"take /audit out of {PORTS} when all of its clients have identities"
         yield Fault("plaintext_audit", "warning", f"it takes connections without TLS: {ports}", fix)
 
 
@@ -136,14 +135,14 @@ def _required(pod: Pod) -> Iterator[Fault]:
 
 
 def _wish() -> str:
-    return "label its namespace firedoor.dev/inject=enabled, and make it anew"
+    return f"label its namespace {INJECT}=enabled, and make it anew"
 
 
 def _segment(pod: Pod, homes: dict[str, tuple[Place, ...]]) -> Iterator[Fault]:
     if not pod.segment:
         yield Fault("no_segment", "error", "it is in no segment", _wish())
     elif pod.segment not in homes:
-        message = f"its label firedoor.dev/segment is {pod.segment}, which the policy does not have"
+        message = f"its label {SEGMENT} is {pod.segment}, which the policy does not have"
         yield Fault("no_segment", "error", message, "declare that segment, or correct the label")
     elif not any(place.covers(Place(pod.segment, pod.namespace, pod.account)) for place in homes[pod.segment]):
         message = f"its label claims segment {pod.segment}, which admits no pod of account {pod.account} here"

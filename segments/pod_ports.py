@@ -16,7 +16,6 @@ import re
 from dataclasses import dataclass
 from typing import Final, final
 
-PORTS: Final = "firedoor.dev/ports"
 # As many as a pod may name.
 MAX_PORTS: Final = 64
 _PORT: Final = re.compile(r"([1-9][0-9]{0,4})/(tcp|http|grpc)(/audit)?(?:=([1-9][0-9]{0,4}))?")

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from firedoor.broker.injector import containers, demands, exclusions, wishes
+from firedoor.broker.injector import containers, exclusions
 from firedoor.broker.injector.probes import MOST, MOST_SECONDS, PROBE_PORT
 from firedoor.broker.injector.settings import InjectorRules
-from firedoor.segments.pod_ports import PORTS
+from firedoor.segments import well_known
 
 
 class Cel(str):
@@ -103,7 +103,7 @@ def basis() -> list[dict[str, str]]:
     return [
         _variable("labels", "object.metadata.?labels.orValue({})"),
         _variable("notes", "object.metadata.?annotations.orValue({})"),
-        _variable("captured", f"variables.notes[?'{wishes.CAPTURE}'].orValue('') == ''"),
+        _variable("captured", f"variables.notes[?'{well_known.CAPTURE}'].orValue('') == ''"),
         _variable("init", "object.spec.?initContainers.orValue([])"),
     ]
 
@@ -114,19 +114,19 @@ def wanted() -> list[dict[str, str]]:
         *basis(),
         _variable(
             "segment",
-            f"variables.notes[?'{wishes.SEGMENT}'].orValue("
-            f"variables.labels[?'{wishes.SEGMENT}'].orValue(request.namespace))",
+            f"variables.notes[?'{well_known.SEGMENT}'].orValue("
+            f"variables.labels[?'{well_known.SEGMENT}'].orValue(request.namespace))",
         ),
         _variable(
             "identity",
             "'spiffe://' + params.data.trust_domain + '/segment/' + variables.segment + '/ns/' + request.namespace"
             " + '/sa/' + object.spec.?serviceAccountName.orValue('default')",
         ),
-        _variable("ports", _words(PORTS, ",")),
-        _variable("exclusions", _words(wishes.EXCLUDE, ";")),
+        _variable("ports", _words(well_known.PORTS, ",")),
+        _variable("exclusions", _words(well_known.EXCLUDE, ";")),
         # Guards refuse the others, with a sentence.
         _variable("excluded", f"variables.exclusions.filter(w, w.matches(r'^{exclusions.PATTERN}$'))"),
-        _variable("dns", _words(wishes.DNS, ",")),
+        _variable("dns", _words(well_known.DNS, ",")),
         _variable("settings", _SETTINGS),
     ]
 
@@ -134,11 +134,11 @@ def wanted() -> list[dict[str, str]]:
 def demanded() -> list[dict[str, str]]:
     """Return the variables of what the namespace demands; guards have them, whoever injects."""
     label = "namespaceObject.metadata.?labels[?'{}'].orValue('')".format
-    left = f"{label(wishes.CAPTURE)} in {{}}"
+    left = f"{label(well_known.CAPTURE)} in {{}}"
     return [
-        _variable("required", f"{label(wishes.INJECT)} == '{demands.REQUIRED_WORD}'"),
-        _variable("may_exclude", f"!variables.required || {left.format([demands.EXCLUSIONS, demands.OPTIONAL])}"),
-        _variable("may_leave", f"!variables.required || {left.format([demands.OPTIONAL])}"),
+        _variable("required", f"{label(well_known.INJECT)} == '{well_known.REQUIRED}'"),
+        _variable("may_exclude", f"!variables.required || {left.format([well_known.EXCLUSIONS, well_known.OPTIONAL])}"),
+        _variable("may_leave", f"!variables.required || {left.format([well_known.OPTIONAL])}"),
         # A word that nobody knows is the strictest.
         _variable(
             "strict",
@@ -187,15 +187,15 @@ def _settings() -> str:
         _pair("CAPTURE_CLIENTS", "network-namespace"),
     ]
     some = [
-        ("CAPTURE_UDP", f"variables.notes[?'{wishes.UDP}'].orValue('') != ''", "'pass'"),
+        ("CAPTURE_UDP", f"variables.notes[?'{well_known.UDP}'].orValue('') != ''", "'pass'"),
         ("CAPTURE_PORTS", "variables.ports.size() > 0", _PORTS),
         ("CAPTURE_EXCLUDE", "variables.excluded.size() > 0", _EXCLUDED),
         ("CAPTURE_DNS_NAMES", "variables.dns.size() > 0", _DNS_NAMES),
     ]
     asked = " + ".join(f"({condition} ? [{_pair(key, Cel(value))}] : [])" for key, condition, value in some)
     inbound = f"variables.ports.size() > 0 ? [{_pair('INBOUND', Cel(_INBOUND))}] : []"
-    outbound = f"variables.notes[?'{wishes.OUTBOUND}'].orValue('') != '' ? " + (
-        f"[{_pair('OUTBOUND', Cel(f'variables.notes[{quoted(wishes.OUTBOUND)}]'))}] : []"
+    outbound = f"variables.notes[?'{well_known.OUTBOUND}'].orValue('') != '' ? " + (
+        f"[{_pair('OUTBOUND', Cel(f'variables.notes[{quoted(well_known.OUTBOUND)}]'))}] : []"
     )
     return f"[{always}] + (variables.captured ? [{', '.join(captured)}] + {asked} : ({inbound}) + ({outbound}))"
 

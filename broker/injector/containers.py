@@ -14,10 +14,8 @@ from typing import Any, Final
 
 from firedoor.broker.injector.settings import InjectorRules
 from firedoor.broker.injector.wishes import Wishes
+from firedoor.segments.well_known import CAPTURE_CONTAINER, SIDECAR_CONTAINER
 
-SIDECAR: Final = "firedoor-sidecar"
-CAPTURE: Final = "firedoor-capture"
-NAMES: Final = frozenset({SIDECAR, CAPTURE})
 STATE: Final = "firedoor-state"
 AUTH: Final = "firedoor-auth"
 TOKEN: Final = "firedoor-token"  # noqa: S105 - a volume
@@ -121,7 +119,7 @@ def init_containers(
 ) -> list[dict[str, Any]]:
     """Return what starts before all else, in order."""
     sidecar: dict[str, Any] = {
-        "name": SIDECAR,
+        "name": SIDECAR_CONTAINER,
         "image": rules.image,
         "command": ["firedoor", "sidecar", "run"],
         "env": list(environment),
@@ -147,7 +145,7 @@ def init_containers(
 
 def _capture(rules: InjectorRules, environment: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "name": CAPTURE,
+        "name": CAPTURE_CONTAINER,
         "image": rules.image,
         "command": ["firedoor", "capture", "apply"],
         "env": list(environment),

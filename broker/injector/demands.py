@@ -20,11 +20,9 @@ from typing import Final
 
 from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.broker.injector.settings import InjectorRules
-from firedoor.broker.injector.wishes import CAPTURE, EXCLUDE, INJECT, UDP, Wishes
-
-REQUIRED_WORD: Final = "required"
-EXCLUSIONS: Final = "exclusions"
-OPTIONAL: Final = "optional"
+from firedoor.broker.injector.wishes import Wishes
+from firedoor.segments.well_known import CAPTURE, EXCLUDE, INJECT, LEFT, UDP
+from firedoor.segments.well_known import REQUIRED as REQUIRED_WORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,12 @@ PATHS: Final[Mapping[str, Demands]] = MappingProxyType(
     {
         _PATH: ENABLED,
         f"{_PATH}/{REQUIRED_WORD}": REQUIRED,
-        f"{_PATH}/{REQUIRED_WORD}/{EXCLUSIONS}": Demands(required=True, may_exclude=True, may_leave=False),
-        f"{_PATH}/{REQUIRED_WORD}/{OPTIONAL}": Demands(required=True, may_exclude=True, may_leave=True),
+    }
+    | {
+        f"{_PATH}/{REQUIRED_WORD}/{word}": Demands(
+            required=True, may_exclude=EXCLUDE in left, may_leave=CAPTURE in left
+        )
+        for word, left in LEFT.items()
     }
 )
 
@@ -56,7 +58,7 @@ NO_WAY_OUT: Final = (
 
 def not_left(key: str) -> str:
     """Return why a pod may not leave something out of capture that an annotation names."""
-    allowed = OPTIONAL if key == CAPTURE else EXCLUSIONS
+    allowed = next(word for word, left in LEFT.items() if key in left)
     said = f"{key}: none" if key == CAPTURE else key
     return (
         f"{said}: its namespace requires that all is captured; take that away, or have the namespace labelled "

@@ -16,7 +16,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-_KEY: Final = "firedoor.dev/capture.exclude"
+from firedoor.segments.well_known import EXCLUDE
+
 MOST: Final = 16
 _PORTS: Final = "[1-9][0-9]{0,4}(,[1-9][0-9]{0,4}){0,15}"
 _ADDRESSES: Final = "[0-9A-Fa-f.:/]{1,45}(,[0-9A-Fa-f.:/]{1,45}){0,15}"
@@ -57,7 +58,7 @@ def read(text: str) -> tuple[Exclusion, ...]:
     """Read an annotation. Raise InjectionRefused."""
     words = [word.strip() for word in text.split(";") if word.strip()]
     if len(words) > MOST:
-        raise InjectionRefused(f"{_KEY} has more than {MOST} exclusions")
+        raise InjectionRefused(f"{EXCLUDE} has more than {MOST} exclusions")
     return tuple(_one(word) for word in words)
 
 
@@ -65,15 +66,15 @@ def _one(word: str) -> Exclusion:
     matched = _PATTERN.fullmatch(word)
     if matched is None or not (matched["ports"] or matched["addresses"]):
         raise InjectionRefused(
-            f"{_KEY}: {word[:100]!r} must say what passes and why, as `inbound tcp 9100 from 10.0.0.0/8: metrics`"
+            f"{EXCLUDE}: {word[:100]!r} must say what passes and why, as `inbound tcp 9100 from 10.0.0.0/8: metrics`"
         )
     ports = tuple(int(port) for port in (matched["ports"] or "").split(",") if port)
     addresses = tuple(one for one in (matched["addresses"] or "").split(",") if one)
     if any(port > _HIGHEST_PORT for port in ports):
-        raise InjectionRefused(f"{_KEY}: {word[:100]!r} names a port above {_HIGHEST_PORT}")
+        raise InjectionRefused(f"{EXCLUDE}: {word[:100]!r} names a port above {_HIGHEST_PORT}")
     bad = next((one for one in addresses if not _is_network(one)), None)
     if bad is not None:
-        raise InjectionRefused(f"{_KEY}: {bad!r} must be an address, or a network with no bits after its length")
+        raise InjectionRefused(f"{EXCLUDE}: {bad!r} must be an address, or a network with no bits after its length")
     return Exclusion(matched["way"], matched["protocol"], ports, addresses, matched["reason"])
 
 

@@ -12,17 +12,17 @@ from typing import Any, Final
 
 from firedoor.broker.injector import cel, containers, demands, exclusions, sentences, wishes
 from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
+from firedoor.segments import well_known
 from firedoor.segments.model import API_VERSION
-from firedoor.segments.pod_ports import PORTS
 
 _KEPT: Final = (
-    ("labels", wishes.SEGMENT),
-    ("labels", wishes.INJECT),
-    ("labels", wishes.ENFORCING),
-    ("annotations", wishes.SEGMENT),
+    ("labels", well_known.SEGMENT),
+    ("labels", well_known.INJECT),
+    ("labels", well_known.ENFORCING),
+    ("annotations", well_known.SEGMENT),
 )
 # What its sidecar was told as the pod was made: directory and inventory read it later.
-_TOLD: Final = wishes.KNOWN - {wishes.SEGMENT}
+_TOLD: Final = wishes.KNOWN - {well_known.SEGMENT}
 # Kinds of volumes that are the pod's own, or cannot be written to whatever a mount says.
 _HARMLESS: Final = ("configMap", "secret", "downwardAPI", "projected", "image", "emptyDir", "ephemeral")
 Validation = dict[str, str]
@@ -47,14 +47,14 @@ def warnings() -> list[dict[str, Any]]:
         "validations": [
             _refused(
                 "variables.captured",
-                f"not enforcing: the app can be reached past its sidecar ({wishes.CAPTURE}: none)",
+                f"not enforcing: the app can be reached past its sidecar ({well_known.CAPTURE}: none)",
             ),
             *(
                 _refused(
                     f"!variables.captured || variables.notes[?'{key}'].orValue('').trim() == ''",
                     f"not all is enforced: something passes by the sidecar ({key})",
                 )
-                for key in (wishes.EXCLUDE, wishes.UDP)
+                for key in (well_known.EXCLUDE, well_known.UDP)
             ),
             _first("loose"),
         ],
@@ -190,7 +190,7 @@ def _forwarded() -> list[dict[str, Any]]:
             _refused(
                 "variables.may_exclude",
                 "ports: its namespace requires that all is captured, and what is forwarded passes by the sidecar; have"
-                f" the namespace labelled {wishes.CAPTURE}: {demands.EXCLUSIONS}",
+                f" the namespace labelled {well_known.CAPTURE}: {well_known.EXCLUSIONS}",
             )
         ],
     }
@@ -235,18 +235,18 @@ def _created() -> list[dict[str, Any]]:
 
 def _wishes() -> list[Validation]:
     """What `wishes` refuses."""
-    label = f"variables.labels[?'{wishes.INJECT}'].orValue('enabled')"
+    label = f"variables.labels[?'{well_known.INJECT}'].orValue('enabled')"
     words = sentences.words(wishes.KNOWN)
-    unknown = f"variables.notes.map(k, k).filter(k, k.startsWith('{wishes.PREFIX}') && !(k in {words}))"
+    unknown = f"variables.notes.map(k, k).filter(k, k.startsWith('{well_known.PREFIX}') && !(k in {words}))"
     known = ", ".join(sorted(wishes.KNOWN))
-    captured = f"variables.notes[?'{wishes.CAPTURE}'].orValue('')"
-    outbound = f"variables.notes[?'{wishes.OUTBOUND}'].orValue('')"
+    captured = f"variables.notes[?'{well_known.CAPTURE}'].orValue('')"
+    outbound = f"variables.notes[?'{well_known.OUTBOUND}'].orValue('')"
     bad_ports = "variables.ports.filter(w, !(w.matches(r'^{0}$') && {1}))"
     numbers = "w.split('/')[0].size() <= 5 && int(w.find('^[0-9]+')) <= 65535"
     listened = f"{numbers} && int(w.find('[0-9]+$')) <= 65535"
     plain = bad_ports.format("[1-9][0-9]{0,4}/(tcp|http|grpc)(/audit)?", numbers)
     own = bad_ports.format("[1-9][0-9]{0,4}/(tcp|http|grpc)=[1-9][0-9]{0,4}", listened)
-    said = f"variables.labels[?'{wishes.SEGMENT}'].orValue(variables.segment) == variables.segment"
+    said = f"variables.labels[?'{well_known.SEGMENT}'].orValue(variables.segment) == variables.segment"
     distinct = "variables.ports.map(w, w.find('{0}')).distinct().size() == variables.ports.size()"
     note = "metadata.annotations[{}]".format
     odd = f"variables.exclusions.filter(w, !(w.matches(r'^{exclusions.PATTERN}$') && ({_PASSES})))"
@@ -254,68 +254,70 @@ def _wishes() -> list[Validation]:
     return [
         _refused(
             f"{label} in ['enabled', 'disabled']",
-            f"metadata.labels[{wishes.INJECT}]: it must be enabled or disabled",
+            f"metadata.labels[{well_known.INJECT}]: it must be enabled or disabled",
         ),
         _told(
             f"{unknown}.size() == 0",
             f"'metadata.annotations: there is no annotation ' + {unknown}[0] + '; known are {known}'",
         ),
-        _refused(f"{captured} in ['', 'none']", f"{note(wishes.CAPTURE)}: it has one value: none"),
-        _refused("variables.ports.size() <= 64", f"{note(PORTS)}: it names more than 64 ports"),
+        _refused(f"{captured} in ['', 'none']", f"{note(well_known.CAPTURE)}: it has one value: none"),
+        _refused("variables.ports.size() <= 64", f"{note(well_known.PORTS)}: it names more than 64 ports"),
         _told(
             f"!variables.captured || {plain}.size() == 0",
-            f"'{note(PORTS)}: ' + {plain}[0] + ' must be PORT/PROTOCOL, such as 9000/http; tcp, http or grpc'",
+            f"'{note(well_known.PORTS)}: ' + {plain}[0]"
+            " + ' must be PORT/PROTOCOL, such as 9000/http; tcp, http or grpc'",
         ),
         _told(
             f"variables.captured || {own}.size() == 0",
-            f"'{note(PORTS)}: ' + {own}[0] + ' must be PORT/PROTOCOL=PORT, such as 9000/http=19000,"
+            f"'{note(well_known.PORTS)}: ' + {own}[0] + ' must be PORT/PROTOCOL=PORT, such as 9000/http=19000,"
             " where nothing is captured'",
         ),
         _refused(
             f"{distinct.format('^[0-9]+')} && (variables.captured || {distinct.format('[0-9]*$')})",
-            f"{note(PORTS)}: it names a port twice",
+            f"{note(well_known.PORTS)}: it names a port twice",
         ),
         _refused(
             f"!variables.captured || {outbound} == ''",
-            f"{note(wishes.OUTBOUND)}: it is for pods with {wishes.CAPTURE}: none; else all that leaves is captured",
+            f"{note(well_known.OUTBOUND)}: it is for pods with {well_known.CAPTURE}: none;"
+            " else all that leaves is captured",
         ),
         _refused(
             f"{outbound} == '' || {outbound}.trim().startsWith('[') && {outbound}.size() <= 16384",
-            f"{note(wishes.OUTBOUND)}: it must be a list of listeners in YAML, in brackets, up to 16 KiB",
+            f"{note(well_known.OUTBOUND)}: it must be a list of listeners in YAML, in brackets, up to 16 KiB",
         ),
         *(
             _refused(
                 f"variables.captured || !({cel.quoted(key)} in variables.notes)",
-                f"{note(key)}: it is for pods that are captured, and this one has {wishes.CAPTURE}: none",
+                f"{note(key)}: it is for pods that are captured, and this one has {well_known.CAPTURE}: none",
             )
             for key in wishes.CAPTURED
         ),
         _refused(
-            f"variables.notes[?'{wishes.UDP}'].orValue('') in ['', 'pass']",
-            f"{note(wishes.UDP)}: it has one value: pass",
+            f"variables.notes[?'{well_known.UDP}'].orValue('') in ['', 'pass']",
+            f"{note(well_known.UDP)}: it has one value: pass",
         ),
         _refused(
             f"variables.exclusions.size() <= {exclusions.MOST}",
-            f"{note(wishes.EXCLUDE)}: it has more than {exclusions.MOST} exclusions",
+            f"{note(well_known.EXCLUDE)}: it has more than {exclusions.MOST} exclusions",
         ),
         _told(
             f"{odd}.size() == 0",
-            f"'{note(wishes.EXCLUDE)}: ' + {odd}[0] + ' must say what passes and why, as `inbound tcp 9100 from"
+            f"'{note(well_known.EXCLUDE)}: ' + {odd}[0] + ' must say what passes and why, as `inbound tcp 9100 from"
             " 10.0.0.0/8: metrics`, with ports that are some and networks with no bits after their length'",
         ),
         _refused(
             f"variables.dns.size() <= {wishes.MAX_NAMES}",
-            f"{note(wishes.DNS)}: it has more than {wishes.MAX_NAMES} names",
+            f"{note(well_known.DNS)}: it has more than {wishes.MAX_NAMES} names",
         ),
         _told(
             f"{names}.size() == 0",
-            f"'{note(wishes.DNS)}: ' + {names}[0] + ' must be a name such as s3.example.org, or **.example.org'",
+            f"'{note(well_known.DNS)}: ' + {names}[0] + ' must be a name such as s3.example.org, or **.example.org'",
         ),
         _refused(
             "variables.segment.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",
-            f"{note(wishes.SEGMENT)}: it is no name of a segment",
+            f"{note(well_known.SEGMENT)}: it is no name of a segment",
         ),
-        _refused(said, f"metadata.labels[{wishes.SEGMENT}]: it is not what the annotation of that name says"),
+        _refused(said, f"metadata.labels[{well_known.SEGMENT}]: it is not what the annotation of that name says"),
     ]
 
 
@@ -324,18 +326,20 @@ def _demands() -> list[Validation]:
     note = "metadata.annotations[{}]: ".format
     return [
         _refused(
-            f"!variables.required || variables.labels[?'{wishes.INJECT}'].orValue('enabled') != 'disabled'",
-            f"metadata.labels[{wishes.INJECT}]: {demands.NO_WAY_OUT}",
+            f"!variables.required || variables.labels[?'{well_known.INJECT}'].orValue('enabled') != 'disabled'",
+            f"metadata.labels[{well_known.INJECT}]: {demands.NO_WAY_OUT}",
         ),
-        _refused("variables.may_leave || variables.captured", note(wishes.CAPTURE) + demands.not_left(wishes.CAPTURE)),
+        _refused(
+            "variables.may_leave || variables.captured", note(well_known.CAPTURE) + demands.not_left(well_known.CAPTURE)
+        ),
         *(
             _refused(
                 f"variables.may_exclude || {given}",
                 note(key) + demands.not_left(key),
             )
             for key, given in (
-                (wishes.EXCLUDE, "variables.exclusions.size() == 0"),
-                (wishes.UDP, f"variables.notes[?'{wishes.UDP}'].orValue('') == ''"),
+                (well_known.EXCLUDE, "variables.exclusions.size() == 0"),
+                (well_known.UDP, f"variables.notes[?'{well_known.UDP}'].orValue('') == ''"),
             )
         ),
     ]
@@ -352,7 +356,7 @@ _PASSES: Final = (
 )
 
 
-_WAY_OUT: Final = f"(variables.required ? '' : ', or label it {wishes.INJECT}: disabled')"
+_WAY_OUT: Final = f"(variables.required ? '' : ', or label it {well_known.INJECT}: disabled')"
 
 
 def _pod() -> list[Validation]:
@@ -433,15 +437,16 @@ def _is_ours() -> list[Validation]:
         _told(
             "variables.strange.size() == 0",
             "variables.strange[0] + ': it comes with a sidecar that is not the one which would be injected now:"
-            " take the init containers " + ", ".join(sorted(containers.NAMES)) + " and their volumes out of it'",
+            " take the init containers " + ", ".join(sorted(well_known.CONTAINERS)) + " and their volumes out of it'",
         ),
         _told(
-            f"variables.labels[?'{wishes.SEGMENT}'].orValue('') == variables.segment",
-            f"'metadata.labels[{wishes.SEGMENT}]: it must be ' + variables.segment + ', the segment of its identity'",
+            f"variables.labels[?'{well_known.SEGMENT}'].orValue('') == variables.segment",
+            f"'metadata.labels[{well_known.SEGMENT}]: it must be ' + variables.segment"
+            " + ', the segment of its identity'",
         ),
         _told(
-            f"variables.labels[?'{wishes.ENFORCING}'].orValue('') == string(variables.captured)",
-            f"'metadata.labels[{wishes.ENFORCING}]: it must be \"' + string(variables.captured) + '\"'",
+            f"variables.labels[?'{well_known.ENFORCING}'].orValue('') == string(variables.captured)",
+            f"'metadata.labels[{well_known.ENFORCING}]: it must be \"' + string(variables.captured) + '\"'",
         ),
     ]
 
@@ -489,7 +494,7 @@ def _stored(volume: dict[str, Any]) -> dict[str, Any]:
 
 
 _RULED: Final = (
-    f"oldObject.?status.initContainerStatuses.orValue([]).exists(s, s.name == '{containers.CAPTURE}'"
+    f"oldObject.?status.initContainerStatuses.orValue([]).exists(s, s.name == '{well_known.CAPTURE_CONTAINER}'"
     " && s.?state.terminated.exitCode.orValue(1) == 0)"
 )
 
@@ -514,7 +519,7 @@ def _changed() -> list[dict[str, Any]]:
         "variables": [
             _variable(
                 "captured",
-                f"object.spec.?initContainers.orValue([]).exists(c, c.name == '{containers.CAPTURE}')",
+                f"object.spec.?initContainers.orValue([]).exists(c, c.name == '{well_known.CAPTURE_CONTAINER}')",
             ),
             *_joining_strictly(),
             _apps(sentences.JOINING),
@@ -531,7 +536,8 @@ def _changed() -> list[dict[str, Any]]:
             # A kubelet starts those that join before the init containers.
             _refused(
                 f"request.?subResource.orValue('') != 'ephemeralcontainers' || !variables.captured || {_RULED}",
-                f"spec.ephemeralContainers: its rules are not written yet; wait until {containers.CAPTURE} has ended",
+                "spec.ephemeralContainers: its rules are not written yet; "
+                f"wait until {well_known.CAPTURE_CONTAINER} has ended",
             ),
         ],
     }
@@ -547,8 +553,8 @@ def _volumes() -> list[dict[str, Any]]:
     What a pod says of its segment stays as it was when it was made.
     """
     segment = (
-        f"object.metadata.?annotations[?'{wishes.SEGMENT}'].orValue("
-        f"object.metadata.?labels[?'{wishes.SEGMENT}'].orValue(request.namespace))"
+        f"object.metadata.?annotations[?'{well_known.SEGMENT}'].orValue("
+        f"object.metadata.?labels[?'{well_known.SEGMENT}'].orValue(request.namespace))"
     )
     harmless = " || ".join(f"has(v.{kind})" for kind in _HARMLESS)
     lasting = f"object.spec.?volumes.orValue([]).filter(v, !({harmless})).map(v, v.name)"
@@ -581,5 +587,5 @@ def _volumes() -> list[dict[str, Any]]:
         "validations": [_first("written"), _first("devices")],
     }
     every = {"selector": {}, "parameterNotFoundAction": "Allow"}
-    labelled = {"key": wishes.SEGMENT, "operator": "Exists"}
+    labelled = {"key": well_known.SEGMENT, "operator": "Exists"}
     return _policy("firedoor-volumes", spec, {"paramRef": every}, inside=(), elsewhere=(labelled,))

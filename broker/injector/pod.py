@@ -20,6 +20,7 @@ from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.broker.injector.probes import Rewritten
 from firedoor.broker.injector.settings import InjectorRules
 from firedoor.certs.pod_token import is_namespace, is_object_name
+from firedoor.segments import well_known
 
 # What lets a container take the rules away, send what they do not see, or read files and memory of the node, in which
 # the sidecar's keys are.
@@ -56,7 +57,7 @@ def inject(
         if demands.required:
             raise InjectionRefused(NO_WAY_OUT)
         return Injected(made, ())
-    if any(one.get("name") in containers.NAMES for one in _containers(spec)):
+    if any(one.get("name") in well_known.CONTAINERS for one in _containers(spec)):
         _check_ours(made, spec, namespace, rules, trust_domain, demands)
         return Injected(made, ())
     return _inject(made, spec, namespace, rules, trust_domain, demands)
@@ -137,7 +138,7 @@ def _labelled(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check(spec: Mapping[str, Any], rules: InjectorRules, demands: Demands, *, captured: bool) -> None:
     """Refuse what a sidecar cannot be beside."""
     if spec.get("hostNetwork") is True:
-        way_out = "" if demands.required else f", or label it {wishes.INJECT}: disabled"
+        way_out = "" if demands.required else f", or label it {well_known.INJECT}: disabled"
         raise InjectionRefused(
             "it uses the node's network (hostNetwork: true), which no sidecar of one pod can stand before; "
             f"take that away{way_out}"
@@ -245,9 +246,9 @@ def _root_warnings(spec: Mapping[str, Any]) -> list[str]:
 
 def _warnings(spec: Mapping[str, Any], asked: wishes.Wishes) -> list[str]:
     if not asked.captured:
-        return [f"not enforcing: the app can be reached past its sidecar ({wishes.CAPTURE}: none)"]
-    passes = [wishes.EXCLUDE] if asked.exclude else []
-    passes += [wishes.UDP] if asked.udp_passes else []
+        return [f"not enforcing: the app can be reached past its sidecar ({well_known.CAPTURE}: none)"]
+    passes = [well_known.EXCLUDE] if asked.exclude else []
+    passes += [well_known.UDP] if asked.udp_passes else []
     return [f"not all is enforced: something passes by the sidecar ({key})" for key in passes] + _root_warnings(spec)
 
 
@@ -261,23 +262,23 @@ def _check_ours(
 ) -> None:
     """Refuse a pod whose containers are called as ours and are others: it has no sidecar. Else note what it is."""
     bare = copy.deepcopy(pod)
-    for kind, names in (("initContainers", containers.NAMES), ("volumes", containers.VOLUMES)):
+    for kind, names in (("initContainers", well_known.CONTAINERS), ("volumes", containers.VOLUMES)):
         bare["spec"][kind] = [x for x in bare["spec"].get(kind) or () if x.get("name") not in names]
-    if any(one.get("name") in containers.NAMES for one in _containers(bare["spec"])):
+    if any(one.get("name") in well_known.CONTAINERS for one in _containers(bare["spec"])):
         raise InjectionRefused("one of its containers has a name that only the sidecar's init containers have")
     first = (spec.get("initContainers") or [{}])[0].get("image")
     if first in rules.accepted_images:
         # All of it is of one version, this or that.
         rules = replace(rules, image=first)
     wanted = _inject(bare, bare["spec"], namespace, rules, trust_domain, demands).pod
-    ours = [one for one in wanted["spec"]["initContainers"] if one["name"] in containers.NAMES]
+    ours = [one for one in wanted["spec"]["initContainers"] if one["name"] in well_known.CONTAINERS]
     present = (spec.get("initContainers") or [])[: len(ours)]
     volumes = {one.get("name"): one for one in spec.get("volumes") or ()}
     same = _is(_comparable(present), _comparable(ours)) and all(map(_plain, present))
     if not same or not all(_is(volumes.get(one["name"]), one) for one in containers.volumes(rules)):
         raise InjectionRefused(
             "it comes with a sidecar that is not the one which would be injected now: take the init containers "
-            f"{', '.join(sorted(containers.NAMES))} and their volumes out of it"
+            f"{', '.join(sorted(well_known.CONTAINERS))} and their volumes out of it"
         )
     pod["metadata"] = wanted["metadata"]
 
@@ -333,12 +334,12 @@ def _note(pod: dict[str, Any], spiffe_id: str, asked: wishes.Wishes) -> None:
     """Write down what was done: for people, and so that it is done once. Exported packet filters go by the segment."""
     metadata = pod.setdefault("metadata", {})
     enforcing = "true" if asked.captured else "false"
-    own = {wishes.SEGMENT: asked.segment, wishes.ENFORCING: enforcing}
+    own = {well_known.SEGMENT: asked.segment, well_known.ENFORCING: enforcing}
     metadata["labels"] = {**(metadata.get("labels") or {}), **own}
     status = {"version": _VERSION, "identity": spiffe_id, "captured": asked.captured}
     metadata["annotations"] = {
         **(metadata.get("annotations") or {}),
-        wishes.STATUS: json.dumps(status, separators=(",", ":")),
+        well_known.STATUS: json.dumps(status, separators=(",", ":")),
     }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from firedoor.broker.injector import cel, containers, demands, wishes
+from firedoor.broker.injector import cel, containers
+from firedoor.segments import well_known
 
 _GROUP: Final = "admissionregistration.k8s.io"
 API: Final = f"{_GROUP}/v1"
@@ -44,8 +45,8 @@ def pods(*operations: str, resources: Iterable[str] = ("pods",)) -> dict[str, An
     return {"apiGroups": [""], "apiVersions": ["v1"], "operations": list(operations), "resources": list(resources)}
 
 
-ASKED: Final = {"key": wishes.INJECT, "operator": "In", "values": ["enabled"]}
-NOT_REFUSED: Final = {"key": wishes.INJECT, "operator": "NotIn", "values": ["disabled"]}
+ASKED: Final = {"key": well_known.INJECT, "operator": "In", "values": ["enabled"]}
+NOT_REFUSED: Final = {"key": well_known.INJECT, "operator": "NotIn", "values": ["disabled"]}
 
 
 def bindings(
@@ -61,7 +62,7 @@ def bindings(
     Where a sidecar is required, it is bound to all, whatever they say.
     """
     made = []
-    required = demands.REQUIRED_WORD
+    required = well_known.REQUIRED
     for name, namespaces, words, own in (
         ("namespaces", "In", ["enabled"], inside),
         ("required", "In", [required], ()),
@@ -70,7 +71,7 @@ def bindings(
         selectors = {
             "namespaceSelector": {
                 "matchExpressions": [
-                    {"key": wishes.INJECT, "operator": namespaces, "values": words},
+                    {"key": well_known.INJECT, "operator": namespaces, "values": words},
                     {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": list(_NEVER)},
                 ]
             },
@@ -82,26 +83,28 @@ def bindings(
 
 
 # Guards refuse the others, with a sentence.
-_READABLE: Final = f"object.metadata.?labels[?'{wishes.INJECT}'].orValue('enabled') == 'enabled'"
+_READABLE: Final = f"object.metadata.?labels[?'{well_known.INJECT}'].orValue('enabled') == 'enabled'"
 
 
 _ONE_SEGMENT: Final = (
-    f"object.metadata.?annotations[?'{wishes.SEGMENT}'].or(object.metadata.?labels[?'{wishes.SEGMENT}'])"
-    f" == object.metadata.?labels[?'{wishes.SEGMENT}'].or(object.metadata.?annotations[?'{wishes.SEGMENT}'])"
+    f"object.metadata.?annotations[?'{well_known.SEGMENT}'].or(object.metadata.?labels[?'{well_known.SEGMENT}'])"
+    f" == object.metadata.?labels[?'{well_known.SEGMENT}'].or(object.metadata.?annotations[?'{well_known.SEGMENT}'])"
 )
 
 
 def _has_sidecar() -> dict[str, str]:
     """Whether it comes with one; the guards say whether it is ours."""
-    names = ", ".join(cel.quoted(one) for one in sorted(containers.NAMES))
+    names = ", ".join(cel.quoted(one) for one in sorted(well_known.CONTAINERS))
     return {"name": "has_sidecar", "expression": f"variables.init.exists(c, c.name in [{names}])"}
 
 
 def _patch() -> str:
     noted = " + ".join(
         (
-            _noted("labels", {wishes.SEGMENT: "variables.segment", wishes.ENFORCING: "string(variables.captured)"}),
-            _noted("annotations", {wishes.STATUS: _STATUS}),
+            _noted(
+                "labels", {well_known.SEGMENT: "variables.segment", well_known.ENFORCING: "string(variables.captured)"}
+            ),
+            _noted("annotations", {well_known.STATUS: _STATUS}),
         )
     )
     return f"(variables.has_sidecar ? [] : {_probes()} + {_rest()}) + {noted}"

@@ -11,8 +11,9 @@ from typing import Final
 
 from firedoor.broker.injector import cel, containers
 from firedoor.broker.injector.pod import CAPABILITY, ODD, ROUND
+from firedoor.segments import well_known
 
-OURS: Final = ", ".join(cel.quoted(one) for one in sorted(containers.NAMES))
+OURS: Final = ", ".join(cel.quoted(one) for one in sorted(well_known.CONTAINERS))
 # The containers that are not ours: those of a pod that is made, and those that join it later.
 CREATED: Final = (
     "variables.init.transformList(i, c, i >= variables.own_init,"

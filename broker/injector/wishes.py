@@ -23,20 +23,20 @@ from typing import Any, Final
 
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import Exclusion, InjectionRefused
-from firedoor.segments.pod_ports import MAX_PORTS, PORTS, PodPort, port_words
+from firedoor.segments.pod_ports import MAX_PORTS, PodPort, port_words
+from firedoor.segments.well_known import (
+    CAPTURE,
+    DNS,
+    EXCLUDE,
+    INJECT,
+    OUTBOUND,
+    PORTS,
+    PREFIX,
+    SEGMENT,
+    STATUS,
+    UDP,
+)
 
-PREFIX: Final = "firedoor.dev/"
-INJECT: Final = f"{PREFIX}inject"
-SEGMENT: Final = f"{PREFIX}segment"
-CAPTURE: Final = f"{PREFIX}capture"
-EXCLUDE: Final = f"{PREFIX}capture.exclude"
-UDP: Final = f"{PREFIX}udp"
-DNS: Final = f"{PREFIX}dns"
-OUTBOUND: Final = f"{PREFIX}outbound"
-# What we write, too: whether what arrives and leaves is captured, for `kubectl get pods -L`.
-ENFORCING: Final = f"{PREFIX}enforcing"
-# What we write: the version of the layout, and what the pod had before.
-STATUS: Final = f"{PREFIX}status"
 # For pods that are captured.
 CAPTURED: Final = (EXCLUDE, UDP, DNS)
 KNOWN: Final = frozenset({SEGMENT, PORTS, CAPTURE, *CAPTURED, OUTBOUND, STATUS})

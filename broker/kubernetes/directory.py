@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 from firedoor.broker.db.directory_rows import KIND, put_directory
 from firedoor.broker.errors import BrokerError, Stale
-from firedoor.broker.injector.wishes import SEGMENT
 from firedoor.broker.kubernetes.endpoint_index import EndpointIndex
 from firedoor.broker.kubernetes.endpoint_records import (
     Seen,
@@ -31,6 +30,7 @@ from firedoor.broker.kubernetes.endpoint_records import (
     uid_of,
 )
 from firedoor.cluster.watch import Watch
+from firedoor.segments.well_known import SEGMENT
 
 if TYPE_CHECKING:
     from firedoor.broker.kubernetes.lease import Lease

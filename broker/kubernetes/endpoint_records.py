@@ -17,9 +17,9 @@ from typing import Any, Final, final
 
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import InjectionRefused
-from firedoor.broker.injector.wishes import EXCLUDE, SEGMENT
 from firedoor.certs import SpiffeId, SpiffeIdError, TrustDomain
-from firedoor.segments.pod_ports import MAX_PORTS, PORTS, PodPort, port_words
+from firedoor.segments.pod_ports import MAX_PORTS, PodPort, port_words
+from firedoor.segments.well_known import EXCLUDE, PORTS, SEGMENT
 from firedoor.wire import policy_pb2
 
 Seen = Mapping[str, Any]

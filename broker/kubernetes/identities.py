@@ -31,6 +31,7 @@ from firedoor.broker.kubernetes.rules import (
 from firedoor.certs import Selector, TrustDomain
 from firedoor.cluster.objects import Seen
 from firedoor.segments.setting_values import duration
+from firedoor.segments.well_known import SEGMENT
 
 KIND: Final = "WorkloadIdentity"
 PLURAL: Final = "workloadidentities"
@@ -132,7 +133,7 @@ def _template(what: str, said: str) -> str:
 def _check_segment(said: str) -> None:
     """Pods say theirs in annotations, and a slash there would make more steps of an ID. Raise Unfit."""
     if not _SEGMENT_NAME.fullmatch(said):
-        raise Unfit(f"its firedoor.dev/segment is {short(said)!r}, and no name of a segment")
+        raise Unfit(f"its {SEGMENT} is {short(said)!r}, and no name of a segment")
 
 
 def _ttl(what: str, given: object) -> int:

@@ -25,6 +25,7 @@ from firedoor.segments.resources import (
     text,
     word,
 )
+from firedoor.segments.well_known import SEGMENT
 
 _WORDS: Final = "|".join(PLACEHOLDERS)
 _KNOWN: Final = ", ".join(f"{{{one}}}" for one in PLACEHOLDERS)
@@ -65,7 +66,7 @@ _SPEC: Final = record(
     {
         "podSelector": _labels("Labels of the pods; all pods when it is left out."),
         "namespaceSelector": _labels("Labels of their namespaces; all namespaces when it is left out."),
-        "segment": name("What {segment} stands for; what the pod says by firedoor.dev/segment when it is left out."),
+        "segment": name(f"What {{segment}} stands for; what the pod says by {SEGMENT} when it is left out."),
         "id": text(
             f"The SPIFFE ID; {DEFAULT_ID} when it is left out.",
             MAX_TEMPLATE,

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from firedoor.certs import TrustDomain
+from firedoor.segments.well_known import TRUST_DOMAIN
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "firedoor"
-TRUST_DOMAIN: Final = "firedoor.dev/trust-domain"
 
 
 def mark(trust_domain: TrustDomain) -> dict[str, Any]:

@@ -28,14 +28,14 @@ from firedoor.broker.injector import InjectionRefused, wishes
 from firedoor.broker.kubernetes.pod_facts import PodFacts, namespace_labels, pod_selectors
 from firedoor.certs import K8S_POD, PodClaims, PodTokenError, Selector, SelectorError, SpiffeId, TrustDomain
 from firedoor.cluster.errors import ObjectsUnreadable
+from firedoor.segments.well_known import FORM
 
 UNSUPPORTED_KEY: Final = "UnsupportedKeyType"
 ANNOTATIONS: Final = "InvalidUnverifiedUserAnnotations"
 DIFFERS: Final = "PodDiffers"
 NOT_ADMITTED: Final = "NotAdmitted"
 INVALID: Final = "InvalidRequest"
-# What an author of pods may say in `userAnnotations`: which of the two forms its ID has.
-FORM: Final = f"{wishes.PREFIX}id"
+# What an author of pods may say in `userAnnotations` by FORM, which of the two its ID has.
 ISTIO: Final = "istio"
 # The API's own bounds: of a request and of what was in its place, and of names.
 _MAX_BYTES: Final = 10 * 1024

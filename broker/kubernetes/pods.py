@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from firedoor.broker.injector.wishes import SEGMENT
 from firedoor.broker.kubernetes.certificates_api import SIGNER
 from firedoor.broker.kubernetes.mirror import mapping, metadata, text
 from firedoor.cluster.objects import Seen
+from firedoor.segments.well_known import SEGMENT
 
 _ENDED: Final = ("Succeeded", "Failed")
 # What the pods have that a kubelet shows of its own, from files of its node; nobody can take it away.

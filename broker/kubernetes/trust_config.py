@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from firedoor.broker.injector.wishes import INJECT
 from firedoor.certs.pod_token import is_object_name
 from firedoor.segments.setting_values import boolean, duration
 from firedoor.segments.settings import Option, Section
+from firedoor.segments.well_known import INJECT
 
 CONFIG_MAP: Final = "firedoor-bundle"
 NAMESPACES: Final = f"{INJECT} in (enabled,required)"
@@ -53,7 +53,7 @@ def options(environment: str) -> tuple[Option, ...]:
         option(
             "kubernetes_controllers.bundle_namespaces",
             metavar="SELECTOR|all",
-            help="the labels of the namespaces; firedoor.dev/inject=enabled or =required unless given",
+            help=f"the labels of the namespaces; {INJECT}=enabled or =required unless given",
         ),
         option(
             "kubernetes_controllers.pod_certificates",
@@ -91,5 +91,5 @@ def _selector(value: str) -> str:
     if value == _ALL:
         return ""
     if not _SELECTOR.fullmatch(value):
-        raise ValueError("must be a label selector such as firedoor.dev/inject=enabled, or all")
+        raise ValueError(f"must be a label selector such as {INJECT}=enabled, or all")
     return value

@@ -16,12 +16,12 @@ from firedoor.segments.exports.cilium import cilium_policies
 from firedoor.segments.exports.cluster_policies import cluster_policies
 from firedoor.segments.exports.edges import Options, Plan, about_accounts, plan
 from firedoor.segments.exports.network_policies import network_policies
-from firedoor.segments.exports.places import LABEL, is_namespace
+from firedoor.segments.exports.places import is_namespace
 from firedoor.segments.findings import Finding, Position, in_order
 from firedoor.segments.linter import usable
 from firedoor.segments.model import PolicySet
 
-__all__ = ["FORMS", "LABEL", "Export", "ExportError", "Options", "export"]
+__all__ = ["FORMS", "Export", "ExportError", "Options", "export"]
 
 # The words of the command line, and what writes each form.
 FORMS: Final[dict[str, Callable[[Plan], Iterator[dict[str, Any]]]]] = {

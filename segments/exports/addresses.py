@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from firedoor.segments.well_known import FLOWS
+
 # Where clouds hand credentials to whoever asks; tests/vectors/metadata_addresses.json, as capture refuses them.
 METADATA_V4: Final = (
     "100.100.100.200/32",
@@ -27,7 +29,6 @@ AMBIENT_PROBES: Final = "169.254.7.127/32"
 NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
 BROKER_LABEL: Final = ("app.kubernetes.io/name", "firedoor-broker")
 MANAGED: Final = {"app.kubernetes.io/managed-by": "firedoor"}
-FLOWS: Final = "firedoor.dev/flows"
 # All annotations of an object together may have 256 KiB; a reader has given up before.
 _MAX_FLOWS: Final = 200
 

@@ -24,13 +24,14 @@ from firedoor.segments.exports.addresses import (
     metadata,
 )
 from firedoor.segments.exports.edges import Plan, Rule, Zone, fewest
-from firedoor.segments.exports.places import LABEL, Place
+from firedoor.segments.exports.places import Place
+from firedoor.segments.well_known import SEGMENT
 
 # A rule that matches nobody: it closes its direction and opens nothing.
 _CLOSED: Final[Object] = {}
 _NAMESPACE: Final = "k8s:io.kubernetes.pod.namespace"
 _ACCOUNT: Final = "k8s:io.cilium.k8s.policy.serviceaccount"
-_SEGMENT: Final = f"k8s:{LABEL}"
+_SEGMENT: Final = f"k8s:{SEGMENT}"
 # A label's value is no longer; an account's name may be.
 _MAX_LABEL: Final = 63
 

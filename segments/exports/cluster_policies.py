@@ -34,7 +34,8 @@ from firedoor.segments.exports.addresses import (
 )
 from firedoor.segments.exports.edges import Plan, Zone, without_accounts
 from firedoor.segments.exports.network_policies import in_namespaces
-from firedoor.segments.exports.places import LABEL, Place
+from firedoor.segments.exports.places import Place
+from firedoor.segments.well_known import SEGMENT
 
 # Below it is room for what must come first, and the API takes no higher than the last.
 FIRST_PRIORITY: Final = 100
@@ -68,7 +69,7 @@ def _numbered(plan: Plan) -> Iterator[tuple[Object, str, tuple[str, ...]]]:
             numbers[segment] += 1
             yield {"subject": subject, **rules}, f"firedoor-segment-{segment}-{numbers[segment]}", zones[0].names
     for number, (audits, namespaces) in enumerate(_closed(plan).items(), 1):
-        others = [{"key": LABEL, "operator": "NotIn", "values": list(audits)}] if audits else []
+        others = [{"key": SEGMENT, "operator": "NotIn", "values": list(audits)}] if audits else []
         pods = {"namespaceSelector": in_namespaces(namespaces), "podSelector": {"matchExpressions": others}}
         rules = {"ingress": [_refuse("from")], "egress": [_refuse("to")]}
         yield {"subject": {"pods": pods}, **rules}, f"firedoor-default-deny-{number}", ()
@@ -94,7 +95,7 @@ def _alike(plan: Plan) -> list[list[Zone]]:
 
 def _subject(zones: list[Zone]) -> Object:
     namespaces = in_namespaces([zone.namespace for zone in zones])
-    return {"pods": {"namespaceSelector": namespaces, "podSelector": {"matchLabels": {LABEL: zones[0].segment}}}}
+    return {"pods": {"namespaceSelector": namespaces, "podSelector": {"matchLabels": {SEGMENT: zones[0].segment}}}}
 
 
 def _policies(zone: Zone, plan: Plan) -> Iterator[Object]:
@@ -147,7 +148,7 @@ def _accepted(ends: Iterable[tuple[int, Place]], word: str) -> list[Object]:
 
 
 def _peer(segment: str, namespaces: list[str]) -> Object:
-    pods = {"matchLabels": {LABEL: segment}}
+    pods = {"matchLabels": {SEGMENT: segment}}
     return {"pods": {"namespaceSelector": in_namespaces(namespaces), "podSelector": pods}}
 
 

@@ -33,7 +33,8 @@ from firedoor.segments.exports.addresses import (
     metadata,
 )
 from firedoor.segments.exports.edges import Plan, Zone, without_accounts
-from firedoor.segments.exports.places import LABEL, Place
+from firedoor.segments.exports.places import Place
+from firedoor.segments.well_known import SEGMENT
 
 
 def network_policies(plan: Plan) -> Iterator[Object]:
@@ -53,7 +54,7 @@ def network_policies(plan: Plan) -> Iterator[Object]:
 
 
 def _zone(zone: Zone) -> Iterator[Object]:
-    name, pods = f"firedoor-segment-{zone.segment}", {"matchLabels": {LABEL: zone.segment}}
+    name, pods = f"firedoor-segment-{zone.segment}", {"matchLabels": {SEGMENT: zone.segment}}
     if zone.audit:
         yield _policy(name, zone.namespace, pods, [{}], [{"to": _anywhere()}])
         return
@@ -99,7 +100,7 @@ def _opened(ends: Iterable[tuple[int, Place]], word: str) -> list[Object]:
 
 def _peer(segment: str, namespaces: list[str]) -> Object:
     spaces = sorted(set(namespaces))
-    return {"namespaceSelector": in_namespaces(spaces), "podSelector": {"matchLabels": {LABEL: segment}}}
+    return {"namespaceSelector": in_namespaces(spaces), "podSelector": {"matchLabels": {SEGMENT: segment}}}
 
 
 def in_namespaces(names: list[str]) -> Object:
@@ -110,7 +111,7 @@ def in_namespaces(names: list[str]) -> Object:
 
 
 def _in(segments: list[str]) -> Object:
-    return {"matchExpressions": [{"key": LABEL, "operator": "In", "values": sorted(segments)}]}
+    return {"matchExpressions": [{"key": SEGMENT, "operator": "In", "values": sorted(segments)}]}
 
 
 def _dns() -> Object:

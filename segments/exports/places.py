@@ -22,7 +22,6 @@ from typing import Final, final
 from firedoor.certs import IdPattern, Selector, TrustDomain
 from firedoor.segments.model import Segment, Subject
 
-LABEL: Final = "firedoor.dev/segment"
 # RFC 1123: the names that Kubernetes takes for namespaces, and for service accounts.
 _NAMESPACE_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _ACCOUNT_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")

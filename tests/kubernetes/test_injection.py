@@ -17,10 +17,11 @@ import grpc
 import pytest
 import yaml
 
-from firedoor.broker.injector.containers import CAPTURE, SIDECAR
 from firedoor.broker.injector.webhook import Webhook
 from firedoor.cli.commands import sidecar as command
 from firedoor.cli.commands.sidecar import as_json
+from firedoor.segments.well_known import CAPTURE_CONTAINER as CAPTURE
+from firedoor.segments.well_known import SIDECAR_CONTAINER as SIDECAR
 from firedoor.sidecar import config as sidecar_config
 from firedoor.wire import workload_grpc, workload_pb2
 from tests.broker.harness import RunningBroker, running

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from firedoor.broker.injector import containers, wishes
-from firedoor.segments.exports import LABEL
+from firedoor.segments import well_known
 from tests.kubernetes.cluster import Cluster
 from tests.segments.test_inventory import POLICY
 from tests.spire.programs import needed
@@ -27,8 +26,8 @@ class Zone:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
-        self.space = cluster.namespace("inventory", labels={wishes.INJECT: "enabled"})
-        self.other = cluster.namespace("inventory-models", labels={wishes.INJECT: "enabled"})
+        self.space = cluster.namespace("inventory", labels={well_known.INJECT: "enabled"})
+        self.other = cluster.namespace("inventory-models", labels={well_known.INJECT: "enabled"})
         self.file = folder / "policy.yaml"
         self.file.write_text(POLICY.replace("ns:serving", f"ns:{self.space}").replace("ns:models", f"ns:{self.other}"))
 
@@ -48,9 +47,11 @@ class Zone:
 
     def pod(self, name: str, segment: str, *, captured: bool = True, sidecar: bool = True, **spec: Any) -> None:
         """Make a pod as an injector leaves it."""
-        ours = [{"name": containers.SIDECAR, "image": "firedoor", "restartPolicy": "Always"}] if sidecar else []
-        notes = {wishes.STATUS: json.dumps({"version": 1, "captured": captured})} if sidecar else {}
-        labels = {LABEL: segment} if segment else {}
+        ours = (
+            [{"name": well_known.SIDECAR_CONTAINER, "image": "firedoor", "restartPolicy": "Always"}] if sidecar else []
+        )
+        notes = {well_known.STATUS: json.dumps({"version": 1, "captured": captured})} if sidecar else {}
+        labels = {well_known.SEGMENT: segment} if segment else {}
         space = self.other if segment == "registry" else self.space
         self.cluster.pod(space, name, labels=labels, annotations=notes, spec={"initContainers": ours, **spec})
 

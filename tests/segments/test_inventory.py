@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firedoor.broker.injector import InjectionRefused, containers, demands, inject, wishes
+from firedoor.broker.injector import InjectionRefused, demands, inject
 from firedoor.certs import TrustDomain
-from firedoor.segments import Document, PolicySet, load
-from firedoor.segments import cluster_pods as words
+from firedoor.segments import Document, PolicySet, load, well_known
 from firedoor.segments.cluster_pods import read_cluster
 from firedoor.segments.errors import InventoryError
-from firedoor.segments.exports import FORMS, LABEL, Options, export
+from firedoor.segments.exports import FORMS, Options, export
 from firedoor.segments.inventory import Row, inventory
 from tests.broker.injector.test_inject import RULES, WHERE_REQUIRED
 
@@ -61,7 +60,7 @@ def policy(text: str = POLICY) -> PolicySet:
 
 
 def namespace(name: str, *, injected: bool = True) -> dict[str, Any]:
-    labels = {wishes.INJECT: "enabled"} if injected else {}
+    labels = {well_known.INJECT: "enabled"} if injected else {}
     return {"kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
@@ -71,8 +70,8 @@ def pod(
     """A pod; `captured` None: it has no sidecar."""
     notes, ours = {}, []
     if captured is not None:
-        notes[wishes.STATUS] = json.dumps({"version": 1, "captured": captured})
-        ours = [{"name": containers.SIDECAR, "restartPolicy": "Always"}]
+        notes[well_known.STATUS] = json.dumps({"version": 1, "captured": captured})
+        ours = [{"name": well_known.SIDECAR_CONTAINER, "restartPolicy": "Always"}]
     metadata = {"namespace": space, "name": name, "labels": labels or {}, "annotations": notes}
     return {"kind": "Pod", "metadata": metadata, "spec": {"containers": [], "initContainers": ours, **spec}}
 
@@ -81,8 +80,8 @@ def cluster() -> list[dict[str, Any]]:
     """A cluster in which there is nothing to see to."""
     exported = export(policy(), "kubernetes", Options(), NOW).objects
     pods = [
-        pod("serving", "vllm-0", labels={LABEL: "inference"}),
-        pod("models", "store-0", labels={LABEL: "registry"}, captured=False),
+        pod("serving", "vllm-0", labels={well_known.SEGMENT: "inference"}),
+        pod("models", "store-0", labels={well_known.SEGMENT: "registry"}, captured=False),
         pod("kube-system", "dns", captured=None, hostNetwork=True),
         pod("firedoor-system", "broker", captured=None),
     ]
@@ -108,14 +107,6 @@ def test_nothing_to_see_to() -> None:
     assert codes(cluster()) == []
 
 
-def test_the_words_are_the_injectors() -> None:
-    assert (words.INJECT, words.STATUS, words.PORTS) == (wishes.INJECT, wishes.STATUS, wishes.PORTS)
-    assert (words.CAPTURE, words.EXCLUDE, words.UDP) == (wishes.CAPTURE, wishes.EXCLUDE, wishes.UDP)
-    assert [demands.REQUIRED_WORD, *words.LEFT] == [words.REQUIRED, demands.EXCLUSIONS, demands.OPTIONAL]
-    assert words.SIDECAR == containers.SIDECAR
-    assert wishes.SEGMENT == LABEL
-
-
 DEPLOYED = {"pod-template-hash": "7d4b9"}
 OWNED = [{"kind": "ReplicaSet", "name": "vllm-7d4b9", "controller": True}]
 
@@ -136,15 +127,17 @@ FAULTS: dict[str, tuple[Change, list[tuple[str, str, int]]]] = {
         [("Deployment/vllm", "no_segment", 2), ("Deployment/vllm", "no_sidecar", 2)],
     ),
     "a segment that is none": (
-        lambda o: o.append(pod("serving", "x", labels={LABEL: "nosuch"})),
+        lambda o: o.append(pod("serving", "x", labels={well_known.SEGMENT: "nosuch"})),
         [("Pod/x", "no_segment", 1)],
     ),
     "a segment of elsewhere": (
-        lambda o: o.append(pod("serving", "x", labels={LABEL: "registry"})),
+        lambda o: o.append(pod("serving", "x", labels={well_known.SEGMENT: "registry"})),
         [("Pod/x", "no_segment", 1)],
     ),
     "no sidecar where none is asked for, and a claim": (
-        lambda o: o.append(pod("models", "x", labels={LABEL: "registry", wishes.INJECT: "disabled"}, captured=None)),
+        lambda o: o.append(
+            pod("models", "x", labels={well_known.SEGMENT: "registry", well_known.INJECT: "disabled"}, captured=None)
+        ),
         [("Pod/x", "opted_out", 1)],
     ),
     "a container with the sidecar's name": (
@@ -152,7 +145,7 @@ FAULTS: dict[str, tuple[Change, list[tuple[str, str, int]]]] = {
             pod(
                 "serving",
                 "x",
-                labels={LABEL: "inference"},
+                labels={well_known.SEGMENT: "inference"},
                 captured=None,
                 initContainers=[{"name": "firedoor-sidecar"}],
             )
@@ -160,11 +153,13 @@ FAULTS: dict[str, tuple[Change, list[tuple[str, str, int]]]] = {
         [("Pod/x", "no_sidecar", 1)],
     ),
     "the node's network": (
-        lambda o: o.append(pod("serving", "x", labels={LABEL: "inference"}, hostNetwork=True)),
+        lambda o: o.append(pod("serving", "x", labels={well_known.SEGMENT: "inference"}, hostNetwork=True)),
         [("Pod/x", "host_network", 1)],
     ),
     "plaintext": (
-        lambda o: one(o, "Pod", "vllm-0")["metadata"]["annotations"].update({wishes.PORTS: "9000/http/audit, 1/tcp"}),
+        lambda o: one(o, "Pod", "vllm-0")["metadata"]["annotations"].update(
+            {well_known.PORTS: "9000/http/audit, 1/tcp"}
+        ),
         [("Pod/vllm-0", "plaintext_audit", 1)],
     ),
     "a filter that is gone": (
@@ -214,7 +209,7 @@ def test_each_fault_is_found(case: str) -> None:
 def requiring(label: str = "") -> list[dict[str, Any]]:
     """The cluster, with a namespace of inference that requires sidecars."""
     objects = cluster()
-    labels = {wishes.INJECT: "required"} | ({wishes.CAPTURE: label} if label else {})
+    labels = {well_known.INJECT: "required"} | ({well_known.CAPTURE: label} if label else {})
     one(objects, "Namespace", "serving")["metadata"]["labels"] = labels
     return objects
 
@@ -229,7 +224,7 @@ def test_what_is_refused_where_a_sidecar_is_required_is_found_where_it_runs(case
     ran = copy.deepcopy(given_pod)
     with contextlib.suppress(InjectionRefused):
         ran = inject(given_pod, "serving", RULES, "corp.example", demands.ENABLED).pod
-    labels = {**ran["metadata"].get("labels", {}), LABEL: "inference"}
+    labels = {**ran["metadata"].get("labels", {}), well_known.SEGMENT: "inference"}
     ran["metadata"] |= {"namespace": "serving", "labels": labels}
     found = [row.code for row in rows([*objects, {"kind": "Pod", **ran}]) if row.object == "Pod/vllm"]
     wanted = {
@@ -245,7 +240,9 @@ def test_what_is_refused_where_a_sidecar_is_required_is_found_where_it_runs(case
 def test_opting_out_is_an_error_where_a_sidecar_is_required() -> None:
     severities = []
     for objects in (cluster(), requiring()):
-        objects.append(pod("serving", "x", labels={LABEL: "inference", wishes.INJECT: "disabled"}, captured=None))
+        objects.append(
+            pod("serving", "x", labels={well_known.SEGMENT: "inference", well_known.INJECT: "disabled"}, captured=None)
+        )
         severities += [(row.code, row.severity) for row in rows(objects)]
     assert severities == [("opted_out", "warning"), ("opted_out", "error")]
 

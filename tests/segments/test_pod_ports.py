@@ -12,7 +12,8 @@ from firedoor.broker.injector import wishes
 from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.broker.kubernetes.endpoint_records import read_pod
 from firedoor.segments.cluster_pods import read_cluster
-from firedoor.segments.pod_ports import PORTS, PodPort, port_words
+from firedoor.segments.pod_ports import PodPort, port_words
+from firedoor.segments.well_known import PORTS
 
 WORDS: dict[str, PodPort | None] = {
     "9000/http": PodPort(9000, "http", audit=False, listen=0),

@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firedoor.broker.injector import InjectionRefused, InjectorRules, difference, inject
-from firedoor.broker.injector.containers import ACCOUNT, CAPTURE, NAMES, SIDECAR, VOLUMES
+from firedoor.broker.injector.containers import ACCOUNT, VOLUMES
 from firedoor.broker.injector.demands import ENABLED, PATHS, REQUIRED, Demands
+from firedoor.segments.well_known import CAPTURE_CONTAINER as CAPTURE
+from firedoor.segments.well_known import CONTAINERS as NAMES
+from firedoor.segments.well_known import SIDECAR_CONTAINER as SIDECAR
 from firedoor.sidecar import config as sidecar_config
 
 RULES = InjectorRules(
