@@ -12,8 +12,8 @@ from firedoor.cli.errors import UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import Group
-from firedoor.cli.policy_files import read_documents, trust_domain, unusable
-from firedoor.segments import Finding, PolicyErrors, load
+from firedoor.cli.policy_files import add_policy, read_policy, unusable
+from firedoor.segments import Finding, PolicyErrors
 from firedoor.segments.exports import ExportError, Options, export
 
 _WORDS = (
@@ -39,31 +39,39 @@ def configure(words: Group) -> None:
         example = f"$ firedoor segment export {form} segments/ --trust-domain example.org | kubectl apply -f -"
         leaf = group.leaf(form, summary, example, run)
         leaf.set_defaults(form=form)
-        leaf.add_argument("path", metavar="PATH", help="a file, or a folder of .yaml files")
-        leaf.add_argument("--trust-domain", metavar="TD", help="what {td} stands for")
-        leaf.add_argument(
-            "--namespace",
-            action="append",
-            default=[],
-            metavar="NS",
-            help="a namespace with pods of segments, beside those that the policy names; may stand several times",
-        )
-        leaf.add_argument(
-            "--broker-namespace",
-            default=_DEFAULT.broker_namespace,
-            metavar="NS",
-            help="where the broker's pods are (%(default)s)",
-        )
-        leaf.add_argument("--ambient", action="store_true", help="Istio's ambient mesh is there: open its tunnels")
+        add_policy(leaf)
+        add_options(leaf)
         leaf.add_argument("--strict", action="store_true", help="exit 1 when something cannot be said")
+
+
+def add_options(leaf: argparse.ArgumentParser) -> None:
+    """Declare what an export is made with; whoever compares with one has to be told the same."""
+    leaf.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NS",
+        help="a namespace with pods of segments, beside those that the policy names; may stand several times",
+    )
+    leaf.add_argument(
+        "--broker-namespace",
+        default=_DEFAULT.broker_namespace,
+        metavar="NS",
+        help="where the broker's pods are (%(default)s)",
+    )
+    leaf.add_argument("--ambient", action="store_true", help="Istio's ambient mesh is there: export opens its tunnels")
+
+
+def chosen(options: argparse.Namespace) -> Options:
+    """Return what `add_options` declares."""
+    return Options(tuple(options.namespace), options.broker_namespace, ambient=options.ambient)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the objects; what they do not say goes to stderr, or into the JSON."""
-    chosen = Options(tuple(options.namespace), options.broker_namespace, ambient=options.ambient)
+    policy = read_policy(options)
     try:
-        policy = load(read_documents(options.path), trust_domain(options.trust_domain))
-        made = export(policy, options.form, chosen, int(time.time()))
+        made = export(policy, options.form, chosen(options), int(time.time()))
     except PolicyErrors as errors:
         raise unusable(errors.findings) from None
     except ExportError as error:

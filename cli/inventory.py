@@ -12,14 +12,15 @@ from typing import Final
 
 from firedoor.cli.errors import Unreachable, UsageError
 from firedoor.cli.exits import Exit
+from firedoor.cli.export import add_options, chosen
 from firedoor.cli.output import show, show_json, table
 from firedoor.cli.parsing import Group
-from firedoor.cli.policy_files import read_documents, trust_domain, unusable
+from firedoor.cli.policy_files import add_policy, read_policy, unusable
 from firedoor.cli.progress import waiting
-from firedoor.segments import PolicyErrors, load
+from firedoor.segments import PolicyErrors
 from firedoor.segments.cluster_pods import Cluster, read_cluster
 from firedoor.segments.errors import ExportError, InventoryError
-from firedoor.segments.exports import FORMS, Options
+from firedoor.segments.exports import FORMS
 from firedoor.segments.inventory import inventory
 
 EXAMPLE = """\
@@ -35,26 +36,17 @@ _RESOURCES: Final = {
 _SECONDS: Final = 300
 # A pod is some kilobytes; this many are of a cluster that nobody has.
 _MAX_BYTES: Final = 1 << 30
-_DEFAULT: Final = Options()
 
 
 def configure(words: Group) -> None:
     """Declare the arguments."""
     leaf = words.leaf("inventory", "list what runs in a cluster and is not as the policy would have it", EXAMPLE, run)
-    leaf.add_argument("path", metavar="PATH", help="the policy: a file, or a folder of .yaml files")
-    leaf.add_argument("--trust-domain", metavar="TD", help="what {td} stands for")
+    add_policy(leaf)
     leaf.add_argument(
         "--from", dest="given", metavar="FILE", help="what kubectl printed (- for stdin); runs no kubectl"
     )
     leaf.add_argument("--kubeconfig", metavar="FILE", help="for kubectl; it finds its own unless given")
     leaf.add_argument("--context", metavar="NAME", help="for kubectl: which cluster of its configuration")
-    leaf.add_argument(
-        "--namespace",
-        action="append",
-        default=[],
-        metavar="NS",
-        help="the export was made with this one beside those that the policy names; may stand several times",
-    )
     leaf.add_argument(
         "--only", action="append", default=[], metavar="NS", help="look at this namespace; may stand several times"
     )
@@ -64,21 +56,17 @@ def configure(words: Group) -> None:
         default="kubernetes",
         help="what the flows are exported as, and compared with (%(default)s)",
     )
-    leaf.add_argument(
-        "--broker-namespace", default=_DEFAULT.broker_namespace, metavar="NS", help="where the broker is (%(default)s)"
-    )
-    leaf.add_argument("--ambient", action="store_true", help="the export was made with --ambient")
+    add_options(leaf)
     leaf.add_argument("--strict", action="store_true", help="warnings make it exit 1 too")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what is to be seen to; errors (and with --strict warnings) make it exit 1."""
     form = "" if options.exported == "none" else options.exported
-    chosen = Options(tuple(options.namespace), options.broker_namespace, ambient=options.ambient)
+    policy = read_policy(options)
     try:
-        policy = load(read_documents(options.path), trust_domain(options.trust_domain))
         cluster = _cluster(options)
-        rows = inventory(policy, cluster, form, chosen, int(time.time()), options.only)
+        rows = inventory(policy, cluster, form, chosen(options), int(time.time()), options.only)
     except PolicyErrors as errors:
         raise unusable(errors.findings) from None
     except (ExportError, InventoryError) as error:

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading segment and flow documents from a file or a folder on the command line."""
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 from firedoor.certs import TrustDomain
 from firedoor.certs.errors import CertsError
 from firedoor.cli.errors import UsageError
-from firedoor.segments import Document, Finding
+from firedoor.segments import Document, Finding, PolicyErrors, PolicySet, load
 
 SUFFIXES = (".yaml", ".yml")
+
+
+def add_policy(leaf: argparse.ArgumentParser, *, domain: bool = True) -> None:
+    """Declare where the documents are and, for who reads them here and not at the broker, what {td} stands for."""
+    leaf.add_argument("path", metavar="PATH", help="the policy: a file, or a folder of .yaml files")
+    if domain:
+        leaf.add_argument("--trust-domain", metavar="TD", help="what {td} stands for")
 
 
 def read_documents(path: str) -> list[Document]:
@@ -34,6 +42,19 @@ def trust_domain(name: str | None) -> TrustDomain:
         return TrustDomain.parse(name)
     except CertsError as error:
         raise UsageError(f"--trust-domain {name!r}: {error}") from None
+
+
+def read_policy(options: argparse.Namespace) -> PolicySet:
+    """Read the policy that `add_policy` declares."""
+    return loaded(read_documents(options.path), trust_domain(options.trust_domain))
+
+
+def loaded(documents: list[Document], domain: TrustDomain) -> PolicySet:
+    """Return the policy of documents. Raise UsageError with every error of one that cannot be used."""
+    try:
+        return load(documents, domain)
+    except PolicyErrors as errors:
+        raise unusable(errors.findings) from None
 
 
 def unusable(findings: Iterable[Finding]) -> UsageError:

@@ -13,12 +13,11 @@ from firedoor.cli.errors import NotFound, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 from firedoor.cli.parsing import finish
-from firedoor.cli.policy_files import read_documents, trust_domain, unusable
+from firedoor.cli.policy_files import loaded, read_documents, trust_domain
 from firedoor.mtls import Decision, Engine
 from firedoor.segments import (
     Address,
     Document,
-    PolicyErrors,
     PolicySet,
     Question,
     QuestionError,
@@ -27,7 +26,6 @@ from firedoor.segments import (
     examples,
     expected_examples,
     explain,
-    load,
     nearest_answer,
     parse_action,
     parse_destination,
@@ -87,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _local(options: argparse.Namespace, source: SpiffeId) -> PolicySet:
     domain = trust_domain(options.trust_domain) if options.trust_domain else source.trust_domain
-    return _loaded(read_documents(options.segments), domain)
+    return loaded(read_documents(options.segments), domain)
 
 
 def _remote(options: argparse.Namespace) -> PolicySet:
@@ -97,14 +95,7 @@ def _remote(options: argparse.Namespace) -> PolicySet:
     if not carried.documents:
         raise NotFound("the broker has no policy yet: `firedoor segment apply PATH`, or `broker run --segments PATH`")
     documents = [Document(one.name, one.text) for one in carried.documents]
-    return _loaded(documents, TrustDomain.parse(carried.table.trust_domain))
-
-
-def _loaded(documents: list[Document], domain: TrustDomain) -> PolicySet:
-    try:
-        return load(documents, domain)
-    except PolicyErrors as errors:
-        raise unusable(errors.findings) from None
+    return loaded(documents, TrustDomain.parse(carried.table.trust_domain))
 
 
 def _destinations(policy: PolicySet, target: SpiffeId | str, port: int) -> list[SpiffeId]:

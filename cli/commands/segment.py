@@ -12,7 +12,7 @@ from firedoor.cli.admin import add_broker_socket, broker, generation_text
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, table
 from firedoor.cli.parsing import Group
-from firedoor.cli.policy_files import read_documents, trust_domain, unusable
+from firedoor.cli.policy_files import add_policy, read_documents, trust_domain
 from firedoor.cli.progress import waiting
 from firedoor.segments import Document, Finding, PolicyErrors, lint, load
 from firedoor.wire import admin_grpc, admin_pb2, control_pb2, policy_pb2
@@ -33,11 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     words = Group(parser)
     listing = words.leaf("list", "show the segments and flows in force", LIST_EXAMPLE, run_list)
     linting = words.leaf("lint", "check policy files; needs no broker", LINT_EXAMPLE, run_lint)
-    linting.add_argument("path", metavar="PATH", help="a file, or a folder of .yaml files")
-    linting.add_argument("--trust-domain", metavar="TD", help="what {td} stands for")
+    add_policy(linting)
     linting.add_argument("--strict", action="store_true", help="warnings count as errors")
     applying = words.leaf("apply", "replace the whole policy, or change nothing", APPLY_EXAMPLE, run_apply)
-    applying.add_argument("path", metavar="PATH", help="a file, or a folder of .yaml files")
+    add_policy(applying, domain=False)
     applying.add_argument("--dry-run", action="store_true", help="show the difference and change nothing")
     applying.add_argument("--if-generation", type=generation, metavar="E.N", help="only if this generation is in force")
     applying.add_argument(
@@ -214,10 +213,3 @@ def _action(action: policy_pb2.Action) -> str:
     if kind == "grpc":
         return f"grpc {action.grpc.service}/{','.join(action.grpc.methods) or '*'}"
     return kind or "unknown"
-
-
-def check_documents(path: str, domain: TrustDomain) -> None:
-    """Raise UsageError with every error of a policy that cannot be used."""
-    errors = [f for f in find(read_documents(path), domain) if f.severity == "error"]
-    if errors:
-        raise unusable(errors)
