@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.kubernetes.api import Api, ApiError
-from tests.spire.programs import Daemon, free_port, needed, wait_for
+from tests.spire.programs import Daemon, free_port, needed
+from tests.waiting import until
 from tests.web_pki import WebPki
 
 # A port that was free may be taken a moment later.
@@ -89,7 +90,7 @@ class Bao:
         """Start it, sealed, on the port that it had; say whether it answers."""
         (self.folder / "bao.hcl").write_text(self._config())
         self.daemon.launch(self._program, "server", f"-config={self.folder / 'bao.hcl'}")
-        wait_for(lambda: self._answers() or not self.daemon.alive(), "its start", _SECONDS)
+        until(lambda: self._answers() or not self.daemon.alive(), "its start", seconds=_SECONDS)
         return self.daemon.alive()
 
     def _config(self) -> str:
@@ -125,12 +126,12 @@ audit "file" "calls" {{
 
     def back(self) -> None:
         """Start it again, sealed; the port may be somebody's for a moment."""
-        wait_for(self.launch, "that it is back", _SECONDS)
+        until(self.launch, "that it is back", seconds=_SECONDS)
 
     def unseal(self) -> None:
         """Give it the key of its storage, and wait until it serves."""
         self.write("sys/unseal", {"key": self._unseal_key})
-        wait_for(self._serves, "that it serves", _SECONDS)
+        until(self._serves, "that it serves", seconds=_SECONDS)
 
     def _serves(self) -> bool:
         try:

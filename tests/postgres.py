@@ -17,13 +17,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
+
+from tests.waiting import until
 
 MISSING = "PostgreSQL is not installed: apt-get install postgresql"
 # Data outlives a killed process, not a power cut; nothing here waits for a disk.
@@ -83,15 +84,15 @@ class Server:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         command = [str(self._programs / "postgres"), "-D", "data", "-k", str(self.folder), *options]
         self._process = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.DEVNULL, **_unprivileged())
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.admin().close()
-                return
-            except psycopg.OperationalError:
-                assert self._process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.02)
+        until(self._answers, "the server answers")
+
+    def _answers(self) -> bool:
+        try:
+            self.admin().close()
+        except psycopg.OperationalError:
+            assert self._process.poll() is None, "the server ended"
+            return False
+        return True
 
     def listen(self, certificate: Path, key: Path) -> None:
         """Start anew, at a port of 127.0.0.1 too, where it speaks nothing but TLS and asks for the password."""

@@ -10,12 +10,10 @@ async with running(tmp, POLICY) as broker:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import secrets
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,14 +121,6 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     """Return what a stream ended with."""
     code, trailing = await call.code(), await call.trailing_metadata()
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=await call.details())
-
-
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for a condition; fail after a time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 class AgentClient:

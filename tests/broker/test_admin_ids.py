@@ -19,6 +19,7 @@ from firedoor.wire import agent_grpc, agent_pb2, bundle_pb2, entry_grpc, entry_p
 from tests.broker.harness import CHANNEL, POLICY, SERVER, TD, RunningBroker, code_of, flags, running
 from tests.broker.test_federation import give
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import PATIENCE
 
 ADMIN = "/operations/alice"
 
@@ -55,7 +56,7 @@ def calling(broker: RunningBroker, trust: SimulatedTrustDomain, path: str) -> It
 
 async def count(channel: grpc.aio.Channel) -> str:
     try:
-        await entry_grpc.EntryStub(channel).CountEntries(entry_pb2.CountEntriesRequest(), timeout=10)
+        await entry_grpc.EntryStub(channel).CountEntries(entry_pb2.CountEntriesRequest(), timeout=PATIENCE)
     except grpc.aio.AioRpcError as error:
         return code_of(error)
     finally:
@@ -91,13 +92,13 @@ async def test_without_the_bundle_nobody_comes_in(broker: RunningBroker, other: 
     await give(broker, other)
     with calling(broker, other, ADMIN) as channel:
         stub = entry_grpc.EntryStub(channel)
-        await stub.CountEntries(entry_pb2.CountEntriesRequest(), timeout=10)
+        await stub.CountEntries(entry_pb2.CountEntriesRequest(), timeout=PATIENCE)
         # The bundle goes: so does a connection that is open.
         await broker.bundles.BatchDeleteFederatedBundle(
             bundle_pb2.BatchDeleteFederatedBundleRequest(trust_domains=["other.org"])
         )
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.CountEntries(entry_pb2.CountEntriesRequest(), timeout=10)
+            await stub.CountEntries(entry_pb2.CountEntriesRequest(), timeout=PATIENCE)
         assert code_of(refused.value) == "UNAVAILABLE"
         await channel.close()
 

@@ -22,8 +22,9 @@ from firedoor.broker.keys.aws_kms import AwsKmsKeyManager
 from firedoor.broker.keys.settings import AwsKmsRules
 from firedoor.certs import KeyManagerAway, KeyType
 from firedoor.certs.keys import signing
-from tests.broker.harness import running, until
+from tests.broker.harness import running
 from tests.kms import SECRET, Kms, kms
+from tests.waiting import async_until
 
 NAME = "x509-CA-A"
 PATH = "/segment/registry/x"
@@ -192,6 +193,6 @@ async def test_a_broker_on_it_goes_on_when_kms_is_back(folder: Path, cloud: Kms)
             assert (await again.bundle()).x509_authorities
         finally:
             cloud.process.send_signal(signal.SIGCONT)
-        await until(lambda: not again.broker.condition().degraded, 60)
+        await async_until(lambda: not again.broker.condition().degraded)
         assert (await agent.sign(made.id))[0].status.code == 0
         assert (await agent.token(made.id)).token

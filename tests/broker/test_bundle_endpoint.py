@@ -18,7 +18,8 @@ from firedoor.broker import config
 from firedoor.broker.errors import ConfigError
 from firedoor.certs import TrustBundle, TrustDomain
 from firedoor.wire import localauthority_grpc, localauthority_pb2
-from tests.broker.harness import SERVER, TD, RunningBroker, flags, running, until
+from tests.broker.harness import SERVER, TD, RunningBroker, flags, running
+from tests.waiting import async_until
 from tests.web_pki import WebPki
 
 LISTEN = {"bundle_endpoint_listen": "127.0.0.1:0"}
@@ -138,12 +139,12 @@ async def test_a_certificate_of_the_web_is_taken_up_when_it_is_renewed(
         other = folder / "other"
         other.mkdir()
         WebPki().write(other, "127.0.0.1")[0].replace(folder / "web.pem")
-        await until(lambda: "stays as it was" in caplog.text)
+        await async_until(lambda: "stays as it was" in caplog.text)
         assert "is not the key of the first certificate" in caplog.text
         async with fetched(url(broker), pki.client()) as response:
             assert response.status == 200
         pki.write(folder, "localhost")
-        await until(lambda: "serves with the certificate" in caplog.text)
+        await async_until(lambda: "serves with the certificate" in caplog.text)
         async with fetched(url(broker, "localhost"), pki.client()) as response:
             assert response.status == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):

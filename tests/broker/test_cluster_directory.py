@@ -16,10 +16,9 @@ from firedoor.broker.db.directory_rows import load_directory, put_directory
 from firedoor.broker.kubernetes import directory
 from firedoor.broker.kubernetes.directory import ClusterDirectory
 from firedoor.segments.directory import Derived
-from tests.broker.harness import RunningBroker, running, until
+from tests.broker.harness import RunningBroker, running
 from tests.broker.test_endpoint_index import ONE, OPEN, Seen, pod, port, service, slice_of, target
-
-SECONDS = 60.0
+from tests.waiting import async_until
 
 
 class Held:
@@ -59,7 +58,7 @@ class Cluster:
             task.cancel()
 
     async def sources_are(self, *sources: str) -> None:
-        await until(lambda: {one.source for one in self.state.directory.values()} == set(sources), SECONDS)
+        await async_until(lambda: {one.source for one in self.state.directory.values()} == set(sources))
 
 
 SERVICE = service("a", "10.96.0.7", port(80))
@@ -144,9 +143,9 @@ async def test_a_namespace_that_never_rests_holds_up_nobody(broker: RunningBroke
     task = asyncio.create_task(storm())
     try:
         async with cluster.runs():
-            await until(lambda: any("web" in one.source for one in cluster.state.directory.values()), SECONDS)
+            await async_until(lambda: any("web" in one.source for one in cluster.state.directory.values()))
             cluster.slices.put(OPEN)
-            await until(lambda: {one.source for one in cluster.state.directory.values()} >= set(BOTH), SECONDS)
+            await async_until(lambda: {one.source for one in cluster.state.directory.values()} >= set(BOTH))
     finally:
         task.cancel()
 

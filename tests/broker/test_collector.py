@@ -16,7 +16,8 @@ from firedoor.broker.policy import Compiled, compile_documents
 from firedoor.broker.views import Shared, Viewer
 from firedoor.certs import TrustDomain
 from firedoor.segments import Document, Loader, PolicyErrors
-from tests.broker.harness import POLICY, TD, RunningBroker, until
+from tests.broker.harness import POLICY, TD, RunningBroker
+from tests.waiting import async_until
 
 # In a process of its own: how often everything is walked through goes by how much there is.
 COUNTS = """
@@ -129,6 +130,6 @@ async def test_a_policy_that_is_replaced_is_freed(broker: RunningBroker) -> None
         written = broker.folder / "policy" / "new"
         written.write_text(POLICY.replace("/models/**", "/other/**"))
         written.rename(broker.folder / "policy" / "segments.yaml")
-        await until(lambda: before() is None, 60)
+        await async_until(lambda: before() is None)
     finally:
         gc.enable()

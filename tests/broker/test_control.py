@@ -14,8 +14,9 @@ from firedoor.certs import KeyType, SpiffeId, generate_key, make_csr, parse_x509
 from firedoor.certs.rotation import Stage
 from firedoor.wire import bundle_pb2, control_pb2, entry_pb2, types
 from firedoor.wire.views import parts_hash, view_hash
-from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, running, until
+from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, running
 from tests.broker.test_issuing import USER, change
+from tests.waiting import async_until
 
 
 class Stream:
@@ -36,9 +37,9 @@ class Stream:
             elif kind == "disconnected":
                 self.disconnects += 1
 
-    async def next(self, seconds: float = 10) -> control_pb2.Update:
+    async def next(self) -> control_pb2.Update:
         """Return the next update that was not returned yet."""
-        await until(lambda: self.poll() or self.updates, seconds)
+        await async_until(lambda: self.poll() or self.updates)
         return self.updates.pop(0)
 
     async def having(self, *entry_ids: str) -> control_pb2.Update:
@@ -123,7 +124,7 @@ async def test_who_takes_deltas_is_told_what_changed(broker: RunningBroker) -> N
     assert first.view_hash == parts_hash(first.parts)
     stream.ack(first)
     pusher, mine = broker.broker.pusher, SpiffeId.parse(agent.id)
-    await until(lambda: pusher.listening[mine].view_hash == first.view_hash)
+    await async_until(lambda: pusher.listening[mine].view_hash == first.view_hash)
     # Nothing for it.
     await broker.entry("/segment/registry/x", other.path, USER)
     second = await stream.next()
@@ -149,7 +150,7 @@ async def test_a_delta_that_is_refused_is_followed_by_all_of_it_once(broker: Run
     first = await stream.next()
     stream.ack(first)
     pusher, mine = broker.broker.pusher, SpiffeId.parse(agent.id)
-    await until(lambda: pusher.listening[mine].view_hash == first.view_hash)
+    await async_until(lambda: pusher.listening[mine].view_hash == first.view_hash)
     made = await broker.entry("/segment/registry/y", agent.path, USER)
     delta = await stream.next()
     assert delta.HasField("base")
@@ -158,7 +159,7 @@ async def test_a_delta_that_is_refused_is_followed_by_all_of_it_once(broker: Run
     assert (whole.view_hash, whole.generation) == (delta.view_hash, delta.generation)
     # Refused again: nothing until there is something new, and that is whole.
     stream.nack(whole)
-    await until(lambda: pusher.listening[mine].refused == "unknown_part")
+    await async_until(lambda: pusher.listening[mine].refused == "unknown_part")
     other = await broker.entry("/segment/registry/z", agent.path, USER)
     assert not (await stream.having(made.id, other.id)).HasField("base")
     refused = b"firedoor_broker_updates_refused_total %.1f" % (1 if code == "unknown_base" else 2)
@@ -196,11 +197,11 @@ async def test_a_sidecar_that_comes_back_with_what_it_had_is_told_so(broker: Run
     whole = parts_hash(first.parts)
     before.stop()
     # What one of its streams does not take, none is sent.
-    await until(lambda: SpiffeId.parse(agent.id) not in broker.broker.pusher.listening)
+    await async_until(lambda: SpiffeId.parse(agent.id) not in broker.broker.pusher.listening)
     stream = Stream(agent, features=("delta",))
     stream.hello.running.CopyFrom(first.generation)
     stream.hello.view_hash = whole
-    await until(lambda: stream.poll() or any(one.HasField("base") for one in stream.updates))
+    await async_until(lambda: stream.poll() or any(one.HasField("base") for one in stream.updates))
     update = stream.updates[-1]
     assert (update.delta.base_hash, update.view_hash, len(update.delta.put)) == (whole, whole, 0)
 
@@ -240,8 +241,8 @@ async def test_acknowledgements_are_kept(broker: RunningBroker) -> None:
     pusher = broker.broker.pusher
     generation = Generation(update.generation.epoch, update.generation.number)
     mine, its = SpiffeId.parse(agent.id), SpiffeId.parse(silent.id)
-    await until(lambda: pusher.missing(generation) == [its] and pusher.listening[its].refused)
-    await until(lambda: b"firedoor_broker_sidecars_behind 1.0" in broker.broker.metrics.text())
+    await async_until(lambda: pusher.missing(generation) == [its] and pusher.listening[its].refused)
+    await async_until(lambda: b"firedoor_broker_sidecars_behind 1.0" in broker.broker.metrics.text())
     assert pusher.listening[mine].svids == {"e": (7, "ab")}
     assert pusher.listening[mine].view_hash == update.view_hash
     assert pusher.listening[its].refused == "unknown_part"
@@ -249,9 +250,9 @@ async def test_acknowledgements_are_kept(broker: RunningBroker) -> None:
     # A later one that it takes clears that.
     made = await broker.entry("/segment/registry/z", silent.path, USER)
     second.ack(await second.having(made.id))
-    await until(lambda: not pusher.listening[its].refused)
+    await async_until(lambda: not pusher.listening[its].refused)
     stream.stop()
-    await until(lambda: mine not in pusher.listening)
+    await async_until(lambda: mine not in pusher.listening)
 
 
 async def test_a_banned_agent_loses_its_stream_and_its_twin_does_not(broker: RunningBroker) -> None:
@@ -263,7 +264,7 @@ async def test_a_banned_agent_loses_its_stream_and_its_twin_does_not(broker: Run
     await stream.next()
     await twins.next()
     await broker.ban(agent.id)
-    await until(lambda: stream.poll() or stream.disconnects)
+    await async_until(lambda: stream.poll() or stream.disconnects)
     # The twin learns of the revocation instead.
     revocations = part(await twins.next(), "revocations").revocations
     assert [(r.serial, r.reason) for r in revocations] == [(serial, "agent_banned")]
@@ -280,7 +281,7 @@ async def test_an_identity_that_is_no_agent_is_told_nothing(broker: RunningBroke
     workload = broker.client()
     workload.use(parse_x509_svid(tuple(result.svid.cert_chain)), key)
     stream = Stream(workload)
-    await until(lambda: stream.poll() or stream.disconnects)
+    await async_until(lambda: stream.poll() or stream.disconnects)
     assert not stream.updates
     assert await Stream(agent).next()
 
@@ -298,10 +299,10 @@ async def test_a_replaced_certificate_cannot_listen(broker: RunningBroker) -> No
     await third.next()
     await new.entries()
     for stream in (first, second):
-        await until(lambda stream=stream: stream.poll() or stream.disconnects)  # type: ignore[misc]
+        await async_until(lambda stream=stream: stream.poll() or stream.disconnects)  # type: ignore[misc]
         stream.updates.clear()
     again = Stream(old)
-    await until(lambda: again.poll() or again.disconnects)
+    await async_until(lambda: again.poll() or again.disconnects)
     made = await broker.entry("/segment/registry/x", old.path, USER)
     await third.having(made.id)
     for stream in (first, second, again):
@@ -325,7 +326,7 @@ async def test_a_replaced_certificate_is_told_nothing_by_a_broker_that_never_hea
             assert svid is not None
             agent.use(svid, key)
             stream = Stream(agent)
-            await until(lambda stream=stream: stream.poll() or stream.disconnects or stream.updates)  # type: ignore[misc]
+            await async_until(lambda stream=stream: stream.poll() or stream.disconnects or stream.updates)  # type: ignore[misc]
             assert (bool(stream.updates), bool(stream.disconnects)) == (told, not told)
             stream.stop()
 
@@ -333,7 +334,7 @@ async def test_a_replaced_certificate_is_told_nothing_by_a_broker_that_never_hea
 async def test_a_version_that_we_do_not_speak_is_refused(broker: RunningBroker) -> None:
     agent = await broker.attest()
     stream = Stream(agent, 2, 3)
-    await until(lambda: stream.poll() or stream.disconnects)
+    await async_until(lambda: stream.poll() or stream.disconnects)
     assert not stream.updates
     assert await Stream(agent, 1, 2).next()
 

@@ -21,12 +21,13 @@ from firedoor.sidecar.crls import vouched
 from firedoor.sidecar.view import read_update
 from firedoor.wire import admin_grpc, admin_pb2, control_pb2
 from firedoor.wire.views import CRLS
-from tests.broker.harness import POLICY, TD, AgentClient, RunningBroker, running, until
+from tests.broker.harness import POLICY, TD, AgentClient, RunningBroker, running
 from tests.broker.test_control import Stream
 from tests.broker.test_revoking import USER, X, Y, issue, revoke
 from tests.broker.test_upstream import Files, made
 from tests.openssl import verify
 from tests.postgres import Server
+from tests.waiting import async_until
 
 OWN = TrustDomain.parse(TD)
 BOTH = ("sqlite", "postgres")
@@ -53,7 +54,7 @@ def openssl(broker: RunningBroker, svid: X509Svid) -> str:
 async def signed(broker: RunningBroker, *svids: X509Svid) -> None:
     """Wait until exactly these are listed."""
     wanted = {one.serial for one in svids}
-    await until(lambda: {serial for some in listed(broker).values() for serial in some} == wanted, 60)
+    await async_until(lambda: {serial for some in listed(broker).values() for serial in some} == wanted)
 
 
 async def two(broker: RunningBroker) -> tuple[AgentClient, str, X509Svid, X509Svid]:
@@ -106,17 +107,17 @@ async def test_each_authority_lists_its_own(broker: RunningBroker) -> None:
     old = authority.active().authority_id
     fresh = (await authority.prepare()).authority_id
     # Before it signs, so that nobody is without a list for a moment.
-    await until(lambda: listed(broker).keys() == {old, fresh}, 60)
+    await async_until(lambda: listed(broker).keys() == {old, fresh})
     await authority.activate(fresh)
     later = await issue(agent, entry_id)
     await revoke(broker, segment="registry")
-    await until(lambda: len(listed(broker)[fresh]) == 1 and len(listed(broker)[old]) == 2, 60)
+    await async_until(lambda: len(listed(broker)[fresh]) == 1 and len(listed(broker)[old]) == 2)
     assert svid.serial in listed(broker)[old]
     assert listed(broker)[fresh].keys() == {later.serial}
     for one in (svid, later):
         assert "certificate revoked" in openssl(broker, one)
     # One that is out of the bundle has none.
-    await until(lambda: broker.broker.identity.svid.authority_id == fresh, 60)
+    await async_until(lambda: broker.broker.identity.svid.authority_id == fresh)
     await authority.taint(old)
     await authority.revoke(old)
     assert listed(broker).keys() == {fresh}
@@ -145,12 +146,12 @@ async def test_a_full_list_says_so(
     _, _, svid, other = await two(broker)
     monkeypatch.setattr(crls_module, "MAX_CRL_ENTRIES", 1)
     await revoke(broker, segment="registry")
-    await until(lambda: any(some for some in listed(broker).values()), 60)
+    await async_until(lambda: any(some for some in listed(broker).values()))
     (one,) = broker.broker.state.vouched_crls()
     assert one.left_out == 1
     assert one.listed.keys() < {svid.serial, other.serial}
     assert "1 revoked certificates more than a revocation list takes" in caplog.text
-    await until(lambda: b"firedoor_broker_crl_left_out 1.0" in broker.broker.metrics.text(), 60)
+    await async_until(lambda: b"firedoor_broker_crl_left_out 1.0" in broker.broker.metrics.text())
     stub = admin_grpc.RevocationAdminStub(broker.admin)
     (shown,) = (await stub.ListCrls(admin_pb2.ListCrlsRequest())).crls
     assert (shown.crl.authority_id, shown.left_out, shown.crl.der) == (one.authority_id, 1, one.der)
@@ -192,9 +193,9 @@ async def test_who_knows_lists_gets_them_and_who_does_not_goes_on(broker: Runnin
     async def told(stream: Stream) -> control_pb2.Update:
         """Return the update of the present generation, once the list is signed."""
         await signed(broker, svid)
-        update = await stream.next(60)
+        update = await stream.next()
         while update.generation.number < broker.broker.state.generation.number:
-            update = await stream.next(60)
+            update = await stream.next()
         return update
 
     view = read_update(await told(knowing), OWN, None)
@@ -207,7 +208,7 @@ async def test_the_key_is_gone(broker: RunningBroker, caplog: pytest.LogCaptureF
     """Said once; everything else goes on."""
     state, authority = broker.broker.state, broker.broker.authority
     fresh = await authority.prepare()
-    await until(lambda: fresh.authority_id in listed(broker), 60)
+    await async_until(lambda: fresh.authority_id in listed(broker))
     authority.keys.delete(fresh.key_id)
     # As if it had none yet.
     state.crls = {key: one for key, one in state.crls.items() if key != fresh.authority_id}
@@ -249,7 +250,7 @@ async def pair(postgres: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 async def test_every_broker_has_the_lists_of_all(pair: list[RunningBroker]) -> None:
     a, b = pair
     names = [one.broker.authority.active().authority_id for one in pair]
-    await until(lambda: listed(a) == listed(b) == {key: {} for key in names}, 60)
+    await async_until(lambda: listed(a) == listed(b) == {key: {} for key in names})
     agent = await a.attest()
     entry_id = (await a.entry(X, agent.path, USER)).id
     svid = await issue(agent, entry_id)
@@ -266,7 +267,7 @@ async def test_every_broker_has_the_lists_of_all(pair: list[RunningBroker]) -> N
     def found(broker: RunningBroker) -> dict[str, set[str]]:
         return {name: set(some) for name, some in listed(broker).items()}
 
-    await until(lambda: found(a) == found(b) == wanted, 60)
+    await async_until(lambda: found(a) == found(b) == wanted)
     for broker in pair:
         for one in (svid, other):
             said = await asyncio.to_thread(openssl, broker, one)

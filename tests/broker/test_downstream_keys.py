@@ -29,9 +29,10 @@ from firedoor.certs import (
 from firedoor.segments import membership_of
 from firedoor.wire import admin_pb2, bundle_grpc, bundle_pb2, entry_pb2, types
 from tests.broker.below import PATH, USER, Below, identity
-from tests.broker.harness import TD, RunningBroker, code_of, running, status, until
+from tests.broker.harness import TD, RunningBroker, code_of, running, status
 from tests.broker.test_control import Stream, part
 from tests.broker.test_downstream import ANY, ban, delete, evict, no_longer, refusal
+from tests.waiting import async_until
 
 ENGINES = ("sqlite", "postgresql")
 
@@ -210,7 +211,7 @@ async def test_what_takes_it_out_of_the_bundle(
     await cut(broker, below)
     # For sidecars at once, for everybody else within a second or so.
     assert validated(broker, key, "theirs", ANY) in ("segment_not_listed", "key_unknown")
-    await until(lambda: "theirs" not in in_bundle(broker))
+    await async_until(lambda: "theirs" not in in_bundle(broker))
     assert not broker.broker.state.downstream_keys
 
 
@@ -223,7 +224,7 @@ async def test_an_administrator_revokes_it(broker: RunningBroker) -> None:
     await change_bundle(broker.broker.state, lambda bundle: bundle.with_tainted_key("theirs"))
     await authority.revoke("theirs")
     assert "theirs" not in in_bundle(broker)
-    await until(lambda: not broker.broker.state.downstream_keys)
+    await async_until(lambda: not broker.broker.state.downstream_keys)
 
 
 async def test_a_restart_forgets_nothing(folder: Path) -> None:
@@ -235,4 +236,4 @@ async def test_a_restart_forgets_nothing(folder: Path) -> None:
         assert validated(again, key, "theirs", "/segment/inference/x") == "segment_not_listed"
         (entry,) = again.broker.state.entries
         await again.entries.BatchDeleteEntry(entry_pb2.BatchDeleteEntryRequest(ids=[entry.id]))
-        await until(lambda: "theirs" not in in_bundle(again))
+        await async_until(lambda: "theirs" not in in_bundle(again))

@@ -23,10 +23,11 @@ from firedoor.broker.broker import Broker
 from firedoor.broker.clock import Clock
 from firedoor.certs import parse_x509_svid
 from firedoor.wire import agent_grpc, agent_pb2, bundle_grpc, bundle_pb2, entry_grpc, entry_pb2, types
-from tests.broker.harness import POLICY, AgentClient, RunningBroker, entry, flags, until
+from tests.broker.harness import POLICY, AgentClient, RunningBroker, entry, flags
 from tests.broker.test_database import small_disk
 from tests.broker.test_issuing import OK, USER
 from tests.broker.test_restart import process
+from tests.waiting import PATIENCE, async_until
 
 KILLS = int(os.environ.get("FIREDOOR_KILLS", "4"))
 CLIENTS = 3
@@ -107,10 +108,10 @@ async def test_kill_9_under_writes_attestation_and_issuing(folder: Path, seed: i
                 asyncio.create_task(attest(*each, wanted))
                 for each in zip(clients, [admin] * CLIENTS, tokens, strict=True)
             ]
-            await until(lambda: wanted.entries and wanted.spent)
+            await async_until(lambda: wanted.entries and wanted.spent)
             await asyncio.sleep(chosen.uniform(0, 0.5))
             one.popen.kill()
-            await asyncio.wait(work, timeout=20)
+            await asyncio.wait(work, timeout=PATIENCE)
     try:
         await check(folder, wanted, roots, clients)
     finally:

@@ -19,9 +19,10 @@ from aiohttp import web
 from firedoor.certs import TrustDomain
 from firedoor.wire import bundle_pb2, trustdomain_grpc, types
 from firedoor.wire import trustdomain_pb2 as pb
-from tests.broker.harness import RunningBroker, code_of, running, until
+from tests.broker.harness import RunningBroker, code_of, running
 from tests.simulator import SimulatedTrustDomain
 from tests.tls_server import serving_tls
+from tests.waiting import async_until
 
 OTHER = TrustDomain.parse("other.org")
 SERVER = "spiffe://other.org/spire/server"
@@ -248,12 +249,12 @@ async def test_bundles_are_fetched_by_themselves(
             await give(broker, other)
             await create(broker, relationship(server.url, SERVER))
             other.rotate()
-            await until(lambda: len(held(broker)) == 2)
+            await async_until(lambda: len(held(broker)) == 2)
         # Relationships are there after a restart, and so is what was fetched.
         async with running(folder) as broker:
             assert len(held(broker)) == 2
             other.rotate()
-            await until(lambda: len(held(broker)) == 3)
+            await async_until(lambda: len(held(broker)) == 3)
             shown = await stub(broker).GetFederationRelationship(
                 pb.GetFederationRelationshipRequest(trust_domain="other.org")
             )

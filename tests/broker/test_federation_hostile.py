@@ -27,7 +27,7 @@ from firedoor.broker.federation import _interval
 from firedoor.broker.fetched import check_successor
 from firedoor.certs import TrustBundle
 from firedoor.wire import bundle_pb2, types
-from tests.broker.harness import RunningBroker, running, until
+from tests.broker.harness import RunningBroker, running
 from tests.broker.test_federation import (
     SERVER,
     create,
@@ -40,6 +40,7 @@ from tests.broker.test_federation import (
     spiffe_context,
 )
 from tests.simulator import SimulatedTrustDomain, odd_root
+from tests.waiting import async_until
 
 
 @pytest.fixture
@@ -337,9 +338,9 @@ async def test_one_that_hangs_holds_up_no_other(
             )
             await create(broker, stuck)
             await create(broker, relationship(server.url, SERVER))
-            await until(lambda: server.asked >= 3)
+            await async_until(lambda: server.asked >= 3)
             other.rotate()
-            await until(lambda: len(held(broker)) == 2)
+            await async_until(lambda: len(held(broker)) == 2)
 
 
 # --- when -------------------------------------------------------------------------------------------------------------
@@ -377,6 +378,6 @@ async def test_failures_are_counted_and_end(
         await give(broker, other)
         async with endpoint(spiffe_context(other), lambda _: web.Response(status=500)) as server:
             await create(broker, relationship(server.url, SERVER))
-            await until(lambda: overdue(broker) == 1)
+            await async_until(lambda: overdue(broker) == 1)
             server.answer = lambda _: json(other)
-            await until(lambda: overdue(broker) == 0)
+            await async_until(lambda: overdue(broker) == 0)

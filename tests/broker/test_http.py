@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firedoor.broker.http import JSON, Answer, HttpServer, Request
+from tests.waiting import PATIENCE
 
 
 def page(request: Request) -> Answer:
@@ -33,7 +34,7 @@ async def port() -> AsyncIterator[int]:
 async def ask(port: int, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 20)
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     return answer
 

@@ -13,7 +13,8 @@ from cryptography.x509.oid import NameOID
 from firedoor.broker.db.rows import issued_by_serial
 from firedoor.certs import KeyType, TrustBundle, TrustDomain, generate_key, parse_x509_svid, verify_x509_svid
 from firedoor.wire import entry_pb2, types
-from tests.broker.harness import POLICY, RunningBroker, entry, running, selectors, spiffe_id, until
+from tests.broker.harness import POLICY, RunningBroker, entry, running, selectors, spiffe_id
+from tests.waiting import async_until
 
 USER = ["unix:user:registry"]
 NODE = POLICY.replace(
@@ -33,7 +34,7 @@ async def change(broker: RunningBroker, policy: str) -> None:
     broker.broker.policy.reissuer.patience = 0
     (broker.folder / "policy" / "segments.yaml").write_text(policy)
     await broker.broker.reread()
-    await until(lambda: broker.broker.policy.current.documents[0].text == policy)
+    await async_until(lambda: broker.broker.policy.current.documents[0].text == policy)
 
 
 async def test_an_entitled_agent_gets_the_entrys_id(broker: RunningBroker) -> None:

@@ -21,9 +21,10 @@ from firedoor.broker.db.agent_rows import delete_expired_spent_tokens
 from firedoor.broker.errors import ConfigError
 from firedoor.certs import PodEvidence, X509Svid, make_csr
 from firedoor.wire import agent_pb2, types
-from tests.broker.harness import AgentClient, RunningBroker, code_of, entry, flags, running, spiffe_id, until
+from tests.broker.harness import AgentClient, RunningBroker, code_of, entry, flags, running, spiffe_id
 from tests.pod_policy import pod_segment
 from tests.service_accounts import ISSUER, POD_UID, TokenIssuer
+from tests.waiting import async_until
 
 ENGINES = ("sqlite", "postgres")
 POLICY = f"""\
@@ -248,7 +249,7 @@ async def test_keys_are_read_again_when_they_change(folder: Path, issuer: TokenI
         assert before.value is old
         (folder / "jwks.json.new").write_bytes(fresh.jwks)
         (folder / "jwks.json.new").rename(folder / "jwks.json")
-        await until(lambda: before.value is not old, 60)
+        await async_until(lambda: before.value is not old)
         await attest(broker, fresh.token())
 
 

@@ -18,7 +18,8 @@ from firedoor.broker.keys.pool import Pool, PoolFull
 from firedoor.broker.keys.settings import AwsKmsRules, Pkcs11Rules
 from firedoor.certs import KeyManagerAway, KeyType, MemoryKeyManager, PrivateKey, generate_key
 from firedoor.certs.keys import signing
-from tests.broker.harness import TD, flags, until
+from tests.broker.harness import TD, flags
+from tests.waiting import async_until
 
 
 class Hangs(MemoryKeyManager):
@@ -136,13 +137,13 @@ async def test_what_nobody_waits_for_is_not_begun() -> None:
     pool, gate, done = Pool(threads=1), threading.Event(), []
     first = asyncio.create_task(pool.run(gate.wait, 60))
     second = asyncio.create_task(pool.run(lambda: done.append(1), 60))
-    await until(lambda: pool._busy == 2)
+    await async_until(lambda: pool._busy == 2)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
     gate.set()
     await first
-    await until(lambda: pool._busy == 0, 60)
+    await async_until(lambda: pool._busy == 0)
     assert not done
     pool.close()
 

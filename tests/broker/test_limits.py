@@ -12,10 +12,11 @@ import pytest
 
 from firedoor.certs import KeyType, generate_key, make_csr, parse_x509_svid
 from firedoor.wire import agent_grpc, agent_pb2, bundle_grpc, bundle_pb2, svid_grpc, svid_pb2
-from tests.broker.harness import running, spiffe_id, until
+from tests.broker.harness import running, spiffe_id
 from tests.broker.test_issuing import OK, USER
 from tests.broker.test_restart import process
 from tests.broker.test_tokens import ID, KEY, MINT, PATH
+from tests.waiting import async_until
 
 # So slow that nothing comes back during a test.
 RATE = "0.01"
@@ -108,7 +109,7 @@ async def test_hang_up_opens_the_audit_log_anew_and_keeps_a_policy_that_is_broke
             assert moved.read_text() != before
             (folder / "policy" / "segments.yaml").write_text("kind: nonsense")
             one.popen.send_signal(signal.SIGHUP)
-            await until(log.exists)
+            await async_until(log.exists)
             before = moved.read_text()
             await stub.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=60))
             assert moved.read_text() == before

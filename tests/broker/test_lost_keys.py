@@ -17,9 +17,10 @@ from firedoor.broker.errors import BrokerError
 from firedoor.broker.rotation_order import Order
 from firedoor.certs import CertsError, Stage, Status, private_key_der
 from firedoor.certs.authority import Kind
-from tests.broker.harness import TD, AgentClient, RunningBroker, code_of, running, until
+from tests.broker.harness import TD, AgentClient, RunningBroker, code_of, running
 from tests.broker.test_issuing import USER
 from tests.broker.test_upstream import Files, files, made
+from tests.waiting import async_until
 
 __all__ = ["files"]
 
@@ -79,7 +80,7 @@ async def test_lost_while_the_broker_was_off(
         assert signed.status.code == 0
         await agent.token(made.id)
         await broker.broker.rotations.start(kind, Order("test", force=True, patience=1, drain=0))
-        await until(lambda: broker.broker.rotations.reports[kind].rotation.stage.ended, 60)
+        await async_until(lambda: broker.broker.rotations.reports[kind].rotation.stage.ended)
         rotation = broker.broker.rotations.reports[kind].rotation
         assert (rotation.stage, rotation.old, rotation.new) == (Stage.DONE, before, after)
         assert not in_bundle(broker, before)
@@ -127,7 +128,7 @@ async def test_lost_while_the_broker_runs(
         found = manager(broker, kind)
         before = found.active().authority_id
         key(folder, kind).unlink()
-        await until(lambda: found.is_lost(before) and found.slots.other is not None, 30)
+        await async_until(lambda: found.is_lost(before) and found.slots.other is not None)
         assert f"authority {before} ({NAMES[kind]}-A) is lost; it signs until the broker ends" in caplog.text
         # It signs from memory, while the next one becomes known.
         assert found.active().authority_id == before
@@ -180,7 +181,7 @@ async def test_an_emergency_finishes_it_too(folder: Path) -> None:
         for kind in KINDS:
             await broker.broker.rotations.start(kind, Order("test", emergency=True))
         for kind in KINDS:
-            await until(lambda kind=kind: broker.broker.rotations.reports[kind].rotation.stage.ended, 60)  # type: ignore[misc]
+            await async_until(lambda kind=kind: broker.broker.rotations.reports[kind].rotation.stage.ended)  # type: ignore[misc]
             assert broker.broker.rotations.reports[kind].rotation.stage is Stage.DONE
             assert not in_bundle(broker, before[kind])
         await asyncio.sleep(0)
@@ -204,7 +205,7 @@ async def test_below_an_authority_upstream_nobody_has_to_be_told(
         again.use(agent.svid, agent.key)  # type: ignore[arg-type]
         assert await again.entries() == []
         await broker.broker.rotations.start("x509", Order("test", force=True, patience=1, drain=0))
-        await until(lambda: broker.broker.rotations.reports["x509"].rotation.stage is Stage.DONE, 60)
+        await async_until(lambda: broker.broker.rotations.reports["x509"].rotation.stage is Stage.DONE)
 
 
 async def still_trusted(broker: RunningBroker, agent: AgentClient, roots: list[bytes]) -> bool:

@@ -25,11 +25,12 @@ from firedoor.broker.upstream.vault_login import AppRole, ClientCertificate, Log
 from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import AuthoritySlots, Due, KeyType, X509Svid, generate_key, parse_x509_svid
 from tests import openssl
-from tests.broker.harness import POLICY, AgentClient, flags, running, until
+from tests.broker.harness import POLICY, AgentClient, flags, running
 from tests.broker.test_downstream import ANY, verified
 from tests.broker.test_issuing import USER
 from tests.broker.test_upstream import OUR_TD, activate_next
 from tests.openbao import DOCUMENT, SIGN_POLICY, Bao, bao
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -366,14 +367,14 @@ async def test_a_broker_goes_on_while_it_is_away(
         await asyncio.to_thread(vault.stop)
         # The next one is due.
         monkeypatch.setattr(AuthoritySlots, "due", lambda slots, at: None if slots.other else Due.PREPARE)
-        await until(lambda: f"the Vault at {vault.address} cannot be asked" in caplog.text, 60)
+        await async_until(lambda: f"the Vault at {vault.address} cannot be asked" in caplog.text)
         assert (await svid_of(agent, entry.id)).authority_id == first
         await asyncio.to_thread(vault.back)
-        await until(lambda: "is sealed" in caplog.text, 60)
+        await async_until(lambda: "is sealed" in caplog.text)
         assert (await svid_of(agent, entry.id)).authority_id == first
         assert authority.slots.other is None
         await asyncio.to_thread(vault.unseal)
-        await until(lambda: authority.slots.other is not None, 60)
+        await async_until(lambda: authority.slots.other is not None)
     assert world.asked().count(world.sign) >= 2
 
 

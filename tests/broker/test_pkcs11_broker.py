@@ -22,8 +22,9 @@ from firedoor.certs import (
     verify_x509_svid,
 )
 from firedoor.wire import health_pb2, svid_pb2
-from tests.broker.harness import POLICY, TD, RunningBroker, flags, running, until
+from tests.broker.harness import POLICY, TD, RunningBroker, flags, running
 from tests.softhsm import Token, softhsm
+from tests.waiting import async_until
 
 # python-pkcs11 ends an operation of a dead session when it is collected, and says that it could not.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -131,7 +132,7 @@ async def test_without_its_token_it_serves_bundles_and_signs_again_when_it_is_ba
         assert broker.broker.authority.slots == slots
         before = authorities(broker)
         token.put_back()
-        await until(lambda: not broker.broker.condition().degraded, 60)
+        await async_until(lambda: not broker.broker.condition().degraded)
         assert authorities(broker) == before
         agent = await broker.attest()
         made = await broker.entry("/segment/registry/y", agent.path, USER)
@@ -160,9 +161,9 @@ async def test_it_starts_while_its_token_is_away(folder: Path, token: Token) -> 
         assert [one.id for one in await agent.entries()] == [made.id]
         assert (await refused(agent.sign(made.id))).code() is grpc.StatusCode.UNAVAILABLE
         token.put_back()
-        await until(lambda: not again.broker.condition().degraded, 60)
-        await until(lambda: again.broker.authority.signing_key is not None, 60)
-        await until(lambda: again.broker.wit_authority.signing_key is not None, 60)
+        await async_until(lambda: not again.broker.condition().degraded)
+        await async_until(lambda: again.broker.authority.signing_key is not None)
+        await async_until(lambda: again.broker.wit_authority.signing_key is not None)
         assert authorities(again) == before
         await signs(again, agent, made.id)
 
@@ -174,11 +175,11 @@ async def test_a_first_start_without_the_token_waits_for_it(folder: Path, token:
         assert not condition.ready, "sidecars cannot connect"
         assert condition.degraded
         token.put_back()
-        await until(lambda: not broker.broker.condition().degraded, 60)
-        await until(lambda: all(one.signing_key for one in broker.broker.managers.values()), 60)
-        await until(lambda: (folder / "data/identity/server-svid.json").exists(), 60)
+        await async_until(lambda: not broker.broker.condition().degraded)
+        await async_until(lambda: all(one.signing_key for one in broker.broker.managers.values()))
+        await async_until(lambda: (folder / "data/identity/server-svid.json").exists())
         # With an SVID of its own it opens its port, a moment later.
-        await until(lambda: broker.broker.condition().ready, 60)
+        await async_until(lambda: broker.broker.condition().ready)
         agent = await broker.attest()
         made = await broker.entry(PATH, agent.path, USER)
         await signs(broker, agent, made.id)
@@ -197,8 +198,8 @@ async def test_an_authority_whose_key_was_destroyed_is_replaced(folder: Path, to
         (result,) = await agent.sign(made.id)
         assert result.status.code == 0
         broker.broker.jwt_authority._look_at = 0.0
-        await until(lambda: broker.broker.jwt_authority.active() != before, 60)
-        await until(lambda: broker.broker.jwt_authority.signing_key is not None, 60)
+        await async_until(lambda: broker.broker.jwt_authority.active() != before)
+        await async_until(lambda: broker.broker.jwt_authority.signing_key is not None)
         assert (await agent.token(made.id)).token
 
 
@@ -212,6 +213,6 @@ async def test_a_wrong_pin_is_tried_once_until_its_file_changes(folder: Path, to
         assert "refused the PIN" in why
         assert "0000" not in why
         token.rules.pin_file.write_text(right)
-        await until(lambda: not broker.condition().degraded, 60)
+        await async_until(lambda: not broker.condition().degraded)
     finally:
         await broker.stop()

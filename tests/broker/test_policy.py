@@ -14,8 +14,9 @@ import pytest
 from firedoor.broker.errors import ConfigError, DatabaseError
 from firedoor.segments import PolicyErrors
 from firedoor.wire import admin_pb2, control_pb2
-from tests.broker.harness import POLICY, RunningBroker, running, until
+from tests.broker.harness import POLICY, RunningBroker, running
 from tests.postgres import Server
+from tests.waiting import async_until
 
 BROKEN = POLICY.replace("port: 9000", "prot: 9000")
 UNKNOWN_SEGMENT = POLICY.replace("{segment: inference}", "{segment: interference}")
@@ -113,7 +114,7 @@ async def test_apply_is_refused_where_files_are_the_source(broker: RunningBroker
 async def test_an_edited_file_comes_into_force_by_itself(broker: RunningBroker) -> None:
     before = broker.broker.state.generation
     (broker.folder / "policy" / "segments.yaml").write_text(WIDER)
-    await until(lambda: broker.broker.state.generation > before)
+    await async_until(lambda: broker.broker.state.generation > before)
     assert await in_force(broker) == WIDER
 
 
@@ -128,7 +129,7 @@ async def test_an_edit_while_the_database_is_away_is_in_force_once_it_is_back(
         with contextlib.suppress(DatabaseError):
             await broker.broker.policy.poll()
         await asyncio.to_thread(own_postgres.start)
-        await until(lambda: broker.broker.policy.current.documents[0].text == WIDER, 60)
+        await async_until(lambda: broker.broker.policy.current.documents[0].text == WIDER)
 
 
 async def test_a_file_that_is_added_or_removed_counts(broker: RunningBroker) -> None:
@@ -137,28 +138,28 @@ async def test_a_file_that_is_added_or_removed_counts(broker: RunningBroker) -> 
     (broker.folder / "policy" / ".hidden.yaml").write_text("not policy")
     segments = POLICY.split("---")
     more.write_text(segments[0].replace("registry", "training"))
-    await until(lambda: len(broker.broker.policy.current.policy.segments) == 3)
+    await async_until(lambda: len(broker.broker.policy.current.policy.segments) == 3)
     more.unlink()
-    await until(lambda: len(broker.broker.policy.current.policy.segments) == 2)
+    await async_until(lambda: len(broker.broker.policy.current.policy.segments) == 2)
 
 
 async def test_a_broken_edit_changes_nothing(broker: RunningBroker) -> None:
     file, before = broker.folder / "policy" / "segments.yaml", broker.broker.state.generation
     file.write_text(BROKEN)
-    await until(lambda: b"firedoor_broker_policy_ok 0.0" in broker.broker.metrics.text())
+    await async_until(lambda: b"firedoor_broker_policy_ok 0.0" in broker.broker.metrics.text())
     assert broker.broker.state.generation == before
     assert await in_force(broker) == POLICY
     file.write_text(WIDER)
-    await until(lambda: b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text())
+    await async_until(lambda: b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text())
     assert broker.broker.state.generation > before
 
 
 async def test_a_folder_that_vanishes_changes_nothing(broker: RunningBroker) -> None:
     (broker.folder / "policy").rename(broker.folder / "gone")
-    await until(lambda: b"firedoor_broker_policy_ok 0.0" in broker.broker.metrics.text())
+    await async_until(lambda: b"firedoor_broker_policy_ok 0.0" in broker.broker.metrics.text())
     assert await in_force(broker) == POLICY
     os.rename(broker.folder / "gone", broker.folder / "policy")  # noqa: PTH104
-    await until(lambda: b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text())
+    await async_until(lambda: b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text())
 
 
 async def test_a_broker_that_starts_over_a_broken_edit_goes_on_with_what_was_in_force(folder: Path) -> None:

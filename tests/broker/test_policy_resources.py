@@ -19,10 +19,9 @@ from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.cluster import watch
 from firedoor.cluster.access import Access
 from tests.api_server import serving
-from tests.broker.harness import until
+from tests.waiting import async_until
 
 Event = dict[str, Any]
-SECONDS = 60.0
 
 
 def segment(name: str, version: int = 1, **spec: Any) -> dict[str, Any]:
@@ -116,9 +115,9 @@ async def test_events_change_the_set(server: Server, following: Callable[[], Res
     server.watches = [[said("ADDED", segment("b", 2)), said("MODIFIED", changed), whole[:10], whole[10:]]]
     server.watches += [[said("DELETED", segment("a", 5)), said("BOOKMARK", {"metadata": {"resourceVersion": "9"}})]]
     resources = following()
-    await until(lambda: names(resources) == ["b", "c"], SECONDS)
+    await async_until(lambda: names(resources) == ["b", "c"])
     # The next watch goes on where the one before ended.
-    await until(lambda: any("resourceVersion=9" in path for path in server.asked), SECONDS)
+    await async_until(lambda: any("resourceVersion=9" in path for path in server.asked))
     assert any("resourceVersion=4" in path for path in server.asked)
 
 
@@ -127,7 +126,7 @@ async def test_a_status_is_no_change_of_the_policy(server: Server, following: Ca
     told = {**segment("a", 2), "status": {"conditions": [{"type": "Accepted", "status": "True"}]}}
     server.watches = [[said("MODIFIED", told)]]
     resources = following()
-    await until(lambda: any(one.conditions for one in resources.resources()), SECONDS)
+    await async_until(lambda: any(one.conditions for one in resources.resources()))
     before = resources.fingerprint()
     assert before == (3,), "each kind was listed once"
 
@@ -141,7 +140,7 @@ async def test_what_was_forgotten_is_listed_anew(server: Server, following: Call
     server.watches = [GONE[case]]
     server.pages = [[segment("a")]]
     resources = following()
-    await until(lambda: sum("/segments?limit" in path for path in server.asked) == 2, SECONDS)
+    await async_until(lambda: sum("/segments?limit" in path for path in server.asked) == 2)
     assert names(resources) == ["a"]
 
 
@@ -166,15 +165,15 @@ async def test_a_watch_that_goes_wrong_changes_nothing(
     server.pages = [[segment("a")]]
     server.watches = [BROKEN[case]] * 3 + [[said("ADDED", segment("b", 2))]]
     resources = following()
-    await until(lambda: bool(resources.trouble), SECONDS)
+    await async_until(lambda: bool(resources.trouble))
     assert names(resources) == ["a"]
-    await until(lambda: names(resources) == ["a", "b"] and not resources.trouble, SECONDS)
+    await async_until(lambda: names(resources) == ["a", "b"] and not resources.trouble)
 
 
 async def test_who_may_not_is_told_where_the_role_is(server: Server, following: Callable[[], Resources]) -> None:
     server.status = 403
     resources = following()
-    await until(lambda: len(resources.trouble) == len(PLURALS), SECONDS)
+    await async_until(lambda: len(resources.trouble) == len(PLURALS))
     assert "may not read flows (docs/kubernetes.md has the ClusterRole)" in resources.trouble["Flow"]
 
 
@@ -183,7 +182,7 @@ async def test_a_cluster_without_the_resources_is_no_empty_policy(
 ) -> None:
     server.status = 404
     resources = following()
-    await until(lambda: len(resources.trouble) == len(PLURALS), SECONDS)
+    await async_until(lambda: len(resources.trouble) == len(PLURALS))
     with pytest.raises(ConfigError, match="the cluster has no Segments: apply deploy/kubernetes/crds"):
         resources.read()
 

@@ -15,9 +15,10 @@ from firedoor.broker.errors import DatabaseError
 from firedoor.broker.views import VERSION
 from firedoor.cli.main import main
 from firedoor.wire import control_pb2, health_pb2
-from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, flags, running, until
+from tests.broker.harness import POLICY, SERVER, AgentClient, RunningBroker, flags, running
 from tests.broker.test_small_parts import ask
 from tests.postgres import Server
+from tests.waiting import async_until
 
 PATH = "/segment/registry/x"
 USER = ["unix:user:registry"]
@@ -56,7 +57,7 @@ async def told(broker: RunningBroker, agent: AgentClient) -> list[control_pb2.Up
         return bool(updates)
 
     try:
-        await until(look, 60)
+        await async_until(look)
     finally:
         control.stop()
     return updates[:1]
@@ -79,7 +80,7 @@ async def test_a_broker_without_its_database_is_ready_for_those_who_come(
         assert await page(broker) == (b"200", [b"ready"])
         assert await metric(broker, "firedoor_broker_database_up") == 1
         await asyncio.to_thread(own_postgres.stop)
-        await until(lambda: broker.broker.condition().degraded, 60)
+        await async_until(lambda: broker.broker.condition().degraded)
         status, (first, second) = await page(broker)
         assert (status, first) == (b"200", b"ready")
         assert second.startswith(b"degraded: the database has not answered for ")
@@ -103,8 +104,8 @@ async def test_a_broker_without_its_database_is_ready_for_those_who_come(
         deaf = [line for line in lines if line.startswith("not listening")]
         assert len(deaf) == len(set(deaf)) > 0
         await asyncio.to_thread(own_postgres.start)
-        await until(lambda: not broker.broker.condition().degraded, 60)
-        await until(lambda: any("the database answers again" in record.message for record in caplog.records), 60)
+        await async_until(lambda: not broker.broker.condition().degraded)
+        await async_until(lambda: any("the database answers again" in record.message for record in caplog.records))
         assert await page(broker) == (b"200", [b"ready"])
         (result,) = await agent.sign(made.id)
         assert result.status.code == 0

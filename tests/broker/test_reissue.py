@@ -13,9 +13,10 @@ import pytest
 from firedoor import mtls
 from firedoor.certs import NOT_BEFORE_CUSHION, X509Svid, parse_x509_svid
 from firedoor.wire import admin_pb2, control_pb2, entry_pb2, types
-from tests.broker.harness import POLICY, TD, AgentClient, RunningBroker, running, selectors, until
+from tests.broker.harness import POLICY, TD, AgentClient, RunningBroker, running, selectors
 from tests.broker.test_control import Stream, entries, part
 from tests.broker.test_issuing import OK, PERMISSION_DENIED, USER
+from tests.waiting import async_until
 
 FALLBACK = (
     POLICY
@@ -112,7 +113,7 @@ async def test_an_agent_without_a_stream_counts_by_what_it_was_issued(folder: Pa
         made = await broker.entry("/ns/a", agent.path, USER)
         await sign(agent, made.id)
         edit = asyncio.create_task(broker.apply(CLAIMED))
-        await until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
+        await async_until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
         assert not edit.done()
         new = await sign(agent, made.id)
         await edit
@@ -151,7 +152,7 @@ async def test_who_does_not_answer_is_not_waited_for_for_ever(folder: Path, how:
             broker.broker.policy.reissuer.patience = 0.3
         edit = asyncio.create_task(broker.apply(CLAIMED, now=how == "now"))
         if how == "another edit now":
-            await until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
+            await async_until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
             await broker.apply(CLAIMED.replace("9000", "9001"), now=True)
         await edit
         assert time.monotonic() - started < 30
@@ -168,7 +169,7 @@ async def test_while_an_edit_waits_both_policies_admit(folder: Path) -> None:
         await sign(agent, both.id)
         await sign(agent, before.id)
         edit = asyncio.create_task(broker.apply(moved))
-        await until(lambda: broker.broker.state.entries.get(both.id).revision_number)  # type: ignore[union-attr]
+        await async_until(lambda: broker.broker.state.entries.get(both.id).revision_number)  # type: ignore[union-attr]
         (refused,) = await agent.sign(before.id)
         assert refused.status.code == PERMISSION_DENIED
         assert not edit.done()
@@ -198,7 +199,7 @@ async def test_an_edit_that_waits_ends_with_the_broker_and_changes_nothing(folde
         made = await broker.entry("/ns/a", agent.path, USER)
         old = await sign(agent, made.id)
         edit = asyncio.create_task(broker.apply(CLAIMED))
-        await until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
+        await async_until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
         started = time.monotonic()
         broker.broker.policy.reissuer.stop()
         with pytest.raises(grpc.aio.AioRpcError, match="the broker is stopping"):
@@ -220,8 +221,8 @@ async def test_files_changed_while_the_broker_was_down_wait_for_the_holders_too(
     async with running(folder, CLAIMED) as broker:
         again = broker.client()
         again.use(svid, key)
-        await until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
+        await async_until(lambda: broker.broker.state.entries.get(made.id).revision_number)  # type: ignore[union-attr]
         assert not revoked(broker, old)
         new = await sign(again, made.id)
-        await until(lambda: revoked(broker, old))
+        await async_until(lambda: revoked(broker, old))
         assert not revoked(broker, new)

@@ -14,7 +14,7 @@ from firedoor.broker.errors import ConfigError
 from firedoor.broker.relationship_file import read_relationships
 from firedoor.certs import TrustDomain
 from firedoor.wire import trustdomain_pb2 as pb
-from tests.broker.harness import TD, RunningBroker, flags, running, until
+from tests.broker.harness import TD, RunningBroker, flags, running
 from tests.broker.test_federation import (
     SERVER,
     create,
@@ -28,6 +28,7 @@ from tests.broker.test_federation import (
     update,
 )
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 from tests.web_pki import WebPki
 
 OWN = TrustDomain.parse(TD)
@@ -125,7 +126,7 @@ async def test_what_it_declares_is_fetched_and_is_not_the_apis_to_change(
     async with endpoint(context, lambda _: json(other)) as server:
         declare(file, f"- {{trust_domain: other.org, url: '{server.url}', endpoint_id: {SERVER}, bundle: other.json}}")
         async with running(folder, federation_relationships=str(file)) as broker:
-            await until(lambda: len(held(broker)) == 2)
+            await async_until(lambda: len(held(broker)) == 2)
             assert await listed(broker) == [server.url]
             assert await refresh(broker) == ("OK", "")
             status = await create(broker, relationship("https://elsewhere/"))
@@ -148,12 +149,12 @@ async def test_an_edit_counts_within_seconds_and_a_wrong_one_changes_nothing(
         async with running(folder, federation_relationships=str(file)) as broker:
             assert await listed(broker) == []
             declare(file, f"- {{trust_domain: other.org, url: '{server.url}', ca_file: ca.pem}}")
-            await until(lambda: len(held(broker)) == 1)
+            await async_until(lambda: len(held(broker)) == 1)
             declare(file, "- {trust_domain: other.org}")
-            await until(lambda: "stay as they were" in caplog.text)
+            await async_until(lambda: "stay as they were" in caplog.text)
             assert await listed(broker) == [server.url]
             declare(file, "[]")
-            await until(lambda: not broker.broker.federation.relationships)
+            await async_until(lambda: not broker.broker.federation.relationships)
         # What was fetched stays, as after a deletion by the API.
         async with running(folder) as broker:
             assert len(held(broker)) == 1

@@ -18,8 +18,9 @@ from sqlalchemy import text
 from firedoor.broker import broker as broker_module
 from firedoor.broker.db import migrate as migrate_module
 from firedoor.broker.errors import DatabaseError
-from tests.broker.harness import POLICY, RunningBroker, running, until
+from tests.broker.harness import POLICY, RunningBroker, running
 from tests.postgres import Server
+from tests.waiting import async_until
 
 USER = ["unix:user:registry"]
 STEP = """\
@@ -96,21 +97,21 @@ async def test_an_older_broker_runs_on(
                 done += 1
 
         workers = [asyncio.create_task(work()) for _ in range(3)]
-        await until(lambda: done >= 3 or any(one.done() for one in workers))
+        await async_until(lambda: done >= 3 or any(one.done() for one in workers))
         at_once.setattr(migrate_module, "SCRIPTS", newer)
         async with running(tmp_path / "new", None, **how) as new:
             with new.broker.database.engine.connect() as connection:
                 assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
                 assert connection.execute(text("SELECT count(*) FROM entries WHERE later = 'x'")).scalar()
             before = done
-            await until(lambda: done >= before + 3 or any(one.done() for one in workers))
+            await async_until(lambda: done >= before + 3 or any(one.done() for one in workers))
             stopping.set()
             await asyncio.gather(*workers)
             # Each has what the other one writes, the old one without knowing the columns.
             for here, there in ((old, new), (new, old)):
                 agent = await here.attest()
                 made = await here.entry(f"/segment/registry/x{next(numbers)}", agent.path, USER)
-                await until(lambda there=there, made=made: there.broker.state.entries.get(made.id) is not None)
+                await async_until(lambda there=there, made=made: there.broker.state.entries.get(made.id) is not None)
             # An older one that is started now would not know what it reads, and says so.
             at_once.undo()
             with pytest.raises(DatabaseError, match="written by a newer firedoor"):

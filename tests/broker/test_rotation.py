@@ -20,8 +20,9 @@ from firedoor.wire import admin_grpc, admin_pb2, bundle_grpc, bundle_pb2, locala
 from firedoor.wire import localauthority_pb2 as pb
 from tests.broker.below import Below, identity
 from tests.broker.following import following
-from tests.broker.harness import POLICY, AgentClient, RunningBroker, code_of, running, until
+from tests.broker.harness import POLICY, AgentClient, RunningBroker, code_of, running
 from tests.postgres import Server
+from tests.waiting import PATIENCE, async_until
 
 TD = TrustDomain.parse("example.org")
 USER = ["unix:user:registry"]
@@ -50,11 +51,11 @@ def missing(broker: RunningBroker, kind: str = "x509") -> dict[str, str]:
 
 
 async def reaches(broker: RunningBroker, wanted: Stage, kind: str = "x509") -> None:
-    await until(lambda: stage(broker, kind) is wanted, 60)
+    await async_until(lambda: stage(broker, kind) is wanted)
 
 
 async def misses(broker: RunningBroker, who: str, why: str, kind: str = "x509") -> None:
-    await until(lambda: why in missing(broker, kind).get(who, ""), 20)
+    await async_until(lambda: why in missing(broker, kind).get(who, ""))
 
 
 def roots(broker: RunningBroker) -> set[str]:
@@ -76,7 +77,7 @@ async def held(broker: RunningBroker, **habits: bool) -> AsyncIterator[tuple[Age
     agent = await broker.attest()
     made = await broker.entry(PATH, agent.path, USER)
     async with following(made.id, agent=agent, **habits) as one:
-        await until(lambda: one.svids)
+        await async_until(lambda: one.svids)
         yield agent, made.id
 
 
@@ -96,7 +97,7 @@ async def test_all_of_it(broker: RunningBroker) -> None:
         assert own is not None
         assert (own.authority_id, agent.svid.authority_id) == (first, second)
     steps = [f"rotation_{step}" for step in ("started", "prepared", "activated", "tainted", "done")]
-    await until(lambda: [one["event"] for one in events(broker)] == steps)
+    await async_until(lambda: [one["event"] for one in events(broker)] == steps)
     assert {one["by"] for one in events(broker)} == {f"uid {os.geteuid()}"}
     assert [one["over_count"] for one in events(broker)] == [0] * 5
 
@@ -115,13 +116,13 @@ async def test_it_waits_for_who_is_away_and_goes_over_them_when_forced(broker: R
     away = await broker.attest()
     async with held(broker) as (agent, _):
         await rotate(broker)
-        await until(lambda: missing(broker) == {away.id: "is not connected"})
+        await async_until(lambda: missing(broker) == {away.id: "is not connected"})
         assert stage(broker) is Stage.SPREAD
         await rotate(broker, force=True, patience=1)
         await reaches(broker, Stage.DONE)
         report = broker.broker.rotations.reports["x509"]
         assert report.rotation.over == (away.id,)
-    await until(lambda: events(broker)[-1]["over"] == [away.id])
+    await async_until(lambda: events(broker)[-1]["over"] == [away.id])
     # The twin that followed is in, whoever was gone over is out.
     assert await agent.entries()
     with pytest.raises(mtls.MaterialError, match="UnknownIssuer"):
@@ -197,7 +198,7 @@ async def test_a_certificate_that_counts_no_more_says_nothing_for_its_agent(brok
     await asyncio.sleep(0.5)
     assert stage(broker) is Stage.SPREAD
     await bundle_grpc.BundleStub(agent.channel).GetBundle(bundle_pb2.GetBundleRequest())
-    await until(lambda: stage(broker) is not Stage.SPREAD)
+    await async_until(lambda: stage(broker) is not Stage.SPREAD)
 
 
 async def test_a_server_below_is_waited_for(broker: RunningBroker) -> None:
@@ -210,9 +211,9 @@ async def test_a_server_below_is_waited_for(broker: RunningBroker) -> None:
             await bundle_grpc.BundleStub(one.channel).GetBundle(bundle_pb2.GetBundleRequest())
 
     await rotate(broker)
-    await until(lambda: missing(broker).keys() == {agent.id, server})
+    await async_until(lambda: missing(broker).keys() == {agent.id, server})
     await fetch(agent)
-    await until(lambda: missing(broker).keys() == {server})
+    await async_until(lambda: missing(broker).keys() == {server})
     await fetch(below.client)
     await misses(broker, agent.id, "runs on an SVID of the old authority")
     # Its CA is not asked for before the taint, which is what tells it.
@@ -223,7 +224,7 @@ async def test_a_server_below_is_waited_for(broker: RunningBroker) -> None:
     agent.use(await agent.renew(key), key)
     await agent.entries()
     await fetch(agent, below.client)
-    await until(lambda: missing(broker) == {agent.id: "the CA of the server beside it is of the old authority"})
+    await async_until(lambda: missing(broker) == {agent.id: "the CA of the server beside it is of the old authority"})
     await below.ca()
     await reaches(broker, Stage.DONE)
 
@@ -392,7 +393,7 @@ async def test_the_schedule_rotates(folder: Path) -> None:
         assert broker.broker.rotations.reports == {}
         clock, began = broker.broker.clock, broker.broker.clock.now()
         clock.now = lambda: began + 61  # type: ignore[method-assign]
-        await until(lambda: "jwt" in broker.broker.rotations.reports)
+        await async_until(lambda: "jwt" in broker.broker.rotations.reports)
         assert broker.broker.rotations.reports["jwt"].rotation.by == "schedule"
 
 
@@ -408,7 +409,7 @@ async def test_watching_ends_after_a_while_and_tells_each_change(broker: Running
 
     watching = asyncio.create_task(watch())
     await rotate(broker)
-    await asyncio.wait_for(watching, 20)
+    await asyncio.wait_for(watching, PATIENCE)
     # What changes twice while an answer is on its way is told once.
     order = [stage.value for stage in (Stage.PREPARE, Stage.SPREAD, Stage.REISSUE, Stage.RETIRE, Stage.DONE)]
     assert seen == [stage for stage in order if stage in seen]
@@ -437,7 +438,7 @@ async def test_it_goes_on_after_the_broker_was_away(folder: Path, left_in: Stage
     }
     async with running(folder) as broker, held(broker, **habits[left_in]) as (agent, entry_id):
         await rotate(broker)
-        await until(lambda: stage(broker) is left_in and missing(broker), 20)
+        await async_until(lambda: stage(broker) is left_in and missing(broker))
         key, svid = agent.key, agent.svid
         before = broker.broker.rotations.reports["x509"].rotation
         assert svid is not None
@@ -468,19 +469,19 @@ async def test_on_a_database_that_several_brokers_share(folder: Path, postgres: 
             async with held(a) as (agent, _):
                 other = b.broker.authority.active().authority_id
                 await rotate(a)
-                await until(lambda: missing(a) == {elsewhere.id: "is not connected"})
+                await async_until(lambda: missing(a) == {elsewhere.id: "is not connected"})
                 # It polls here: now it is known.
                 here = a.client()
                 assert elsewhere.svid is not None
                 here.use(elsewhere.svid, elsewhere.key)
                 await bundle_grpc.BundleStub(here.channel).GetBundle(bundle_pb2.GetBundleRequest())
-                await until(lambda: stage(a) is not Stage.SPREAD)
+                await async_until(lambda: stage(a) is not Stage.SPREAD)
                 # Nothing of it is of the old authority, so that the taint is all that it has to know.
                 await misses(a, elsewhere.id, "has not fetched the bundle yet")
                 await bundle_grpc.BundleStub(here.channel).GetBundle(bundle_pb2.GetBundleRequest())
                 await reaches(a, Stage.DONE)
                 fresh = a.broker.authority.active().authority_id
-                await until(lambda: roots(a) == roots(b) == {fresh, other})
+                await async_until(lambda: roots(a) == roots(b) == {fresh, other})
                 assert agent.svid is not None
                 assert agent.svid.authority_id == fresh
             assert b.broker.rotations.reports == {}

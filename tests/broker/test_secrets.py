@@ -14,7 +14,8 @@ from firedoor.broker.audit import Audit, redact_id
 from firedoor.broker.errors import StorageError
 from firedoor.broker.rpc.status import OK
 from firedoor.wire import entry_pb2
-from tests.broker.harness import RunningBroker, entry, until
+from tests.broker.harness import RunningBroker, entry
+from tests.waiting import async_until
 
 TOKEN = "b5c1a1f2-0001-4000-8000-feedfacecafe"
 VALUE = "hunter2-registry-password"
@@ -113,9 +114,9 @@ async def test_a_change_is_audited_though_its_caller_went_away(broker: RunningBr
             entries=[entry(f"/segment/registry/x{i}", "/spire/agent/a", ["unix:user:registry"]) for i in range(50)]
         )
     )
-    await until(lambda: len(broker.broker.state.entries) > 0)
+    await async_until(lambda: len(broker.broker.state.entries) > 0)
     call.cancel()
-    await until(lambda: any("BatchCreateEntry" in r.get("method", "") for r in broker.audit()))
+    await async_until(lambda: any("BatchCreateEntry" in r.get("method", "") for r in broker.audit()))
     recorded = {r["entry_id"] for r in broker.audit() if r.get("entry_id")}
     assert recorded == {e.id for e in broker.broker.state.entries}
     assert len(recorded) == 50

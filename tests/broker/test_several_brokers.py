@@ -24,8 +24,9 @@ from firedoor.broker.followers import Fetches, Followers, News
 from firedoor.broker.views import VERSION
 from firedoor.certs import SpiffeId, TrustDomain
 from firedoor.wire import bundle_pb2, control_pb2, entry_pb2
-from tests.broker.harness import POLICY, TD, RunningBroker, code_of, entry, running, until
+from tests.broker.harness import POLICY, TD, RunningBroker, code_of, entry, running
 from tests.postgres import Server
+from tests.waiting import async_until
 
 OWN = TrustDomain.parse(TD)
 REGISTRY = "/segment/registry/x"
@@ -66,17 +67,17 @@ async def test_authorities_are_each_ones_own_and_the_bundle_is_of_all(pair: list
     a, b = pair
     own = {one.broker.authority.active().authority_id for one in pair}
     assert len(own) == 2
-    await until(lambda: roots(a) == roots(b) == own)
+    await async_until(lambda: roots(a) == roots(b) == own)
     # One that takes its old authority out leaves the other's where it is.
     old = a.broker.authority.active().authority_id
     fresh = await a.broker.authority.prepare()
     await a.broker.authority.activate(fresh.authority_id)
     # Its own SVID is of the old one until its next look.
-    await until(lambda: a.broker.identity.svid.authority_id == fresh.authority_id)
+    await async_until(lambda: a.broker.identity.svid.authority_id == fresh.authority_id)
     await a.broker.authority.taint(old)
     await a.broker.authority.revoke(old)
     after = {fresh.authority_id, b.broker.authority.active().authority_id}
-    await until(lambda: roots(a) == roots(b) == after)
+    await async_until(lambda: roots(a) == roots(b) == after)
 
 
 async def test_both_change_the_bundle_at_once_and_nothing_is_lost(pair: list[RunningBroker]) -> None:
@@ -95,21 +96,21 @@ async def test_what_one_commits_the_other_has(pair: list[RunningBroker]) -> None
     agent = await a.attest()
     made = await a.entry(REGISTRY, agent.path, ["unix:user:registry"])
     began = time.monotonic()
-    await until(lambda: b.broker.state.entries.get(made.id) is not None)
+    await async_until(lambda: b.broker.state.entries.get(made.id) is not None)
     print(f"an entry made at one broker was at the other {1000 * (time.monotonic() - began):.1f} ms later")
-    await until(lambda: b.broker.state.generation == a.broker.state.generation)
+    await async_until(lambda: b.broker.state.generation == a.broker.state.generation)
     assert b.broker.state.agents == a.broker.state.agents
     assert b.broker.policy.current.documents == a.broker.policy.current.documents
     changed = entry(REGISTRY, agent.path, ["unix:user:registry"], id=made.id, hint="h")
     await b.entries.BatchUpdateEntry(entry_pb2.BatchUpdateEntryRequest(entries=[changed]))
-    await until(lambda: (found := a.broker.state.entries.get(made.id)) is not None and found.hint == "h")
+    await async_until(lambda: (found := a.broker.state.entries.get(made.id)) is not None and found.hint == "h")
     # Decided by what it was before it heard of that: an update of a revision that is gone is made again.
     (result,) = (await a.entries.BatchUpdateEntry(entry_pb2.BatchUpdateEntryRequest(entries=[changed]))).results
     assert result.status.code == 0
     await a.entries.BatchDeleteEntry(entry_pb2.BatchDeleteEntryRequest(ids=[made.id]))
-    await until(lambda: b.broker.state.entries.get(made.id) is None)
+    await async_until(lambda: b.broker.state.entries.get(made.id) is None)
     await b.apply(POLICY.replace("/models/**", "/other/**"))
-    await until(lambda: a.broker.policy.current.documents == b.broker.policy.current.documents)
+    await async_until(lambda: a.broker.policy.current.documents == b.broker.policy.current.documents)
 
 
 async def test_a_token_is_used_at_one_broker_alone(pair: list[RunningBroker]) -> None:
@@ -152,7 +153,7 @@ async def test_who_is_banned_at_one_broker_gets_nothing_from_the_other(pair: lis
     with pytest.raises(grpc.aio.AioRpcError):
         await agent.sign(made.id)
     # What A signed B revoked, and A tells it to its sidecars too.
-    await until(lambda: bool(a.broker.state.revocations))
+    await async_until(lambda: bool(a.broker.state.revocations))
     assert a.broker.state.revocations.keys() == b.broker.state.revocations.keys()
 
 
@@ -200,10 +201,10 @@ async def test_a_listener_that_is_cut_off_misses_nothing(pair: list[RunningBroke
     a, b = pair
     listening = "application_name LIKE '%listening'"
     # Those that were cut off before come back within moments.
-    await until(lambda: postgres.sessions(listening) >= 2, 60)
+    await async_until(lambda: postgres.sessions(listening) >= 2)
     assert postgres.end_sessions(listening) >= 2
     made = await a.entry(REGISTRY, f"/spire/agent/join_token/{fresh()}", ["unix:user:registry"])
-    await until(lambda: b.broker.state.entries.get(made.id) is not None)
+    await async_until(lambda: b.broker.state.entries.get(made.id) is not None)
 
 
 async def test_every_session_is_cut_off_and_nothing_is_done_twice(pair: list[RunningBroker], postgres: Server) -> None:
@@ -224,7 +225,7 @@ async def test_every_session_is_cut_off_and_nothing_is_done_twice(pair: list[Run
     # Whoever was told that an entry was made made it, and nobody else did.
     assert all(sum(r.status.code == 0 for (r,) in results[i : i + 2]) <= 1 for i in range(0, len(results), 2))
     told = {result.entry.id for (result,) in results if result.status.code == 0}
-    await until(lambda: not a.broker.condition().degraded and not b.broker.condition().degraded)
+    await async_until(lambda: not a.broker.condition().degraded and not b.broker.condition().degraded)
     for one in (a, b):
         await one.broker.database.catch_up()
         assert told <= {found.id for found in one.broker.state.entries}
@@ -237,7 +238,7 @@ async def test_a_federated_bundle_goes_to_all_and_is_deleted_once(pair: list[Run
     request = bundle_pb2.BatchSetFederatedBundleRequest()
     request.bundle.add(trust_domain="other.org", x509_authorities=other)
     await a.bundles.BatchSetFederatedBundle(request)
-    await until(lambda: TrustDomain.parse("other.org") in b.broker.state.bundles)
+    await async_until(lambda: TrustDomain.parse("other.org") in b.broker.state.bundles)
     gone = bundle_pb2.BatchDeleteFederatedBundleRequest(trust_domains=["other.org"])
     answers = await asyncio.gather(*(one.bundles.BatchDeleteFederatedBundle(gone) for one in pair))
     assert sorted(answer.results[0].status.code for answer in answers) == [0, 5]
@@ -324,18 +325,18 @@ async def test_a_database_that_is_put_back_begins_an_epoch(pair: list[RunningBro
             connection.execute("UPDATE generation SET number = 1")
 
     await asyncio.to_thread(put_back)
-    await until(lambda: min(one.broker.state.generation for one in pair) > before)
-    await until(lambda: a.broker.state.generation == b.broker.state.generation)
+    await async_until(lambda: min(one.broker.state.generation for one in pair) > before)
+    await async_until(lambda: a.broker.state.generation == b.broker.state.generation)
     assert a.broker.state.generation.epoch > before.epoch
 
 
 async def test_one_broker_leads_and_the_other_takes_over(pair: list[RunningBroker]) -> None:
     databases = [one.broker.database for one in pair]
-    await until(lambda: sum(one.leads for one in databases) == 1)
+    await async_until(lambda: sum(one.leads for one in databases) == 1)
     (leader,) = [one for one in databases if one.leads]
     (other,) = [one for one in databases if not one.leads]
     assert isinstance(leader, SharedDatabase)
     assert leader._listener is not None
     await asyncio.to_thread(leader._listener.stop)
-    await until(lambda: other.leads)
+    await async_until(lambda: other.leads)
     assert not leader.leads

@@ -26,6 +26,7 @@ from firedoor.broker.ratelimit import Limiter, Rate
 from firedoor.broker.rpc.listing import page
 from firedoor.certs import SpiffeId
 from tests.broker.harness import RunningBroker
+from tests.waiting import PATIENCE
 
 NOW = 1_800_000_000
 ID = SpiffeId.parse("spiffe://example.org/spire/agent/x/1")
@@ -192,7 +193,7 @@ async def ask(broker: RunningBroker, request: bytes) -> bytes:
     host, _, port = broker.broker.metrics_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     await writer.wait_closed()
     return answer

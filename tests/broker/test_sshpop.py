@@ -20,8 +20,9 @@ from firedoor.broker.config import load, validate
 from firedoor.broker.errors import AttestationRefused, ConfigError
 from firedoor.certs import SshChallenge, write_ssh_evidence
 from firedoor.wire import agent_pb2, details
-from tests.broker.harness import POLICY, Answer, RunningBroker, code_of, flags, running, spiffe_id, until
+from tests.broker.harness import POLICY, Answer, RunningBroker, code_of, flags, running, spiffe_id
 from tests.ssh_ca import USER, SshCa, SshHost, rsa_blob
+from tests.waiting import async_until
 
 NODE_SEGMENT = """\
 ---
@@ -173,7 +174,7 @@ async def test_the_cas_follow_their_files(broker: RunningBroker, keys: Path, ca:
     put(keys, ca.line + other.line)
     authorities = broker.broker.ssh_authorities
     assert authorities
-    await until(lambda: len(authorities.value) == 2)
+    await async_until(lambda: len(authorities.value) == 2)
     assert await broker.client().show(write_ssh_evidence(host.certificate), right(host), "sshpop")
     # What is wrong changes nothing.
     for wrong in (b"x\n", b""):

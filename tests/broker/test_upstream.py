@@ -31,9 +31,10 @@ from firedoor.wire import admin_grpc, admin_pb2
 from firedoor.wire import localauthority_grpc as la_grpc
 from firedoor.wire import localauthority_pb2 as la_pb
 from tests.broker.below import Below, forge
-from tests.broker.harness import POLICY, TD, RunningBroker, code_of, flags, running, status, until
+from tests.broker.harness import POLICY, TD, RunningBroker, code_of, flags, running, status
 from tests.broker.test_downstream import ANY, METHOD, refusal, verified
 from tests.broker.test_issuing import USER
+from tests.waiting import async_until
 
 OUR_TD = TrustDomain.parse(TD)
 PEM = serialization.Encoding.PEM
@@ -172,7 +173,7 @@ async def test_it_leaves_a_root_behind(folder: Path, files: Files) -> None:
         assert (await refusal(taint("")))[0] == "INVALID_ARGUMENT"
         files.write(new)
         # The next root is in the bundle before anything is signed below it.
-        await until(lambda: broker.roots() == [old.der, new.der])
+        await async_until(lambda: broker.roots() == [old.der, new.der])
         active = await activate_next(broker)
         assert active.upstream_authority_subject_key_id == new.authority_id
         (result,) = await agent.sign(entry.id)
@@ -204,7 +205,7 @@ async def test_a_rotation_below_it_ends_when_nobody_runs_on_the_old_ca(folder: P
         old = broker.broker.authority.active()
         await rotate(admin_pb2.StartRotationRequest(kinds=["x509", "jwt"], drain=0))
         reports = broker.broker.rotations.reports
-        await until(lambda: {one.rotation.stage for one in reports.values()} == {Stage.DONE}, 20)
+        await async_until(lambda: {one.rotation.stage for one in reports.values()} == {Stage.DONE})
         slots = broker.broker.authority.slots
         assert slots.other is not None
         assert (slots.other.authority_id, slots.other.status) == (old.authority_id, Status.OLD)

@@ -22,12 +22,13 @@ from firedoor.broker.upstream.vault import UpstreamVault, VaultUpstream
 from firedoor.broker.upstream.vault_login import AppRole, ClientCertificate, KubernetesToken, Login, TokenFile
 from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import AuthoritySlots, Due, KeyType, X509Issuer, generate_key
-from tests.broker.harness import POLICY, flags, running, until
+from tests.broker.harness import POLICY, flags, running
 from tests.broker.test_authority import jump
 from tests.broker.test_downstream import ANY
 from tests.broker.test_issuing import USER
 from tests.broker.test_upstream import OUR_TD, Files, made
 from tests.broker.vault_like import LOOKUP, RENEW, SIGN, Asked, VaultLike
+from tests.waiting import async_until
 from tests.web_pki import WebPki
 
 KEY = generate_key(KeyType.EC_P256)
@@ -138,7 +139,7 @@ async def test_while_the_vault_is_away_a_broker_goes_on_with_what_it_has(
         assert (authority.active().authority_id, authority.slots.other) == (first.authority_id, None)
         assert await broker.attest()
         world.vault.answers[SIGN] = world.vault.sign
-        await until(lambda: authority.slots.other is not None)
+        await async_until(lambda: authority.slots.other is not None)
 
 
 async def test_with_nothing_that_can_sign_it_does_not_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,12 +169,12 @@ async def test_one_that_is_away_is_asked_now_and_then(world: World, monkeypatch:
         world.vault.answers[SIGN] = away
         jump(broker, monkeypatch, 0.6 * 86400)
         # The broker asks by itself, and after that no more.
-        await until(lambda: world.paths().count(SIGN) == 2)
-        await until(lambda: broker.broker.authority._again > now)
+        await async_until(lambda: world.paths().count(SIGN) == 2)
+        await async_until(lambda: broker.broker.authority._again > now)
         await broker.broker.authority.tick()
         assert world.paths().count(SIGN) == 2
         now += 5
-        await until(lambda: world.paths().count(SIGN) == 3)
+        await async_until(lambda: world.paths().count(SIGN) == 3)
 
 
 # What a Vault, or who stands in its place, may sign otherwise than it was asked.

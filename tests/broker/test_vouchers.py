@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from firedoor.certs import make_csr
 from tests.broker.harness import POLICY, RunningBroker, code_of, flags, running
 from tests.node_pki import Held, NodePki
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,7 @@ async def test_ca_files_are_read_again(broker: RunningBroker, bundle: Path, pki:
         except grpc.aio.AioRpcError:
             return False
 
-    async with asyncio.timeout(20):
-        while not await attested():  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+    await async_until(attested, "an attestation with the new bundle")
     put(bundle, other.root_pem)
     await broker.broker.reread()
     with pytest.raises(grpc.aio.AioRpcError, match="does not chain"):

@@ -20,17 +20,9 @@ from firedoor.broker.broker import Broker
 from firedoor.broker.rpc import agents
 from firedoor.certs import Challenge, KeyType, generate_key, write_evidence
 from firedoor.wire import agent_grpc, agent_pb2, details, types
-from tests.broker.harness import (
-    POLICY,
-    Answer,
-    RunningBroker,
-    code_of,
-    right_answer,
-    running,
-    spiffe_id,
-    until,
-)
+from tests.broker.harness import POLICY, Answer, RunningBroker, code_of, right_answer, running, spiffe_id
 from tests.node_pki import Held, NodePki, key_pem, rsa_public_key, usage
+from tests.waiting import async_until
 
 NODE_SEGMENT = """\
 ---
@@ -286,11 +278,11 @@ async def test_the_number_of_attestations_under_way_is_limited(broker: RunningBr
     assert refused.value.details() == "too many attestations are under way; try again"
     # Who goes away leaves its place at once, and who answers too.
     calls.pop().cancel()
-    await until(lambda: _under_way(broker.broker) == 31)
+    await async_until(lambda: _under_way(broker.broker) == 31)
     assert await broker.client().prove(held)
     for call in calls:
         call.cancel()
-    await until(lambda: _under_way(broker.broker) == 0)
+    await async_until(lambda: _under_way(broker.broker) == 0)
 
 
 def _under_way(broker: Broker) -> int:

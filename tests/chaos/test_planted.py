@@ -21,7 +21,7 @@ from tests.chaos.observed import Ended
 from tests.chaos.policy import MOVED
 from tests.chaos.strangers import ask_for_anothers, spend_twice
 from tests.chaos.world import PATIENCE, ChaosWorld
-from tests.e2e.conftest import until
+from tests.waiting import until
 
 RATE = 10
 
@@ -47,14 +47,14 @@ class Judged:
 
     def trips(self, *names: str) -> None:
         """Wait until just these do not hold any more."""
-        until(lambda: set(names) <= self.now(), f"that {names} do not hold", PATIENCE)
+        until(lambda: set(names) <= self.now(), f"that {names} do not hold", seconds=PATIENCE)
         assert self.now() == set(names)
         self._found |= set(names)
 
     def until_answered(self, count: int = 5) -> None:
         """Wait until the entitled pair has had some more answers."""
         before = self.world.app.requests
-        until(lambda: self.world.app.requests > before + count, "answers", PATIENCE)
+        until(lambda: self.world.app.requests > before + count, "answers", seconds=PATIENCE)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_each_planted_fault_trips_its_invariant(judged: Judged) -> None:
     # Who is entitled, and cut off without anybody looking after it.
     fault = agent_evicted(world, "client")
     fault.__enter__()
-    until(lambda: not world.speaks("inference"), "silence", PATIENCE)
+    until(lambda: not world.speaks("inference"), "silence", seconds=PATIENCE)
     world.journal.ended.append(Ended("inference", True, world.speaks("inference")))
     judged.trips("alive")
 
@@ -131,7 +131,7 @@ def revoked_and_accepted(judged: Judged) -> None:
         judged.trips("revoked")
     # Who heard of it under the fault does not look again by itself.
     revoke(world, "inference")
-    until(lambda: obtained(world, "inference") > before, "another certificate", PATIENCE)
+    until(lambda: obtained(world, "inference") > before, "another certificate", seconds=PATIENCE)
 
 
 def record_dropped(judged: Judged) -> None:
@@ -142,12 +142,12 @@ def record_dropped(judged: Judged) -> None:
         judged.world.settle_one("server", 3)
     judged.trips("recorded")
     judged.world.start_life("server")
-    until(lambda: judged.world.speaks("inference"), "the server's return", PATIENCE)
+    until(lambda: judged.world.speaks("inference"), "the server's return", seconds=PATIENCE)
 
 
 def signed_without_admission(judged: Judged) -> None:
     """An ID moves to a segment that asks for more than its entry has, and is signed for and let in all the same."""
     with judged.planted("admission"):
         judged.world.edit(MOVED, on=True)
-        until(lambda: judged.world.speaks("bad"), "that the wrong one speaks", PATIENCE)
+        until(lambda: judged.world.speaks("bad"), "that the wrong one speaks", seconds=PATIENCE)
         judged.trips("admitted")

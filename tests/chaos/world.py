@@ -28,12 +28,13 @@ from tests.chaos.observed import Accepted, Counts, Journal, Life, Seen
 from tests.chaos.policy import IDS, OPERATORS, PORT, SELECTORS, policy
 from tests.chaos.records import RecordReader
 from tests.e2e.brokers import Brokers
-from tests.e2e.conftest import Program, until
+from tests.e2e.conftest import Program
 from tests.faketime import library
 from tests.load.programs import App, KeepAlive
 from tests.load.traffic import Traffic
 from tests.netns import Place, enter
 from tests.postgres import Server
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -278,7 +279,7 @@ class ChaosWorld(Brokers):
             (result,) = made.results
             return str(result.entry.id) if result.status.code in (OK, ALREADY_EXISTS) else ""
 
-        return until(created, f"an entry for {name}", PATIENCE)
+        return until(created, f"an entry for {name}", seconds=PATIENCE)
 
     def drop_entry(self, name: str) -> None:
         """Delete an entry."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +27,9 @@ from firedoor.sidecar.view import Entry, View
 from tests.sidecar.auth_socket import AuthSocket, X, inbound, opened
 from tests.sidecar.conftest import TD, Bench
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import PATIENCE
 
 T = TypeVar("T")
-SECONDS = 20
 
 
 class Sidecar:
@@ -53,7 +53,7 @@ class Sidecar:
 
     def do(self, job: Coroutine[Any, Any, T]) -> T:
         found: Future[T] = asyncio.run_coroutine_threadsafe(job, self._loop)
-        return found.result(SECONDS)
+        return found.result(PATIENCE)
 
     def start(self) -> None:
         self.do(self._start())
@@ -100,7 +100,7 @@ class Sidecar:
     def end(self) -> None:
         self.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(SECONDS)
+        self._thread.join(PATIENCE)
         self._loop.close()
         self.core.stop()
 
@@ -113,11 +113,3 @@ def sidecar(tmp_path: Path) -> Iterator[Sidecar]:
     found.start()
     yield found
     found.end()
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)

@@ -12,10 +12,11 @@ from cryptography.hazmat.primitives import serialization
 import firedoor
 from firedoor import errors
 from firedoor.certs import TrustDomain, verify_x509_svid
-from tests.client.conftest import Sidecar, until
+from tests.client.conftest import Sidecar
 from tests.sidecar.auth_socket import PEER, STRANGER, UID, X, Y
 from tests.sidecar.conftest import entry
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import until
 
 
 def test_who_am_i(sidecar: Sidecar) -> None:

@@ -18,6 +18,7 @@ from firedoor import errors
 from tests.client.conftest import Sidecar
 from tests.sidecar.auth_socket import X
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import PATIENCE, until
 
 ALLOW = ["spiffe://example.org/segment/b/*"]
 METHODS = ("uu", "us", "su", "ss")
@@ -65,7 +66,7 @@ def ask(channel: grpc.Channel, kind: str = "uu", **more: Any) -> list[bytes]:
         "ss": channel.stream_stream,
     }
     request: Any = b"" if kind[0] == "u" else iter([b""])
-    found = makers[kind](f"/t.T/{kind}")(request, timeout=10, wait_for_ready=True, **more)
+    found = makers[kind](f"/t.T/{kind}")(request, timeout=PATIENCE, wait_for_ready=True, **more)
     return [found] if kind[1] == "u" else list(found)
 
 
@@ -101,7 +102,7 @@ def port(client: firedoor.Client) -> Iterator[int]:
     found = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     yield found
-    server.stop(0).wait(10)
+    server.stop(0).wait(PATIENCE)
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -123,10 +124,7 @@ def test_a_federated_authority_cannot_make_our_names(sidecar: Sidecar, client: f
     allow = [*ALLOW, "spiffe://other.org/segment/b/*"]
     interceptor = firedoor.server_interceptor(client, allow=allow)
     server = grpc.server(ThreadPoolExecutor(2), handlers=[sync_handlers()], interceptors=[interceptor])
-    deadline = time.monotonic() + 10
-    while len(client.bundles()) < 2 or not _has_dns(client):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(client.bundles()) >= 2 and _has_dns(client), "the other bundle, and the name")
     port = server.add_secure_port("127.0.0.1:0", firedoor.grpc_server_credentials(client.x509_source()))
     server.start()
     forged = other.svid("/segment/b/z", uris=["spiffe://example.org/segment/b/z"])
@@ -134,7 +132,7 @@ def test_a_federated_authority_cannot_make_our_names(sidecar: Sidecar, client: f
         assert ask(channel) == [b"spiffe://other.org/segment/b/z"]
     with tls(port, sidecar, forged) as channel:
         assert refusal(channel) == grpc.StatusCode.UNAUTHENTICATED
-    server.stop(0).wait(10)
+    server.stop(0).wait(PATIENCE)
 
 
 def _federated(other: SimulatedTrustDomain) -> Any:
@@ -149,15 +147,15 @@ def test_a_certificate_counts_until_its_end_on_an_open_connection(sidecar: Sidec
     short = sidecar.trust.svid("/segment/b/z", expires=int(time.time()) + 3)
     with tls(port, sidecar, short) as channel:
         assert ask(channel)
-        deadline = time.monotonic() + 20
-        while True:
+
+        def code() -> grpc.StatusCode | None:
             try:
                 ask(channel)
             except grpc.RpcError as error:
-                assert error.code() == grpc.StatusCode.UNAUTHENTICATED  # noqa: PT017
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+                return error.code()  # type: ignore[no-any-return]
+            return None
+
+        assert until(code, "a refusal") == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_peer_below_our_own_intermediate(sidecar: Sidecar, client: firedoor.Client, port: int) -> None:
@@ -196,7 +194,7 @@ def outbound(client: firedoor.Client, tmp_path: Path) -> Iterator[str]:
     server.add_insecure_port(f"unix:{tmp_path}/out.sock")
     server.start()
     yield f"unix:{tmp_path}/out.sock"
-    server.stop(0).wait(10)
+    server.stop(0).wait(PATIENCE)
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -247,7 +245,7 @@ def test_a_token_leaves_by_a_local_socket_alone(client: firedoor.Client) -> None
     assert found.credentials
     with grpc.secure_channel(f"127.0.0.1:{port}", found.credentials) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/t.T/uu")(b"", timeout=2)
-    server.stop(0).wait(10)
+    server.stop(0).wait(PATIENCE)
 
 
 @pytest.mark.parametrize("kind", METHODS)

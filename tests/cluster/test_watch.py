@@ -19,9 +19,8 @@ from firedoor.cluster import watch
 from firedoor.cluster.access import Access
 from firedoor.cluster.watch import Watch
 from tests.api_server import serving
-from tests.broker.harness import until
+from tests.waiting import PATIENCE, async_until
 
-SECONDS = 60.0
 Seen = dict[str, Any]
 
 
@@ -92,7 +91,7 @@ async def follow(server: Server, folder: Path, sink: Kept, count: int) -> None:
     api = cluster_api("test", Access(server.url, folder / "ca.pem", folder / "token"))
     task = asyncio.create_task(Watch(api, "/api/v1/pods", "Pod", "pods", sink).run())
     try:
-        await until(lambda: len(sink.names) >= count, SECONDS)
+        await async_until(lambda: len(sink.names) >= count)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -123,7 +122,7 @@ async def test_one_that_is_too_large_by_itself_is_trouble_and_no_empty_list(
     api = cluster_api("test", Access(server.url, tmp_path / "ca.pem", tmp_path / "token"))
     found = Watch(api, "/api/v1/pods", "Pod", "pods", Kept())
     task = asyncio.create_task(found.run())
-    await until(lambda: "longer than" in found.trouble, SECONDS)
+    await async_until(lambda: "longer than" in found.trouble)
     assert not found.listed.is_set()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -215,10 +214,10 @@ EMPTY: dict[str, Seen] = {
 async def test_an_empty_list_that_is_none_takes_nothing_away(tmp_path: Path, case: str) -> None:
     lists = [listing(1), EMPTY[case], EMPTY[case], listing(2)]
     async with played(tmp_path, lists, [410, []]) as (server, found, sink):
-        await until(lambda: sink.names == {"n2"}, SECONDS)
+        await async_until(lambda: sink.names == {"n2"})
         assert sink.lists == [{"n1"}, {"n2"}]
         assert server.listed == 4
-        await until(lambda: found.current, SECONDS)
+        await async_until(lambda: found.current)
 
 
 @pytest.mark.usefixtures("soon")
@@ -229,8 +228,8 @@ async def test_a_watch_that_falls_silent_is_made_anew_from_where_it_was(
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "12"}}}
     added = {"type": "ADDED", "object": {"metadata": {"name": "n2", "resourceVersion": "13"}}}
     async with played(tmp_path, [listing(1)], {"9": [bookmark], "12": [added], "13": []}) as (server, found, sink):
-        await until(lambda: sink.names == {"n1", "n2"}, SECONDS)
-        await until(lambda: server.watched[-1] == "13", SECONDS)
+        await async_until(lambda: sink.names == {"n1", "n2"})
+        await async_until(lambda: server.watched[-1] == "13")
         assert server.listed == 1
         assert not found.trouble
 
@@ -240,14 +239,14 @@ async def test_who_does_not_take_a_watch_is_not_followed(tmp_path: Path, monkeyp
     """A connection that is used again may lead to somebody who is gone without a word."""
     monkeypatch.setattr(watch, "_SILENT_SECONDS", 0.5)
     async with played(tmp_path, [listing(1)], [[]]) as (server, found, _):
-        await until(lambda: found.current, SECONDS)
+        await async_until(lambda: found.current)
         monkeypatch.setattr(api_module, "_SECONDS", 0.5)
         server.mute = True
-        await until(lambda: "it did not answer within" in found.trouble, SECONDS)
+        await async_until(lambda: "it did not answer within" in found.trouble)
         assert not found.current
-        monkeypatch.setattr(api_module, "_SECONDS", SECONDS)
+        monkeypatch.setattr(api_module, "_SECONDS", PATIENCE)
         server.mute = False
-        await until(lambda: found.current, SECONDS)
+        await async_until(lambda: found.current)
         assert server.listed == 1
 
 
@@ -255,6 +254,6 @@ async def test_who_does_not_take_a_watch_is_not_followed(tmp_path: Path, monkeyp
 async def test_trouble_lasts_until_a_watch_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "firedoor.cluster")
     async with played(tmp_path, [listing(1)], [500, 500, 500, 500, []]) as (server, found, _):
-        await until(lambda: len(server.watched) >= 5 and not found.trouble, SECONDS)
+        await async_until(lambda: len(server.watched) >= 5 and not found.trouble)
     said = [record.levelname for record in caplog.records if record.name == "firedoor.cluster.watch"]
     assert said == ["WARNING", "INFO"]

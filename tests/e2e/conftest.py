@@ -7,8 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -28,10 +27,10 @@ from firedoor.wire import (
     entry_pb2,
     types,
 )
+from tests.waiting import PATIENCE, NotInTime
 
 T = TypeVar("T")
 
-DEADLINE = 30.0
 UID = f"uid:{os.geteuid()}"
 POLICY = f"""\
 apiVersion: firedoor.dev/v1alpha1
@@ -66,18 +65,6 @@ spec:
 """
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-    """Wait until a condition holds and return its value."""
-    end = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.05)
-
-
 class Program:
     """A `firedoor` process; its stderr goes to a file. `prefix` is what runs it, such as `nsenter`."""
 
@@ -93,8 +80,10 @@ class Program:
     def ready(self) -> str:
         """Wait for the line on stdout."""
         assert self.process.stdout
-        found, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
-        line = self.process.stdout.readline().decode() if found else ""
+        found, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        if not found:
+            raise NotInTime(f"not within {PATIENCE:.0f} s: that it is ready\n{self.text}")
+        line = self.process.stdout.readline().decode()
         assert "ready" in line, f"{line!r}\n{self.text}"
         return line
 
@@ -112,11 +101,11 @@ class Program:
         """Ask it to end and return its exit code."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE)
+        return self.process.wait(PATIENCE)
 
     def wait(self) -> int:
         """Return the exit code when it ends by itself."""
-        return self.process.wait(DEADLINE)
+        return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """Make sure that nothing is left."""
@@ -203,7 +192,7 @@ class World:
         new.write_text(text)
         new.replace(self.folder / "policy.yaml")
 
-    def run(self, *words: str, seconds: float = DEADLINE) -> str:
+    def run(self, *words: str, seconds: float = PATIENCE) -> str:
         """Run a command of an administrator and return what it prints."""
         command = [sys.executable, "-m", "firedoor.cli", *words, "--admin-socket", str(self.folder / "b.sock")]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds).stdout

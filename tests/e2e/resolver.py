@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests import netns
-from tests.e2e.conftest import until
 from tests.e2e.namespaces import Namespace
+from tests.waiting import until
 
 NAME, V4, V6 = "s3.example.org", "192.0.2.7", "2001:db8::7"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e import namespaces
-from tests.e2e.conftest import DEADLINE, World, until
+from tests.e2e.conftest import World
 from tests.e2e.namespaces import Namespace
+from tests.waiting import PATIENCE, until
 
 NAME = f"t{os.getpid() % 1000000}"
 # Nobody else's, nor those of tests that run at the same time: what is left behind is told by them.
@@ -160,7 +161,7 @@ run: {{name: {NAME}, network: 10.201.7.0/30, network6: "fd01:7::/126"{more}}}
         for process in self.runs:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(DEADLINE)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests import netns
-from tests.e2e.conftest import Program, until
+from tests.e2e.conftest import Program
 from tests.e2e.namespaces import SIDECAR_UID, Namespace
+from tests.waiting import until
 
 # What a container runtime leaves of root's capabilities, as the injected security contexts say.
 CAPABILITY = ("--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--no-new-privs", "--clear-groups")
@@ -67,7 +68,7 @@ class StandIn:
         """Start the sidecar, and wait as the kubelet does: until the startup probe passes."""
         program = Program(self.folder / "sidecar.log", *self.sidecar["command"][1:], prefix=self.as_sidecar())
         try:
-            until(self._started, "the startup probe passes", 60)
+            until(self._started, "the startup probe passes")
         except AssertionError as error:
             said = program.text[-3000:]
             program.close()

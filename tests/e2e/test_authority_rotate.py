@@ -12,7 +12,8 @@ import grpc
 
 from firedoor.cli.exits import Exit
 from firedoor.wire import admin_grpc, admin_pb2
-from tests.e2e.conftest import DEADLINE, World, until
+from tests.e2e.conftest import World
+from tests.waiting import PATIENCE, until
 
 PATH = "/segment/registry/host/h/svc/x"
 STAGES = ("spread", "reissue", "retire")
@@ -23,7 +24,7 @@ def command(world: World, *words: str) -> list[str]:
 
 
 def ran(world: World, *words: str) -> tuple[int, str, str]:
-    done = subprocess.run(command(world, *words), capture_output=True, text=True, check=False, timeout=DEADLINE)
+    done = subprocess.run(command(world, *words), capture_output=True, text=True, check=False, timeout=PATIENCE)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -77,7 +78,7 @@ def test_it_survives_the_death_of_the_broker_in_each_stage(world: World) -> None
             if wanted == "spread":
                 assert stage(world) == wanted
                 sidecar.send_signal(signal.SIGCONT)
-        out, err = watching.communicate(timeout=2 * DEADLINE)
+        out, err = watching.communicate(timeout=2 * PATIENCE)
     finally:
         watching.kill()
         sidecar.send_signal(signal.SIGCONT)

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests import faketime
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, app, ask, inbound, listening, outbound
 from tests.e2e.test_identity import PATH
 from tests.faketime import Clock
 from tests.node_pki import NodePki
+from tests.waiting import until
 
 __all__ = ["app"]
 pytestmark = [
@@ -159,7 +160,7 @@ def test_suspended_on_a_node_that_attests_by_itself(world: World, clock: Clock, 
     assert ask(path) == b""
     assert app.accepted == accepted
     world.start_broker(*more)
-    until(lambda: (one := world.status("r")) and one.listeners and one.listeners[0].open, "the listener", 60)
+    until(lambda: (one := world.status("r")) and one.listeners and one.listeners[0].open, "the listener")
     status = world.status("r")
     assert status is not None
     assert all(one.not_after > clock.now() for one in status.svids)
@@ -187,9 +188,7 @@ def test_the_authority_expired_while_the_broker_was_off(world: World, clock: Clo
         assert re.search(rf"{kind} authority \S+ expired at \S+; another one signs now", broker.text)
     assert "firedoor sidecar trust" in broker.text
     # It knows no authority that lives: nobody can prove to be the broker, and it takes nobody's word.
-    until(
-        lambda: "does not lead to a root" in stayed.text and "`firedoor sidecar trust` here" in stayed.text, "why", 60
-    )
+    until(lambda: "does not lead to a root" in stayed.text and "`firedoor sidecar trust` here" in stayed.text, "why")
     status = world.status()
     assert status is not None
     assert not status.connected
@@ -201,7 +200,7 @@ def test_the_authority_expired_while_the_broker_was_off(world: World, clock: Clo
     said = trust(world, "fresh.json")
     assert re.search(r"\n  [0-9a-f]{40}  until \S+, new\n", said)
     world.start_sidecar(evidence=evidence).ready()
-    found = until(lambda: (one := world.status()) and one.svids and one, "an SVID", 60)
+    found = until(lambda: (one := world.status()) and one.svids and one, "an SVID")
     assert found.svids[0].not_after > clock.now()
 
 
@@ -223,7 +222,7 @@ def test_the_key_of_the_root_is_lost(world: World, app: App) -> None:
     assert "(x509-CA-A) is lost; what it signed stays valid" in broker.text
     assert "old, key lost" in world.run("authority", "list")
     for sidecar in (receiving, sending):
-        until(lambda sidecar=sidecar: "`firedoor sidecar trust` here" in sidecar.text, "why", 60)  # type: ignore[misc]
+        until(lambda sidecar=sidecar: "`firedoor sidecar trust` here" in sidecar.text, "why")  # type: ignore[misc]
     assert ask(path) == b"hello you"
     (world.folder / "fresh.json").write_text(world.run("bundle", "show"))
     for sidecar, name, more in ((receiving, "r", ("--inbound", inbound(app))), (sending, "i", ())):

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.brokers import Brokers
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, app, ask, inbound, listening, outbound
 from tests.e2e.test_identity import PATH
 from tests.postgres import Server, binaries
 from tests.slow_network import SlowNetwork
+from tests.waiting import until
 
 __all__ = ["app"]
 
@@ -106,7 +107,7 @@ def test_restored_elsewhere_under_load(world: World, app: App, passphrase: str, 
                 restored = other.start_broker()
                 there.turn(other.address)
                 for name in ("r", "i"):
-                    until(lambda name=name: epoch(world, name) > before, "the new epoch", 60)  # type: ignore[misc]
+                    until(lambda name=name: epoch(world, name) > before, "the new epoch")  # type: ignore[misc]
                 until(lambda: svids(world, "i") == 1, "the entries of the backup")
                 told_by_restored(world, other, sidecar.log, lambda: restored.stop(), there)
             finally:
@@ -121,8 +122,8 @@ def told_by_restored(world: World, other: World, log: Path, stop: object, there:
     old = world.start_broker()
     assert callable(stop)
     stop()
-    until(lambda: "generation_went_back" in old.text, "the refusal in the old broker's log", 60)
-    until(lambda: "an update was refused" in log.read_text(), "the refusal in the sidecar's log", 60)
+    until(lambda: "generation_went_back" in old.text, "the refusal in the old broker's log")
+    until(lambda: "an update was refused" in log.read_text(), "the refusal in the sidecar's log")
     status = world.status("i")
     assert status is not None
     assert (status.generation.epoch, len(status.svids)) == (reached, 1)
@@ -130,7 +131,7 @@ def told_by_restored(world: World, other: World, log: Path, stop: object, there:
     there.turn(other.address)
     parent = status.agent_id.removeprefix("spiffe://example.org")
     other.create_entry(parent, f"{PATH}-2")
-    until(lambda: svids(world, "i") == 2, "an entry of the restored broker", 60)
+    until(lambda: svids(world, "i") == 2, "an entry of the restored broker")
 
 
 def test_commands_say_what_is_wrong(world: World, passphrase: str, tmp_path: Path) -> None:
@@ -196,4 +197,4 @@ def test_postgresql_by_its_own_tools(brokers: Brokers, own_postgres: Server, pas
     firedoor("broker", "restore", str(tmp_path / "keys"), *flags, *kept, "--data-dir", str(tmp_path / "one"))
     brokers._words = ("--database", fresh, "--database-password-file", password_file)
     brokers.start_one("one")
-    until(lambda: epoch(brokers, "s") > before and svids(brokers, "s") == 1, "the new epoch", 60)
+    until(lambda: epoch(brokers, "s") > before and svids(brokers, "s") == 1, "the new epoch")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.e2e.conftest import POLICY, World, until
+from tests.e2e.conftest import POLICY, World
 from tests.e2e.test_datapath import SERVER, inbound, listening, records
 from tests.e2e.test_revocation import App, app, cuts, ended
+from tests.waiting import until
 
 __all__ = ["app"]
 

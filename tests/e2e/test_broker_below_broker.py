@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import UID, World, until
+from tests.e2e.conftest import UID, World
 from tests.e2e.test_downstream import BELOW
+from tests.waiting import until
 
 
 @pytest.fixture

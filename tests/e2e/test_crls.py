@@ -9,8 +9,9 @@ from cryptography import x509
 
 from firedoor.certs import read_crl, split_der
 from firedoor.wire import workload_grpc, workload_pb2
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.openssl import verify
+from tests.waiting import until
 
 HEADER = (("workload.spiffe.io", "true"),)
 PATH = "/segment/inference/host/h/svc/vllm"

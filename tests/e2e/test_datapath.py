@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import POLICY, World, until
+from tests.e2e.conftest import POLICY, World
+from tests.waiting import until
 
 CLIENT = "/segment/inference/host/h2/svc/vllm"
 SERVER = "/segment/registry/host/h1/svc/models"

@@ -20,9 +20,9 @@ from firedoor import mtls
 from firedoor.sidecar import capture, config, resolv
 from tests import netns
 from tests.e2e import namespaces, resolver
-from tests.e2e.conftest import until
 from tests.e2e.namespaces import APP_UID, OUTSIDE_V4, OUTSIDE_V6, SIDECAR_UID, Namespace
 from tests.e2e.resolver import NAME, V4, V6, Resolver, dnsmasq
+from tests.waiting import until
 
 PORT = 14053
 BIG = "big.example.org"

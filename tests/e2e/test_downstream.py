@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from firedoor import mtls
 from firedoor.certs import KeyType, TrustDomain, X509Issuer, generate_key, issue_x509, make_csr
 from firedoor.wire import svid_grpc, svid_pb2
-from tests.e2e.conftest import UID, World, until
+from tests.e2e.conftest import UID, World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, inbound, listening, records
+from tests.waiting import until
 
 TD = TrustDomain.parse("example.org")
 BELOW = "/segment/inference/host/h3/svc/spire"

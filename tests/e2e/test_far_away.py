@@ -4,8 +4,9 @@
 import pytest
 from spiffe.workloadapi.errors import FetchX509SvidError
 
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.slow_network import SlowNetwork
+from tests.waiting import until
 
 pytestmark = pytest.mark.peer
 

@@ -15,8 +15,9 @@ from cryptography import x509
 
 from firedoor.wire import localauthority_grpc
 from firedoor.wire import localauthority_pb2 as pb
-from tests.e2e.conftest import UID, World, until
+from tests.e2e.conftest import UID, World
 from tests.e2e.test_datapath import App, ask, listening, records
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(240)]
 

@@ -7,8 +7,9 @@ import pytest
 
 from tests.broker.test_database import small_disk
 from tests.broker.test_faults import fill
-from tests.e2e.conftest import POLICY, Program, World, until
+from tests.e2e.conftest import POLICY, Program, World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, ask, inbound, listening, outbound, records, reread
+from tests.waiting import until
 
 DISK = ("--keep-workload-keys", "disk")
 TTLS = ("--x509-svid-ttl", "8s", "--agent-ttl", "12s")

@@ -16,7 +16,8 @@ from spiffe.workloadapi.errors import FetchJwtSvidError, FetchX509SvidError, Val
 
 from firedoor.certs import parse_x509_svid
 from firedoor.wire import workload_grpc, workload_pb2
-from tests.e2e.conftest import UID, Program, World, until
+from tests.e2e.conftest import UID, Program, World
+from tests.waiting import until
 
 pytestmark = pytest.mark.peer
 
@@ -248,7 +249,7 @@ def test_agent_svid_that_expired_meanwhile_needs_a_new_token(world: World) -> No
     program = world.start_sidecar()
     program.ready()
     program.kill()
-    until(lambda: not still_good(world, "s"), "the agent SVID's end", 8)
+    until(lambda: not still_good(world, "s"), "the agent SVID's end")
     again = world.start_sidecar()
     assert again.wait() == 4
     assert "the stored agent SVID has expired" in again.text

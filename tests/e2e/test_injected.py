@@ -25,11 +25,12 @@ from tests import netns
 from tests.broker.harness import entry
 from tests.broker.injector.test_inject import RULES, injected, pod
 from tests.e2e import captured
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.e2e.namespaces import APP_UID, INSIDE_V4, OUTSIDE_V4, SIDECAR_UID, Namespace, namespace, wired
 from tests.e2e.stand_in import StandIn
 from tests.pod_policy import pod_segment
 from tests.service_accounts import ISSUER, TokenIssuer
+from tests.waiting import until
 
 
 def missing() -> str:

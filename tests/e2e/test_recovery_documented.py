@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests import faketime
-from tests.e2e.conftest import Program, World, until
+from tests.e2e.conftest import Program, World
 from tests.e2e.test_identity import PATH
 from tests.faketime import Clock
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(faketime.library() is None, reason=faketime.MISSING),
@@ -102,7 +103,7 @@ class Site:
             live = [one for one in status.svids if one.not_after > self.clock.now()] if status else []
             return bool(status and status.connected and live)
 
-        until(good, "an SVID", 60)
+        until(good, "an SVID")
 
     def type(self, section: str, environment: Mapping[str, str] | None = None) -> None:
         """Type what a section says, and see that it says what the page shows."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.conftest import POLICY, UID, World, until
+from tests.e2e.conftest import POLICY, UID, World
 from tests.e2e.test_datapath import SERVER, App, ask, inbound, listening, outbound, records
+from tests.waiting import until
 
 FALLBACK = (
     POLICY.replace("{segment: inference}", "{segment: estate}")

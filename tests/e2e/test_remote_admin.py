@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.e2e.test_identity import ID, PATH, issued
+from tests.waiting import until
 
 pytestmark = pytest.mark.peer
 

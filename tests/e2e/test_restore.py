@@ -3,8 +3,9 @@
 
 import shutil
 
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.e2e.test_identity import PATH
+from tests.waiting import until
 
 
 def test_sidecar_follows_a_restored_broker(world: World) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import World, until
+from tests.e2e.conftest import World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, ask, inbound, listening, outbound
+from tests.waiting import until
 
 
 class Waiting(App):

@@ -12,7 +12,6 @@ import pytest
 
 from tests import netns
 from tests.e2e import namespaces, resolver
-from tests.e2e.conftest import DEADLINE, until
 from tests.e2e.namespaces import Namespace
 from tests.e2e.resolver import dnsmasq
 from tests.e2e.running import (
@@ -29,6 +28,7 @@ from tests.e2e.running import (
     machine_with_broker,
     of_user,
 )
+from tests.waiting import PATIENCE, until
 
 MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -125,10 +125,10 @@ def test_what_is_published_can_be_named(machine: Machine) -> None:
 def test_it_takes_no_port_away_from_a_program_of_the_machine(machine: Machine) -> None:
     actor = machine.machine.actor()
     actor.listen("127.0.0.1", PORT)
-    assert machine.start("true").wait(DEADLINE) == 0, "loopback stays as it is"
+    assert machine.start("true").wait(PATIENCE) == 0, "loopback stays as it is"
     actor.call("close", "127.0.0.1", PORT)
     actor.listen("0.0.0.0", PORT)
-    assert machine.start("true").wait(DEADLINE) == 2
+    assert machine.start("true").wait(PATIENCE) == 2
     assert f"this machine has a program at port {PORT}" in machine.log
     actor.end()
 
@@ -139,14 +139,14 @@ def test_two_runs_do_not_publish_one_port(machine: Machine) -> None:
     for old, new in ((f"name: {NAME}", f"name: {NAME}b"), ("10.201.7.0", "10.201.9.0"), ("fd01:7::", "fd01:9::")):
         text = text.replace(old, new)
     machine.config.write_text(text)
-    assert machine.start("true").wait(DEADLINE) == 2
+    assert machine.start("true").wait(PATIENCE) == 2
     assert f"another `firedoor run` publishes port {PORT}" in machine.log
 
 
 def test_when_the_sidecar_is_killed_the_command_ends(machine: Machine) -> None:
     process = machine.serve()
     os.kill(machine.sidecar(), signal.SIGKILL)
-    assert process.wait(DEADLINE) == 3
+    assert process.wait(PATIENCE) == 3
     assert "the sidecar ended with 137: the command is ended" in machine.log
     machine.nothing_is_left()
 
@@ -156,14 +156,14 @@ def test_when_the_command_is_killed_all_ends(machine: Machine) -> None:
     # The first of the two is the one that started the other.
     _, command = sorted(of_user(APP_UID))
     os.kill(command, signal.SIGKILL)
-    assert process.wait(DEADLINE) == 137
+    assert process.wait(PATIENCE) == 137
     machine.nothing_is_left()
 
 
 def test_when_the_first_process_is_killed_all_ends(machine: Machine) -> None:
     process = machine.serve()
     os.kill(min(of_user(APP_UID)), signal.SIGKILL)
-    assert process.wait(DEADLINE) == 137
+    assert process.wait(PATIENCE) == 137
     machine.nothing_is_left()
 
 
@@ -176,7 +176,7 @@ def test_when_it_is_killed_itself_the_next_start_cleans_up(machine: Machine) -> 
     until(lambda: f"fd-{NAME}" not in machine.machine.run("ip", "link"), "the end of its network namespace")
     assert machine.left()
     again = machine.start("true")
-    assert again.wait(DEADLINE) == 0, machine.log
+    assert again.wait(PATIENCE) == 0, machine.log
     assert "the run of that name before this one was killed; removed: rules" in machine.log
     machine.nothing_is_left()
 
@@ -188,7 +188,7 @@ def test_killed_while_starting_too(machine: Machine) -> None:
         process.wait()
         until(lambda: not machine.processes(), "the end of the sidecar")
     machine.write()
-    assert machine.start("true").wait(DEADLINE) == 0, machine.log
+    assert machine.start("true").wait(PATIENCE) == 0, machine.log
     assert "the run of that name before this one was killed; removed: " in machine.log
     machine.nothing_is_left()
 
@@ -218,14 +218,14 @@ def test_ended_while_starting(machine: Machine, number: int, code: int) -> None:
     with silent_broker(machine):
         process = starting(machine)
         process.send_signal(number)
-        assert process.wait(DEADLINE) == code, machine.log
+        assert process.wait(PATIENCE) == code, machine.log
     machine.nothing_is_left()
 
 
 def test_a_broker_that_does_not_answer_is_not_waited_for_for_ever(machine: Machine) -> None:
     with silent_broker(machine, ", ready_within: 2s"):
         process = machine.start("true")
-        assert process.wait(DEADLINE) == 3
+        assert process.wait(PATIENCE) == 3
     assert "the sidecar was not ready within 2 s (run.ready_within)" in machine.log
     machine.nothing_is_left()
 
@@ -234,7 +234,7 @@ def test_a_name_is_taken_once(machine: Machine) -> None:
     machine.serve()
     machine.write(", publish: []")
     other = machine.start("true")
-    assert other.wait(DEADLINE) == 2
+    assert other.wait(PATIENCE) == 2
     assert f"another `firedoor run` has the name {NAME}" in machine.log
     assert len(machine.processes()) >= 3
 
@@ -242,11 +242,11 @@ def test_a_name_is_taken_once(machine: Machine) -> None:
 def test_without_forwarding_it_says_what_to_do(machine: Machine) -> None:
     machine.machine.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
     process = machine.start("true")
-    assert process.wait(DEADLINE) == 2
+    assert process.wait(PATIENCE) == 2
     assert "`sysctl -w net.ipv6.conf.all.forwarding=1`, or `run.forwarding: set`" in machine.log
     machine.write(", forwarding: set")
     process = machine.start("true")
-    assert process.wait(DEADLINE) == 0, machine.log
+    assert process.wait(PATIENCE) == 0, machine.log
     machine.nothing_is_left()
 
 
@@ -258,5 +258,5 @@ def test_names_are_asked_of_the_configured_resolver(machine: Machine) -> None:
     with dnsmasq(machine.machine, machine.folder / "dnsmasq.log"):
         process = machine.start("getent", "ahostsv4", f"{resolver.NAME}.")
         assert resolver.V4 in machine.line(process), machine.log
-        assert process.wait(DEADLINE) == 0, machine.log
+        assert process.wait(PATIENCE) == 0, machine.log
     machine.nothing_is_left()

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests import netns
-from tests.e2e.conftest import DEADLINE, until
 from tests.e2e.running import APP_UID, SIDECAR_UID, Machine, base_python, machine_with_broker
+from tests.waiting import PATIENCE, until
 
 MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -57,7 +57,7 @@ def machine(shared: Machine) -> Iterator[Machine]:
 def said(machine: Machine, *command: str) -> str:
     """Run a command to its end, and return what it has printed."""
     process = machine.start(*command)
-    found, _ = process.communicate(timeout=DEADLINE)
+    found, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, machine.log
     return str(found)
 
@@ -87,7 +87,7 @@ def test_capabilities_of_a_file_give_nothing(machine: Machine) -> None:
     assert re.search(r"^CapEff:\t0{16}$", said(machine, str(program), "/proc/self/status"), re.M)
     # Programs that count on theirs are not started without them (capabilities(7)).
     give(program, REVISION_2 | EFFECTIVE)
-    assert machine.start(str(program), "/proc/self/status").wait(DEADLINE) == 126
+    assert machine.start(str(program), "/proc/self/status").wait(PATIENCE) == 126
 
 
 def copy_of(machine: Machine, name: str) -> Path:
@@ -114,7 +114,7 @@ def give(program: Path, magic: int) -> None:
 )
 def test_its_exit_code_is_the_commands(machine: Machine, command: tuple[str, ...], code: int) -> None:
     process = machine.start(*command)
-    assert process.wait(DEADLINE) == code, machine.log
+    assert process.wait(PATIENCE) == code, machine.log
     machine.nothing_is_left()
 
 
@@ -127,12 +127,12 @@ def test_signals_are_handed_on(machine: Machine) -> None:
     assert machine.line(process) == "one"
     process.send_signal(signal.SIGTERM)
     assert machine.line(process) == "end"
-    assert process.wait(DEADLINE) == 5
+    assert process.wait(PATIENCE) == 5
 
 
 def test_a_pipe_leads_through_it(machine: Machine) -> None:
     process = machine.start("sh", "-c", "cat; echo aside >&2", stdin=subprocess.PIPE)
-    found, _ = process.communicate("line\n" * 20_000, timeout=DEADLINE)
+    found, _ = process.communicate("line\n" * 20_000, timeout=PATIENCE)
     assert found == "line\n" * 20_000
     assert "aside" in machine.log
 
@@ -153,7 +153,7 @@ def test_a_terminal_is_the_commands(machine: Machine) -> None:
         hear(ours, "caught 1")
         os.write(ours, b"over\n")
         assert "caught 2" not in hear(ours, "told over")
-        assert process.wait(DEADLINE) == 4, machine.log
+        assert process.wait(PATIENCE) == 4, machine.log
     finally:
         os.close(ours)
 
@@ -176,6 +176,6 @@ def hear(terminal: int, word: str) -> str:
 )
 def test_a_user_that_could_go_round_is_refused(machine: Machine, uid: int, sentence: str) -> None:
     process = machine.start("true", uid=uid)
-    assert process.wait(DEADLINE) == 2
+    assert process.wait(PATIENCE) == 2
     assert sentence in machine.log
     assert not machine.left()

@@ -16,7 +16,7 @@ import pytest
 
 from tests import netns
 from tests.e2e import namespaces
-from tests.e2e.conftest import until
+from tests.waiting import until
 
 MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -12,10 +12,10 @@ import pytest
 
 from firedoor.certs import read_crl
 from tests.e2e.brokers import Brokers
-from tests.e2e.conftest import until
 from tests.e2e.test_crls import answer
 from tests.e2e.test_identity import PATH
 from tests.postgres import Server
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from tests.e2e.conftest import Program, World, until
+from tests.e2e.conftest import Program, World
 from tests.e2e.test_identity import ID, PATH, issued
+from tests.waiting import until
 
 pytestmark = pytest.mark.peer
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from spiffe.workloadapi.errors import FetchX509SvidError
 
-from tests.e2e.conftest import UID, World, until
+from tests.e2e.conftest import UID, World
 from tests.node_pki import Held, NodePki
+from tests.waiting import until
 
 pytestmark = pytest.mark.peer
 

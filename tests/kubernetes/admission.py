@@ -13,8 +13,8 @@ import yaml
 from firedoor.broker.injector import InjectorRules
 from firedoor.broker.injector.cel import NAMESPACE, PARAMETERS, parameters
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE, Cluster, running_cluster
-from tests.spire.programs import wait_for
+from tests.kubernetes.cluster import Cluster, running_cluster
+from tests.waiting import until
 
 DELIVERED = Path(__file__).parents[2] / "deploy/kubernetes"
 INJECTED = {"firedoor.dev/inject": "enabled"}
@@ -55,12 +55,12 @@ def guarded_cluster(folder: Path, rules: InjectorRules) -> Iterator[Cluster]:
         settings = {"metadata": {"name": PARAMETERS}, "data": parameters(rules, "example.org")}
         cluster.api().post(f"/api/v1/namespaces/{NAMESPACE}/configmaps", settings)
         apply(cluster, DELIVERED / "crds")
-        wait_for(lambda: _answers(cluster, "/apis/firedoor.dev/v1alpha1/segments"), "segments are served", DEADLINE)
+        until(lambda: _answers(cluster, "/apis/firedoor.dev/v1alpha1/segments"), "segments are served")
         # The last first: once those are in force that `_in_force` tries, no other is still to come.
         apply(cluster, [*reversed(delivered("guards.yaml")), *injecting()])
         first, second = cluster.namespace("first", INJECTED), cluster.namespace("second", REQUIRED)
-        wait_for(lambda: _in_force(cluster, first), "the policies are in force", DEADLINE)
-        wait_for(lambda: _in_force(cluster, second, required=True), "they are where sidecars are required", DEADLINE)
+        until(lambda: _in_force(cluster, first), "the policies are in force")
+        until(lambda: _in_force(cluster, second, required=True), "they are where sidecars are required")
         yield cluster
 
 

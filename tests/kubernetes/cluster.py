@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.kubernetes.api import AlreadyExists, Api, ApiError
 from tests.peers.build import source
-from tests.spire.programs import Answer, Daemon, free_port, needed, run, wait_for
+from tests.spire.programs import Answer, Daemon, free_port, needed, run
+from tests.waiting import until
 
-DEADLINE = 60.0
 # Starting a large program on a busy machine.
 START_SECONDS = 100.0
 ISSUER = "https://kubernetes.default.svc.cluster.local"
@@ -134,7 +134,7 @@ class Cluster:
         def settled() -> bool:
             return not daemon.alive() or answered()
 
-        wait_for(settled, f"an answer of {daemon.log.stem}", START_SECONDS)
+        until(settled, f"an answer of {daemon.log.stem}", seconds=START_SECONDS)
         return daemon.alive()
 
     def stop_server(self) -> None:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from tests.kubernetes.cluster import ISSUER, Cluster
 
 MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes/controllers.yaml"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-SECONDS = 90.0
 
 
 def flags(cluster: Cluster, folder: Path) -> dict[str, str]:
@@ -47,15 +44,6 @@ def _of(one: dict[str, Any], namespace: str) -> None:
         one["metadata"]["namespace"] = namespace
     for subject in one.get("subjects", ()):
         subject["namespace"] = namespace
-
-
-async def until(ask: Callable[[], Any], holds: Callable[[Any], object], what: str) -> Any:
-    """Ask, beside the broker that runs in this process, until the answer is right; return it."""
-    end = asyncio.get_running_loop().time() + SECONDS
-    while not holds(found := await asyncio.to_thread(ask)):
-        assert asyncio.get_running_loop().time() < end, f"not within {SECONDS:.0f} s: {what}; it is {found}"
-        await asyncio.sleep(0.05)
-    return found
 
 
 def root_pem() -> str:

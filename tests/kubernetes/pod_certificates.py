@@ -18,8 +18,9 @@ from firedoor.broker.kubernetes.certificates_api import SIGNER
 from firedoor.certs import KeyType, generate_key, make_csr
 from tests.broker.harness import RunningBroker, running
 from tests.kubernetes import controllers
+from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.controllers import RBAC, until
+from tests.kubernetes.controllers import RBAC
 from tests.kubernetes.rights import bind
 from tests.pod_policy import pod_segment
 
@@ -114,7 +115,7 @@ class Signing:
 
     async def answer(self, path: str) -> dict[str, Any]:
         """Wait for an answer; return the status, its condition under `said`."""
-        found = await until(lambda: self.cluster.api().get(path), settled, f"an answer to {path}")
+        found = await until_answer(lambda: self.cluster.api().get(path), settled, f"an answer to {path}")
         (condition,) = found["status"]["conditions"]
         assert condition["status"] == "True"
         return {**found["status"], "said": condition}

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from firedoor.broker.entry import Entry
 from tests.broker.harness import RunningBroker, running
 from tests.kubernetes import rights
 from tests.kubernetes.api import AlreadyExists
+from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import ISSUER, Cluster
 
 ROOT = Path(__file__).parents[2]
 IDENTITIES = "/apis/firedoor.dev/v1alpha1/workloadidentities"
-SECONDS = 90.0
 ROLE = "firedoor-registration"
 _ACCOUNT = rights.account("firedoor-system", "firedoor-broker")
 Resource = dict[str, Any]
@@ -83,21 +82,10 @@ def ids(broker: RunningBroker, pod: Mapping[str, Any]) -> set[str]:
     return {one.spiffe_id.path for one in registered(broker, pod["metadata"]["uid"])}
 
 
-async def eventually(ask: Callable[[], Any], holds: Callable[[Any], object], what: str) -> Any:
-    """Ask, beside brokers that run in this process, until the answer is right. `ask` may block."""
-    end = asyncio.get_running_loop().time() + SECONDS
-    while not holds(found := await asyncio.to_thread(ask)):
-        assert asyncio.get_running_loop().time() < end, f"not within {SECONDS:.0f} s: {what}; it is {found}"
-        await asyncio.sleep(0.05)
-    return found
-
-
 async def has(broker: RunningBroker, pod: Mapping[str, Any], *paths: str) -> None:
     """Wait until a pod has these IDs and no other."""
-    end = asyncio.get_running_loop().time() + SECONDS
-    while (found := ids(broker, pod)) != set(paths):
-        assert asyncio.get_running_loop().time() < end, f"{pod['metadata']['name']} has {found}, and not {paths}"
-        await asyncio.sleep(0.05)
+    what = f"{pod['metadata']['name']} has {paths}"
+    await until_answer(lambda: ids(broker, pod), lambda found: found == set(paths), what)
 
 
 def condition(cluster: Cluster, path: str, kind: str) -> dict[str, Any]:
@@ -108,7 +96,7 @@ def condition(cluster: Cluster, path: str, kind: str) -> dict[str, Any]:
 
 async def says(cluster: Cluster, path: str, kind: str, status: str, word: str) -> None:
     """Wait until an object says this of itself."""
-    await eventually(
+    await until_answer(
         lambda: condition(cluster, path, kind),
         lambda found: found["status"] == status and word in found["message"],
         f"{kind} of {path} is {status}: {word}",

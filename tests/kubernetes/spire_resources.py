@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.kubernetes.api import AlreadyExists, ApiError
-from tests.kubernetes.cluster import DEADLINE, Cluster
-from tests.spire.programs import wait_for
+from tests.kubernetes.cluster import Cluster
+from tests.waiting import until
 
 GROUP = "/apis/spire.spiffe.io/v1alpha1"
 PLURALS = {
@@ -117,7 +117,7 @@ def install(cluster: Cluster, *, with_conditions: bool) -> None:
             cluster.api().post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", made)
         except AlreadyExists:
             continue
-    wait_for(lambda: _served(cluster), "SPIRE's resources are served", DEADLINE)
+    until(lambda: _served(cluster), "SPIRE's resources are served")
 
 
 def _served(cluster: Cluster) -> bool:

@@ -11,8 +11,8 @@ import pytest
 from tests.deploy.test_helm import CHART, POLICIES, Helm, helm, render
 from tests.kubernetes.admission import INJECTED, apply, refusal
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE, Cluster, running_cluster
-from tests.spire.programs import wait_for
+from tests.kubernetes.cluster import Cluster, running_cluster
+from tests.waiting import until
 
 __all__ = ["helm"]
 
@@ -27,12 +27,12 @@ def test_an_installed_chart_injects_and_guards(helm: Helm, tmp_path: Path) -> No
         apply(cluster, CHART / "crds")
         apply(cluster, render(helm, *POLICIES, "--namespace", NAMESPACE))
         asked, other = cluster.namespace("inference", INJECTED), cluster.namespace("other")
-        wait_for(lambda: not refusal(lambda: with_sidecar(cluster, asked)), "a sidecar", DEADLINE)
+        until(lambda: not refusal(lambda: with_sidecar(cluster, asked)), "a sidecar")
         first = made(cluster, asked)
         assert names(first) == ["firedoor-capture", "firedoor-sidecar"]
         env = {one["name"]: one["value"] for one in first["spec"]["initContainers"][1]["env"]}
         assert env["FIREDOOR_SIDECAR_BROKER"] == f"firedoor-broker.{NAMESPACE}.svc:8081"
-        wait_for(lambda: "spec.hostNetwork" in why(cluster, asked), "a refusal", DEADLINE)
+        until(lambda: "spec.hostNetwork" in why(cluster, asked), "a refusal")
         # Who did not ask, and the brokers themselves, are left alone.
         assert names(made(cluster, other, hostNetwork=True)) == []
         assert names(made(cluster, NAMESPACE)) == []
@@ -51,7 +51,7 @@ def made(cluster: Cluster, namespace: str, **spec: Any) -> dict[str, Any]:
                 raise
             return None
 
-    found: dict[str, Any] = wait_for(tried, "that the policies have read the Segments", DEADLINE)
+    found: dict[str, Any] = until(tried, "that the policies have read the Segments")
     return found
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE, ISSUER, Cluster
-from tests.spire.programs import wait_for
+from tests.kubernetes.cluster import ISSUER, Cluster
+from tests.waiting import until
 
 # The first test waits until the control plane is up.
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -57,7 +57,7 @@ def test_a_token_of_another_audience_or_of_a_deleted_pod_is_none(cluster: Cluste
     assert cluster.review(token, "elsewhere")["authenticated"]
     cluster.delete_pod(namespace, "front")
     # The API server keeps what it found out about a token for some seconds.
-    wait_for(lambda: not cluster.review(token, "elsewhere").get("authenticated"), "the token is none", DEADLINE)
+    until(lambda: not cluster.review(token, "elsewhere").get("authenticated"), "the token is none")
 
 
 def test_keys_that_verify_tokens_offline(cluster: Cluster) -> None:

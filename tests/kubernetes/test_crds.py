@@ -17,8 +17,8 @@ from firedoor.certs import TrustDomain
 from firedoor.segments import Document, PolicyErrors, accept, load
 from firedoor.segments.resources import definitions
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE, Cluster
-from tests.spire.programs import wait_for
+from tests.kubernetes.cluster import Cluster
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -35,7 +35,7 @@ def resources(cluster: Cluster) -> Cluster:
     folder = ROOT / "deploy/kubernetes/crds"
     applied = cluster.kubectl("apply", "--server-side", "--filename", str(folder))
     assert applied.code == 0, applied
-    wait_for(lambda: _served(cluster), "the resources are served", DEADLINE)
+    until(lambda: _served(cluster), "the resources are served")
     return cluster
 
 

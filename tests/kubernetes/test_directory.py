@@ -21,14 +21,15 @@ from firedoor.wire import admin_pb2, control_pb2, policy_pb2
 from tests.broker.harness import POLICY, AgentClient, RunningBroker, running
 from tests.broker.test_control import Stream, part
 from tests.kubernetes import controllers
+from tests.kubernetes.asking import PATIENCE, until_answer
 from tests.kubernetes.cluster import Cluster, running_cluster
 from tests.kubernetes.endpoints import Endpoints
 from tests.postgres import Server
 from tests.spire.programs import Answer, run
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
 
-SECONDS = 90.0
 # Address and port: who is expected there.
 Rows = dict[tuple[str, int], list[str]]
 Holds = Callable[[Rows], object]
@@ -81,11 +82,7 @@ class World:
 
     async def until(self, broker: RunningBroker, holds: Holds, what: str) -> Rows:
         """Wait until a broker's directory is so."""
-        end = time.monotonic() + SECONDS
-        while not holds(found := await self.listed(broker)):
-            assert time.monotonic() < end, f"not within {SECONDS:.0f} s: {what}; it is {found}"
-            await asyncio.sleep(0.02)
-        return found
+        return await async_until(lambda: self.listed(broker), what, when=holds, seconds=PATIENCE)
 
     async def sidecar(self, broker: RunningBroker, path: str) -> Sidecar:
         """Attest one that is entitled to an ID."""
@@ -116,14 +113,14 @@ class Sidecar:
 
     async def until(self, holds: Holds, what: str) -> control_pb2.Update:
         """Wait until it was told a directory that is so; acknowledge all of it."""
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            update = await self._stream.next(SECONDS)
+
+        async def told() -> control_pb2.Update:
+            update = await self._stream.next()
             self._stream.ack(update)
             self.table = part(update, "policy").table
-            if holds(self.rows):
-                return update
-        raise AssertionError(f"not within {SECONDS:.0f} s: {what}; it is {self.rows}")
+            return update
+
+        return await async_until(told, what, when=lambda _: holds(self.rows), state=lambda: self.rows, seconds=PATIENCE)
 
     def stop(self) -> None:
         self._stream.stop()
@@ -275,7 +272,7 @@ async def test_it_outlives_an_api_server_that_restarts_and_has_forgotten(tmp_pat
             directory = broker.broker.directory
             assert directory is not None
             await asyncio.to_thread(cluster.stop_server)
-            await controllers.until(directory.trouble, bool, "the broker notices")
+            await until_answer(directory.trouble, bool, "the broker notices")
             assert await world.listed(broker) == found
             answer = await broker.policy.ListServices(admin_pb2.ListServicesRequest())
             assert "cannot be followed" in answer.trouble[0]
@@ -289,7 +286,7 @@ async def test_it_outlives_an_api_server_that_restarts_and_has_forgotten(tmp_pat
             directory = broker.broker.directory
             assert directory is not None
             await asyncio.to_thread(cluster.stop_server)
-            await controllers.until(lambda: len(directory.trouble()), lambda many: many >= 3, "all watches ended")
+            await until_answer(lambda: len(directory.trouble()), lambda many: many >= 3, "all watches ended")
             for watch in directory._watches:
                 watch._version = "1"
             assert await asyncio.to_thread(cluster.start_server)
@@ -297,7 +294,7 @@ async def test_it_outlives_an_api_server_that_restarts_and_has_forgotten(tmp_pat
             found = await world.until(
                 broker, lambda found: place not in found and (v4, 80) in found, "all is listed anew"
             )
-            await controllers.until(directory.trouble, lambda trouble: not trouble, "it is well")
+            await until_answer(directory.trouble, lambda trouble: not trouble, "it is well")
 
 
 async def test_of_two_brokers_one_writes_and_both_have_it(

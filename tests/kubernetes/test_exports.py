@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE, Cluster
+from tests.kubernetes.cluster import Cluster
 from tests.peers.build import Missing, source
 from tests.segments.pods import SPACES, Generator
 from tests.segments.test_exports import CLUSTER
-from tests.spire.programs import wait_for
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -94,7 +94,7 @@ def test_other_forms_are_taken_by_their_own_definitions(spaces: Cluster, tmp_pat
     except Missing as missing:
         pytest.skip(str(missing))
     assert spaces.kubectl("apply", "--server-side", "--filename", str(folder / definition)).code == 0
-    wait_for(lambda: _served(spaces, resource), f"{resource} is served", DEADLINE)
+    until(lambda: _served(spaces, resource), f"{resource} is served")
     for number, text in enumerate([CLUSTER, *(Generator(seed).text for seed in range(3))]):
         path = tmp_path / f"{number}.yaml"
         path.write_text(text)

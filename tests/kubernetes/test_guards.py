@@ -12,9 +12,9 @@ import pytest
 from tests.broker.injector.test_inject import RULES, UNICODE
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, guarded_cluster, refusal
 from tests.kubernetes.api import Api, ApiError
-from tests.kubernetes.cluster import DEADLINE, Cluster
+from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.pod_certificates import kubelets
-from tests.spire.programs import wait_for
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -570,7 +570,7 @@ def test_kubelets_alone_ask_for_the_tokens_of_pods(guarded: Cluster, namespace: 
         assert "spec.audiences: a token for firedoor proves who a pod is: kubelets ask for it" in found
         assert asked(api, "vault") == asked(api) == ""
         with kubelets(guarded):
-            wait_for(lambda: not asked(guarded.kubelet("asks"), "firedoor"), "its kubelet has it", DEADLINE)
+            until(lambda: not asked(guarded.kubelet("asks"), "firedoor"), "its kubelet has it")
             # Of which pods a kubelet may ask, the API server knows.
             assert "different node" in asked(guarded.kubelet("another"), "firedoor")
 
@@ -620,7 +620,7 @@ def frozen(guarded: Cluster, namespace: str) -> str:
     def known() -> bool:
         return "needs readOnly" in refusal(lambda: guarded.api().post(path, writing("data")))
 
-    wait_for(known, "the segment is known", DEADLINE)
+    until(known, "the segment is known")
     return namespace
 
 
@@ -662,9 +662,9 @@ def test_without_its_settings_nothing_is_made(guarded: Cluster, namespace: str) 
     before, path = api.get(settings), f"/api/v1/namespaces/{namespace}/pods?dryRun=All"
     api.delete(settings)
     try:
-        wait_for(lambda: "no params found" in refusal(lambda: api.post(path, pod())), "a refusal", DEADLINE)
+        until(lambda: "no params found" in refusal(lambda: api.post(path, pod())), "a refusal")
         assert api.post(f"/api/v1/namespaces/{guarded.namespace('other')}/pods", pod())
     finally:
         restored = {"metadata": {"name": "firedoor-injector"}, "data": before["data"]}
         api.post(settings.rpartition("/")[0], restored)
-        wait_for(lambda: not refusal(lambda: api.post(path, pod())), "a pod", DEADLINE)
+        until(lambda: not refusal(lambda: api.post(path, pod())), "a pod")

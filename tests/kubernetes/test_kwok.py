@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kubernetes.cluster import DEADLINE, KWOK, Cluster, running_kwok
-from tests.spire.programs import wait_for
+from tests.kubernetes.cluster import KWOK, Cluster, running_kwok
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -23,5 +23,5 @@ def test_bound_pods_run(cluster: Cluster) -> None:
             pods = cluster.api().get(f"/api/v1/namespaces/{namespace}/pods")["items"]
             return [pod["status"]["phase"] for pod in pods] == ["Running"] * 3
 
-        wait_for(running, "the pods run", DEADLINE)
+        until(running, "the pods run")
     cluster.api().delete("/api/v1/nodes/fake-1")

@@ -12,7 +12,7 @@ import secrets
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from tests.pods import Kubelet, cgroup_of, container_id, kubelet, status
 from tests.sidecar.programs import talker, tell
 from tests.sidecar.test_node_workload import ASKS, Caller
 from tests.spire.programs import Daemon, SpireAgent
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 MANIFEST = Path(__file__).parents[2] / "deploy/kubernetes/node.yaml"
@@ -136,7 +137,7 @@ async def test_pods_are_followed_by_the_api_server(cluster: Cluster, tmp_path: P
         # What changes.
         path = f"/api/v1/namespaces/{namespace}/pods/vllm-0"
         await asyncio.to_thread(cluster.api().patch, path, {"metadata": {"labels": {"app": "other"}}})
-        await until(found, lambda pods: ("app", "other") in pods["vllm-0"].labels)
+        await pods_are(found, lambda pods: ("app", "other") in pods["vllm-0"].labels)
         # As another program refers to it.
         by_key, by_uid = ObjectReference(namespace, "vllm-0", ""), ObjectReference("", "", one["metadata"]["uid"])
         named = [await find_pod(found.source, wanted) for wanted in (by_key, by_uid)]
@@ -144,10 +145,10 @@ async def test_pods_are_followed_by_the_api_server(cluster: Cluster, tmp_path: P
         with pytest.raises(WorkloadGone):
             await find_pod(found.source, ObjectReference("", "", elsewhere["metadata"]["uid"]))
         await asyncio.to_thread(cluster.delete_pod, namespace, "vllm-0")
-        await until(found, lambda pods: set(pods) == {"vllm-2"})
+        await pods_are(found, lambda pods: set(pods) == {"vllm-2"})
         # Another one of that name.
         await asyncio.to_thread(node.runs, namespace, "vllm-0")
-        await until(found, lambda pods: set(pods) == {"vllm-0", "vllm-2"})
+        await pods_are(found, lambda pods: set(pods) == {"vllm-0", "vllm-2"})
         for each in named:
             with pytest.raises(WorkloadGone):
                 await each.attest()
@@ -172,13 +173,14 @@ async def test_pods_that_the_kubelet_does_not_take_are_none(cluster: Cluster, tm
     async with finder(access(cluster, node.name, tmp_path)) as found:
         assert {pod.name for pod in await found.source.pods(0)} == {"after", "stays"}
         await asyncio.to_thread(fails, "after")
-        await until(found, lambda pods: set(pods) == {"stays"})
+        await pods_are(found, lambda pods: set(pods) == {"stays"})
 
 
-async def until(found: PodFinder, condition: Any) -> None:
-    async with asyncio.timeout(60):
-        while not condition({pod.name: pod for pod in await found.source.pods(0)}):  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.05)
+async def pods_are(found: PodFinder, condition: Callable[[dict[str, Any]], object]) -> None:
+    async def known() -> dict[str, Any]:
+        return {pod.name: pod for pod in await found.source.pods(0)}
+
+    await async_until(known, "the pods that are known", when=condition)
 
 
 async def test_without_the_right_to_ask_it_says_so(cluster: Cluster, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from firedoor.broker.rotation_order import Order as RotationOrder
 from firedoor.certs import IdPattern, Rotation, SpiffeId, Stage, parse_x509_svid
 from tests.broker.harness import RunningBroker
 from tests.kubernetes.api import ApiError
+from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster, running_cluster
-from tests.kubernetes.controllers import until
 from tests.kubernetes.pod_certificates import ROOT, Signing, csr_of, encoded, kubelets, settled
 from tests.kubernetes.test_crds import resources
 
@@ -82,7 +82,7 @@ async def test_it_is_signed_and_verifies_against_the_cluster_trust_bundle(signin
         svid = parse_x509_svid([leaf.public_bytes(Encoding.DER)])
         assert (svid.id, svid.not_after - svid.not_before) == (SpiffeId.parse(spiffe_id), 3600)
         bundle = f"{ROOT}/v1/clustertrustbundles/{NAME}"
-        stored = await until(lambda: _found(signing.cluster, bundle), bool, "there is a ClusterTrustBundle")
+        stored = await until_answer(lambda: _found(signing.cluster, bundle), bool, "there is a ClusterTrustBundle")
         (tmp_path / "roots.pem").write_text(stored["spec"]["trustBundle"])
         (tmp_path / "chain.pem").write_text(found["certificateChain"])
         said = await asyncio.to_thread(_openssl, tmp_path)
@@ -92,7 +92,7 @@ async def test_it_is_signed_and_verifies_against_the_cluster_trust_bundle(signin
         (event,) = [one for one in broker.audit() if one.get("event") == "pod_certificate_issued"]
         assert (event["spiffe_id"], event["serial"], event["node"]) == (spiffe_id, svid.serial, signing.node)
         counted = 'firedoor_broker_pod_certificates_total{outcome="issued"} 1.0'
-        await until(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
+        await until_answer(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
 
 
 def _openssl(folder: Path) -> str:
@@ -259,7 +259,7 @@ async def test_a_node_gets_so_many_and_no_more(signing: Signing, monkeypatch: py
         await entry_for(broker, namespace)
         pod = signing.pod(namespace)
         asked = [signing.ask(pod) for _ in range(4)]
-        await until(
+        await until_answer(
             lambda: [settled(signing.cluster.api().get(path)) for path in asked].count(True),
             lambda count: count == 2,
             "two are issued",
@@ -281,7 +281,7 @@ async def test_a_node_with_too_many_open_requests_leaves_others_their_turn(
         pod = signing.pod(nobody)
         for _ in range(6):
             signing.ask(pod)
-        await until(lambda: caplog.text, lambda text: "it has more than 3 open" in text, "a line of the log")
+        await until_answer(lambda: caplog.text, lambda text: "it has more than 3 open" in text, "a line of the log")
         signing.node = f"{signing.node}-2"
         await signing.issued(signing.ask(signing.pod(namespace)))
 
@@ -293,7 +293,7 @@ async def test_a_request_that_nobody_waits_for_is_left(signing: Signing, monkeyp
         await entry_for(broker, namespace)
         path = signing.ask(signing.pod(namespace))
         signs = broker.broker.metrics.pod_certificates
-        await until(lambda: broker.broker.controllers.lease.held, bool, "it is its turn")  # type: ignore[union-attr]
+        await until_answer(lambda: broker.broker.controllers.lease.held, bool, "it is its turn")  # type: ignore[union-attr]
         assert not settled(signing.cluster.api().get(path))
         assert not next(iter(signs.collect())).samples
         monkeypatch.setattr(pod_certificates, "_OLDEST", 3600)
@@ -305,7 +305,9 @@ async def test_an_entry_that_comes_later_is_waited_for(signing: Signing) -> None
     async with signing.broker() as broker:
         path = signing.ask(signing.pod(namespace))
         retried = 'firedoor_broker_pod_certificates_total{outcome="retried"}'
-        await until(lambda: broker.broker.metrics.text().decode(), lambda text: retried in text, "it was looked at")
+        await until_answer(
+            lambda: broker.broker.metrics.text().decode(), lambda text: retried in text, "it was looked at"
+        )
         assert not settled(signing.cluster.api().get(path))
         spiffe_id = await entry_for(broker, namespace)
         assert uris((await signing.issued(path))[0]) == [spiffe_id]
@@ -337,12 +339,14 @@ async def test_after_a_rotation_the_next_authority_signs(signing: Signing) -> No
             return {_id(root) for root in _roots(found)} == {old, fresh.authority_id}
 
         path = f"{ROOT}/v1/clustertrustbundles/{NAME}"
-        stored = await until(lambda: _found(signing.cluster, path), both, "both are in the ClusterTrustBundle")
+        stored = await until_answer(lambda: _found(signing.cluster, path), both, "both are in the ClusterTrustBundle")
         for leaf in (first, second):
             (root,) = [one for one in _roots(stored) if _id(one) == _authority(leaf)]
             leaf.verify_directly_issued_by(root)
         await authority.revoke(old)
-        await until(lambda: _roots(_found(signing.cluster, path)), lambda all_: len(all_) == 1, "the old one is gone")
+        await until_answer(
+            lambda: _roots(_found(signing.cluster, path)), lambda all_: len(all_) == 1, "the old one is gone"
+        )
 
 
 def _roots(bundle: dict[str, Any]) -> list[x509.Certificate]:
@@ -469,7 +473,7 @@ async def test_a_cluster_that_has_v1beta1_alone(tmp_path: Path) -> None:
             path = signing.ask(pod, version="v1beta1", **_old_form(pod))
             assert uris((await signing.issued(path))[0]) == [spiffe_id]
             bundle = f"{ROOT}/v1beta1/clustertrustbundles/{NAME}"
-            await until(lambda: _found(cluster, bundle), bool, "there is a ClusterTrustBundle")
+            await until_answer(lambda: _found(cluster, bundle), bool, "there is a ClusterTrustBundle")
 
 
 async def test_an_old_kubelets_request_is_read_where_it_shows_its_key(tmp_path: Path) -> None:
@@ -518,7 +522,7 @@ async def test_nobody_but_the_kubelet_of_its_node_may_ask(signing: Signing) -> N
     api.post(f"{admission}ies", policy)
     api.post(f"{admission}ybindings", binding)
     try:
-        await until(lambda: _refusal(lambda: signing.ask(pod, by_kubelet=False)), bool, "others are refused")
+        await until_answer(lambda: _refusal(lambda: signing.ask(pod, by_kubelet=False)), bool, "others are refused")
         said = _refusal(lambda: signing.ask(pod, by_kubelet=False))
         assert "are asked for by the kubelet of the pod's node, and by nobody else" in said
         assert signing.ask(pod)

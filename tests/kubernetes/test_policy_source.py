@@ -17,13 +17,14 @@ from firedoor.wire import admin_pb2
 from tests.broker.following import following
 from tests.broker.harness import RunningBroker, running
 from tests.kubernetes.api import AlreadyExists
+from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.test_crds import FLOW, GROUP, PLURALS, SEGMENT, put, resources
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 90.0
 __all__ = ["resources"]
 Resource = dict[str, Any]
 Broker = Callable[[], AbstractAsyncContextManager[RunningBroker]]
@@ -76,18 +77,9 @@ def condition(cluster: Cluster, resource: Resource, kind: str) -> dict[str, Any]
     return next((one for one in conditions if one["type"] == kind), {"status": "", "message": ""})
 
 
-async def until(ask: Callable[[], Any], holds: Callable[[Any], object], what: str) -> Any:
-    """Ask, beside the broker that runs in this process, until the answer is right."""
-    end = asyncio.get_running_loop().time() + SECONDS
-    while not holds(found := await asyncio.to_thread(ask)):
-        assert asyncio.get_running_loop().time() < end, f"not within {SECONDS:.0f} s: {what}; it is {found}"
-        await asyncio.sleep(0.1)
-    return found
-
-
 async def status_is(cluster: Cluster, resource: Resource, kind: str, status: str, word: str) -> None:
     name = f"{kind} of {resource['metadata']['name']} is {status}: {word}"
-    await until(
+    await until_answer(
         lambda: condition(cluster, resource, kind),
         lambda found: found["status"] == status and word in found["message"],
         name,
@@ -100,10 +92,7 @@ async def flows(broker: RunningBroker) -> list[str]:
 
 
 async def flows_are(broker: RunningBroker, *names: str) -> None:
-    end = asyncio.get_running_loop().time() + SECONDS
-    while (found := await flows(broker)) != sorted(names):
-        assert asyncio.get_running_loop().time() < end, f"the flows are {found}, not {names}"
-        await asyncio.sleep(0.1)
+    await async_until(lambda: flows(broker), f"the flows are {names}", when=lambda found: found == sorted(names))
 
 
 async def test_the_objects_are_the_policy(objects: Cluster, broker: Broker) -> None:
@@ -163,7 +152,7 @@ async def test_it_outlives_an_api_server_that_restarts(objects: Cluster, broker:
         await flows_are(found, "talks")
         await asyncio.to_thread(objects.stop_server)
         assert found.broker.resources is not None
-        await until(lambda: found.broker.resources.trouble, bool, "the broker notices")  # type: ignore[union-attr]
+        await until_answer(lambda: found.broker.resources.trouble, bool, "the broker notices")  # type: ignore[union-attr]
         assert await flows(found) == ["talks"]
         assert await asyncio.to_thread(objects.start_server)
         create(objects, OTHER)

@@ -14,9 +14,9 @@ from firedoor.broker.injector.demands import Demands
 from tests.broker.injector.test_inject import EXCLUSIONS, OPTIONAL, OUT, RULES, STAYS, TIGHT, WHERE_REQUIRED, tight
 from tests.broker.injector.test_inject import REQUIRED as REQUIRED_BY
 from tests.kubernetes.admission import BY_OTHERS, INJECTED, REQUIRED, guarded_cluster, refusal
-from tests.kubernetes.cluster import DEADLINE, Cluster
+from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.test_guards import STRATEGIC, pod, ruled
-from tests.spire.programs import wait_for
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 LABELS: dict[Demands, dict[str, str]] = {
@@ -99,7 +99,7 @@ def test_nobody_runs_a_program_in_a_sidecar(guarded: Cluster, case: str) -> None
     def said(part: str, asked: list[tuple[str, str]]) -> str:
         return refusal(lambda: guarded.api().text("POST", f"{path}/{name}/{part}?{urlencode(asked)}"))
 
-    wait_for(lambda: words in said(*ENTERING["a shell in the sidecar"][:2]), "the policy is in force", DEADLINE)
+    until(lambda: words in said(*ENTERING["a shell in the sidecar"][:2]), "the policy is in force")
     found = said(part, asked)
     # There is no kubelet, and what is not refused here is so by its absence.
     assert found
@@ -117,7 +117,7 @@ def test_what_is_forwarded_passes_by_the_sidecar(guarded: Cluster) -> None:
         return lambda: refusal(lambda: api.text("POST", f"{path}/{name}/portforward?ports=9000"))
 
     held = forwarded(LABELS[REQUIRED_BY])
-    wait_for(lambda: words in held(), "the policy is in force", DEADLINE)
+    until(lambda: words in held(), "the policy is in force")
     for labels in (LABELS[EXCLUSIONS], LABELS[OPTIONAL], INJECTED, {}):
         found = forwarded(labels)()
         # There is no kubelet, and what is not refused here is so by its absence.
@@ -178,7 +178,7 @@ def test_a_namespace_that_comes_to_require_it(guarded: Cluster) -> None:
     ruled(guarded, f"{path}/{with_sidecar}")
     api.patch(f"{path}/{with_sidecar}/ephemeralcontainers", joining, STRATEGIC)
     api.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": REQUIRED}})
-    wait_for(lambda: refusal(lambda: api.post(f"{path}?dryRun=All", pod())), "it is required", DEADLINE)
+    until(lambda: refusal(lambda: api.post(f"{path}?dryRun=All", pod())), "it is required")
     for name in (with_sidecar, without):
         assert api.patch(f"{path}/{name}", {"metadata": {"labels": {"team": "ml"}}})
     more = {"spec": {"ephemeralContainers": [{"name": "more", "image": "x"}]}}
@@ -204,10 +204,10 @@ def test_where_users_are_held(guarded: Cluster) -> None:
             *(("sometimes", (True, True)), ("required", (False, True))),
         ):
             api.patch(settings, {"data": {"strict_users": word}})
-            wait_for(lambda wanted=wanted: (held(enabled), held(required)) == wanted, word, DEADLINE)
+            until(lambda wanted=wanted: (held(enabled), held(required)) == wanted, word)
     finally:
         api.patch(settings, {"data": {"strict_users": "required"}})
-        wait_for(lambda: (held(enabled), held(required)) == (False, True), "it is as before", DEADLINE)
+        until(lambda: (held(enabled), held(required)) == (False, True), "it is as before")
 
 
 def test_a_sidecar_of_the_version_before(guarded: Cluster) -> None:

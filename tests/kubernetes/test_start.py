@@ -18,9 +18,10 @@ import yaml
 
 from tests.deploy.test_helm import documents
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE, ISSUER, Cluster, running_cluster
+from tests.kubernetes.cluster import ISSUER, Cluster, running_cluster
 from tests.kubernetes.pod_certificates import kubelets
-from tests.spire.programs import Daemon, needed, wait_for
+from tests.spire.programs import Daemon, needed
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(500)]
 
@@ -112,7 +113,7 @@ class Newcomer:
         self.broker.more_environment = {name: str(self.folder / places[name]) for name in env}
         words = ("broker", "run", "--config", str(self.folder / "broker.yaml"))
         self.broker.launch(sys.executable, "-m", "firedoor.cli", *words)
-        self.broker.logged(" listen=", DEADLINE)
+        self.broker.logged(" listen=")
         found = re.search(r"\blisten=(\S+)", self.broker.text)
         assert found
         return found[1]
@@ -150,7 +151,7 @@ class Newcomer:
             return ""
 
         with kubelets(self.cluster):
-            return str(wait_for(asked, "the pod's token", DEADLINE))
+            return str(until(asked, "the pod's token"))
 
     def gets_identity(self) -> bool:
         """Say whether an app of the sidecar's pod has its SVID."""
@@ -223,12 +224,12 @@ def test_from_nothing_to_a_guarded_namespace(newcomer: Newcomer) -> None:
     assert "segment apply" not in notes
     listens = newcomer.start_broker()
     newcomer.does("kubectl apply --server-side")
-    wait_for(newcomer.in_force, "the policy is in force", DEADLINE)
+    until(newcomer.in_force, "the policy is in force")
     shown = newcomer.does("kubectl get segments,flows").stdout
     assert shown.count("ACCEPTED") == shown.count("ENFORCED") == 2
 
     newcomer.does("kubectl label namespace inference registry")
-    wait_for(lambda: all(map(newcomer.takes_in, NAMESPACES)), "sidecars, guards and trust bundles", DEADLINE)
+    until(lambda: all(map(newcomer.takes_in, NAMESPACES)), "sidecars, guards and trust bundles")
     newcomer.does("kubectl run models")
     newcomer.does("kubectl run vllm")
     assert newcomer.there("service", "models", "--namespace", "registry")
@@ -249,13 +250,13 @@ def has_identity(newcomer: Newcomer, broker: str) -> None:
     assert [one["name"] for one in added] == SIDECAR
     assert {one["image"] for one in added} == {"registry.example.org/firedoor:0.1.0"}
     asked = f"firedoor entry list --selector k8s:pod-uid:{pod['metadata']['uid']}"
-    entries = wait_for(lambda: newcomer.asks_broker(asked), "its entry", DEADLINE)
+    entries = until(lambda: newcomer.asks_broker(asked), "its entry")
     assert IDENTITY in json.dumps(entries)
     newcomer.cluster.bind("inference", "vllm", "gpu-1")
     newcomer.cluster.runs("inference", "vllm", "10.1.0.7")
     newcomer.start_sidecar(newcomer.reads("get", "pod", "vllm", "--namespace", "inference"), broker)
-    wait_for(newcomer.gets_identity, "the pod's identity", DEADLINE)
-    wait_for(newcomer.in_force, "the sidecar has acknowledged the policy", DEADLINE)
+    until(newcomer.gets_identity, "the pod's identity")
+    until(newcomer.in_force, "the sidecar has acknowledged the policy")
     # What the page looks at when something does not work.
     newcomer.types("firedoor sidecar status", **newcomer.sidecar.more_environment)
     newcomer.asks_broker("firedoor segment services")
@@ -273,7 +274,7 @@ def what_other_pages_say(newcomer: Newcomer) -> None:
     node = [{"name": "node", "hostPath": {"path": "/"}}]
 
     def refused(why: str, **spec: Any) -> None:
-        wait_for(lambda: why in newcomer.would("inference", **spec)[1], why, DEADLINE)
+        until(lambda: why in newcomer.would("inference", **spec)[1], why)
 
     refused("other pods' volumes", volumes=node)
     newcomer.types("kubectl label namespace inference pod-security.kubernetes.io/enforce=baseline")
@@ -284,7 +285,7 @@ def test_the_oldest_release_without_a_webhook(tmp_path: Path) -> None:
     with arriving(tmp_path, "--emulated-version=1.36") as newcomer:
         newcomer.does("helm install")
         newcomer.types("kubectl label namespace inference firedoor.dev/inject=enabled")
-        wait_for(lambda: newcomer.guarded("inference"), "sidecars and guards", DEADLINE)
+        until(lambda: newcomer.guarded("inference"), "sidecars and guards")
 
 
 def test_the_oldest_release_with_guards(tmp_path: Path) -> None:
@@ -298,7 +299,7 @@ def test_the_oldest_release_with_guards(tmp_path: Path) -> None:
         newcomer.types(f"{install} --set injector.enabled=false")
         newcomer.types("kubectl label namespace inference firedoor.dev/inject=enabled")
         refused = lambda: "spec.hostNetwork" in newcomer.would("inference", hostNetwork=True)[1]  # noqa: E731
-        wait_for(refused, "guards", DEADLINE)
+        until(refused, "guards")
 
 
 def test_the_page_is_short() -> None:

@@ -18,8 +18,8 @@ from firedoor.certs import TrustBundle, TrustDomain
 from tests.broker.harness import TD, RunningBroker, running
 from tests.kubernetes import controllers
 from tests.kubernetes.api import ApiError
+from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster, running_cluster
-from tests.kubernetes.controllers import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
 MAP = "firedoor-bundle"
@@ -57,7 +57,7 @@ class Delivery:
     async def has(self, broker: RunningBroker, *namespaces: str) -> None:
         """Wait until each has the bundle of the broker."""
         for namespace in namespaces:
-            await until(
+            await until_answer(
                 lambda namespace=namespace: self.map(namespace).get("data"),
                 lambda data: data == wanted(broker),
                 f"the bundle is in {namespace}",
@@ -66,7 +66,7 @@ class Delivery:
     async def roots_are(self, broker: RunningBroker) -> dict[str, Any]:
         """Wait until the ClusterTrustBundle has the broker's roots, and return it."""
         roots = bundle(broker).to_pem()
-        found = await until(
+        found = await until_answer(
             lambda: _get(self.cluster, f"{BUNDLES}/{NAME}"),
             lambda one: one.get("spec", {}).get("trustBundle") == roots,
             "the ClusterTrustBundle has the roots",
@@ -114,7 +114,7 @@ async def test_selected_namespaces_have_it_and_no_others(delivery: Delivery) -> 
         api.patch(f"/api/v1/namespaces/{first}", {"metadata": {"labels": {delivery.label: None}}})
         api.patch(f"/api/v1/namespaces/{other}", {"metadata": {"labels": {delivery.label: "yes"}}})
         await delivery.has(broker, other)
-        await until(lambda: delivery.map(first), lambda found: not found, "the ConfigMap is deleted")
+        await until_answer(lambda: delivery.map(first), lambda found: not found, "the ConfigMap is deleted")
 
 
 async def test_what_is_edited_or_deleted_is_put_right(delivery: Delivery) -> None:
@@ -126,7 +126,7 @@ async def test_what_is_edited_or_deleted_is_put_right(delivery: Delivery) -> Non
         await delivery.has(broker, namespace)
         uid = delivery.map(namespace)["metadata"]["uid"]
         await asyncio.to_thread(api.delete, delivery.path(namespace))
-        await until(
+        await until_answer(
             lambda: delivery.map(namespace).get("metadata", {}).get("uid"),
             lambda found: found not in (None, uid),
             "it is made again",
@@ -140,15 +140,17 @@ async def test_a_config_map_of_somebody_else_stays(delivery: Delivery, caplog: p
     delivery.cluster.api().post(f"/api/v1/namespaces/{namespace}/configmaps", own)
     async with delivery.broker() as broker:
         await delivery.has(broker, other)
-        await until(lambda: caplog.text, lambda text: f"{namespace}/{MAP} is not this broker's" in text, "it is said")
+        await until_answer(
+            lambda: caplog.text, lambda text: f"{namespace}/{MAP} is not this broker's" in text, "it is said"
+        )
         assert delivery.map(namespace)["data"] == own["data"]
         counted = 'firedoor_broker_bundle_config_maps{state="foreign"} 1.0'
-        await until(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
+        await until_answer(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
         # Nor is it deleted when the namespace is not selected any more, which the other one's shows.
         api = delivery.cluster.api()
         for one in (namespace, other):
             api.patch(f"/api/v1/namespaces/{one}", {"metadata": {"labels": {delivery.label: None}}})
-        await until(lambda: delivery.map(other), lambda found: not found, "the ConfigMap is deleted")
+        await until_answer(lambda: delivery.map(other), lambda found: not found, "the ConfigMap is deleted")
         assert delivery.map(namespace)["data"] == own["data"]
 
 
@@ -193,7 +195,7 @@ async def test_a_cluster_trust_bundle_of_somebody_else_stays(
     spec = {"signerName": SIGNER, "trustBundle": controllers.root_pem()}
     delivery.cluster.api().post(BUNDLES, {"metadata": {"name": NAME}, "spec": spec})
     async with delivery.broker():
-        await until(lambda: caplog.text, lambda text: f"{NAME} is not this broker's" in text, "it is said")
+        await until_answer(lambda: caplog.text, lambda text: f"{NAME} is not this broker's" in text, "it is said")
         assert _get(delivery.cluster, f"{BUNDLES}/{NAME}")["spec"] == spec
 
 

@@ -15,12 +15,11 @@ from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.cluster import watch
 from firedoor.cluster.access import Access
 from firedoor.cluster.watch import Watch
-from tests.broker.harness import until
 from tests.kubernetes.cluster import Cluster
 from tests.slow_network import SlowNetwork
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
-SECONDS = 120.0
 
 
 class Names:
@@ -76,19 +75,19 @@ async def test_what_there_is_comes_in_pages_and_then_what_changes(cluster: Clust
     for number in range(5):
         await asyncio.to_thread(put_map, cluster, namespace, f"m{number}")
     async with following(cluster, namespace, tmp_path, most=2) as (found, sink):
-        await until(lambda: found.current, SECONDS)
+        await async_until(lambda: found.current)
         assert sink.pages == [2, 2, 1]
         await asyncio.to_thread(put_map, cluster, namespace, "later")
-        await until(lambda: sink.names == {"later", *(f"m{number}" for number in range(5))}, SECONDS)
+        await async_until(lambda: sink.names == {"later", *(f"m{number}" for number in range(5))})
         path = f"/api/v1/namespaces/{namespace}/configmaps/m0"
         await asyncio.to_thread(cluster.api().delete, path)
-        await until(lambda: "m0" not in sink.names, SECONDS)
+        await async_until(lambda: "m0" not in sink.names)
 
 
 async def test_none_is_a_list_too(cluster: Cluster, tmp_path: Path) -> None:
     namespace = await asyncio.to_thread(cluster.namespace, "empty")
     async with following(cluster, namespace, tmp_path) as (found, sink):
-        await until(lambda: found.current, SECONDS)
+        await async_until(lambda: found.current)
         assert (sink.pages, sink.names) == ([0], set())
 
 
@@ -99,7 +98,7 @@ async def test_a_connection_that_is_lost_without_a_word_is_found_out(
     namespace = await asyncio.to_thread(cluster.namespace, "lost")
     with SlowNetwork(cluster.url.removeprefix("https://"), 0) as network:
         async with following(cluster, namespace, tmp_path, f"https://{network.address}") as (found, sink):
-            await until(lambda: found.current, SECONDS)
+            await async_until(lambda: found.current)
             network.lose()
             await asyncio.to_thread(put_map, cluster, namespace, "unheard")
-            await until(lambda: sink.names == {"unheard"}, SECONDS)
+            await async_until(lambda: sink.names == {"unheard"})

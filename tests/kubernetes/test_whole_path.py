@@ -27,15 +27,15 @@ from firedoor.broker.injector.demands import ENABLED
 from tests import netns
 from tests.broker.injector.test_inject import RULES
 from tests.e2e import captured, namespaces
-from tests.e2e.conftest import Program, World, until
+from tests.e2e.conftest import Program, World
 from tests.e2e.namespaces import APP_UID, SIDECAR_UID, Namespace
 from tests.e2e.relay import lent
 from tests.e2e.stand_in import StandIn
 from tests.kubernetes.cluster import ISSUER, Cluster, running_cluster
 from tests.pod_policy import pod_segment
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60.0
 NAMES = ("client", "server", "stranger")
 ADDRESS = {name: f"10.88.{number}.2" for number, name in enumerate(NAMES, 1)}
 # Another pod beside the server: its sidecar is the same, for a namespace is what it stands in.
@@ -239,9 +239,7 @@ def test_pods_reach_each_other_by_flows_and_nobody_goes_round(site: Site) -> Non
 
     address = site.service([server])
     site.forward(address)
-    until(
-        lambda: site.ask("client", f"http://{address}/weights") == "weights", "the Service's address is known", SECONDS
-    )
+    until(lambda: site.ask("client", f"http://{address}/weights") == "weights", "the Service's address is known")
     assert site.ask("client", direct) == "weights"
     # An address of no Service; and the Service, for who has no identity.
     assert site.ask("client", f"http://{SECOND}:{PORT}/weights") == ""
@@ -251,9 +249,7 @@ def test_pods_reach_each_other_by_flows_and_nobody_goes_round(site: Site) -> Non
     second = site.pod("registry", "store-1", SECOND, f"{PORT}/http")
     before = time.monotonic()
     site.cluster.api().patch(f"{SLICES}/models-1", {"endpoints": site.slice([server, second])["endpoints"]})
-    until(
-        lambda: site.ask("client", f"http://{SECOND}:{PORT}/weights") == "weights", "the new endpoint is known", SECONDS
-    )
+    until(lambda: site.ask("client", f"http://{SECOND}:{PORT}/weights") == "weights", "the new endpoint is known")
     # With what an asker takes to start.
     print(f"a new endpoint was reached {time.monotonic() - before:.2f} s after it was written")
 
@@ -261,6 +257,5 @@ def test_pods_reach_each_other_by_flows_and_nobody_goes_round(site: Site) -> Non
     until(
         lambda: site.ask("client", f"http://{SECOND}:{PORT}/weights") == "",
         "an endpoint that is gone is not known",
-        SECONDS,
     )
     assert site.ask("client", f"http://{address}/weights") == "weights"

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import UID, Program, World, until
+from tests.e2e.conftest import UID, Program, World
 from tests.load.programs import App, KeepAlive
 from tests.load.traffic import Traffic
+from tests.waiting import until
 
 SEGMENT = """\
 apiVersion: firedoor.dev/v1alpha1

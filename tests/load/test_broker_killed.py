@@ -23,11 +23,12 @@ import pytest
 
 from firedoor.certs import parse_x509_svid
 from firedoor.wire import types
-from tests.e2e.conftest import Program, until
+from tests.e2e.conftest import Program
 from tests.load.conftest import Estate
 from tests.load.programs import KeepAlive, get_once, say_once
 from tests.load.traffic import Traffic
 from tests.load.writers import Admin, Ledger, Node, writes
+from tests.waiting import until
 
 KILLS = int(os.environ.get("FIREDOOR_KILLS", "100"))
 WRITERS, NODES = 4, 2

@@ -13,11 +13,11 @@ import pytest
 from firedoor.cli.demo.records import Record
 from tests import netns
 from tests.e2e.captured import IDS, V4, V6, Captured, captured, flow, missing, segment, service
-from tests.e2e.conftest import until
 from tests.e2e.namespaces import APP_UID, Namespace
 from tests.load.programs import App, KeepAlive, get_once, say_once
 from tests.load.test_sidecar_killed import carried_again, check
 from tests.load.traffic import Load, Running, Traffic
+from tests.waiting import until
 
 MISSING = missing()
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(90)]

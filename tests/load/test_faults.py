@@ -25,7 +25,6 @@ import pytest
 from firedoor.wire import admin_pb2, workload_grpc, workload_pb2
 from tests import netns
 from tests.e2e import namespaces
-from tests.e2e.conftest import until
 from tests.e2e.namespaces import Namespace
 from tests.load.programs import App, KeepAlive, Link, close, get_once, say_once
 from tests.load.steps import Step, Steps
@@ -45,6 +44,7 @@ from tests.load.zones import (
     policy,
 )
 from tests.postgres import Server
+from tests.waiting import until
 
 MISSING = missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

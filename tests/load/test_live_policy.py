@@ -14,13 +14,12 @@ import h2.events
 import pytest
 
 from tests.broker.harness import AgentClient
-from tests.broker.harness import until as eventually
 from tests.broker.test_control import Stream
-from tests.e2e.conftest import DEADLINE
 from tests.load.conftest import Estate, policy
 from tests.load.programs import check
 from tests.load.writers import Admin
 from tests.mtls.proxy.http.web import H2
+from tests.waiting import PATIENCE, async_until
 
 # From the edit to the end of what it forbids, seconds.
 SOON = 1.0
@@ -37,7 +36,7 @@ class Streams:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(DEADLINE)
+        self._socket.settimeout(PATIENCE)
         self._socket.connect(str(path))
         self._client = H2(self._socket)
         # By stream: how much has arrived, and how the answer begins.
@@ -119,7 +118,7 @@ async def test_a_banned_agent_loses_its_control_stream(running: Estate) -> None:
         await stream.next()
         assert stream.disconnects == 0
         running.ban(agent.path)
-        await eventually(lambda: stream.poll() or stream.disconnects)
+        await async_until(lambda: stream.poll() or stream.disconnects)
         # It is told nothing more, however often it tries; who is not banned is.
         running.change(policy("short"))
         stream.poll()

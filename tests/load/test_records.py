@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import until
 from tests.load.conftest import Estate, policy
 from tests.load.programs import KeepAlive
 from tests.load.traffic import Traffic
+from tests.waiting import until
 
 RATE = 1000
 # Small, so that it is full after seconds.

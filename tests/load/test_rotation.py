@@ -18,11 +18,11 @@ import pytest
 
 from firedoor.certs import X509Svid, parse_x509_svid, split_der
 from firedoor.wire import workload_grpc, workload_pb2
-from tests.e2e.conftest import until
 from tests.e2e.test_datapath import records
 from tests.load.conftest import IDS, Estate
 from tests.load.programs import Body, KeepAlive, Stream, get_once, say_once
 from tests.load.traffic import Traffic
+from tests.waiting import until
 
 SECONDS = float(os.environ.get("FIREDOOR_LOAD_SECONDS", "60"))
 # Requests a second, by kind.
@@ -137,8 +137,8 @@ def test_rotation_loses_nothing(estate: Estate, leaves: dict[str, Leaves], traff
         Short(estate, traffic, lambda: Body(estate.socket("brief"))),
     ]
     end = time.monotonic() + SECONDS
-    until(lambda: fewest_authorities(estate, leaves) > AUTHORITIES, "two more authorities", SECONDS + 120)
-    until(lambda: time.monotonic() > end, "the load's time", SECONDS + 1)
+    until(lambda: fewest_authorities(estate, leaves) > AUTHORITIES, "two more authorities", seconds=SECONDS + 120)
+    until(lambda: time.monotonic() > end, "the load's time", seconds=SECONDS + 1)
     done = [load.stop() for load in loads]
     print(*done, sep="\n")
     for one in short:

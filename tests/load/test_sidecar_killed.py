@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.conftest import Program, until
+from tests.e2e.conftest import Program
 from tests.load.conftest import Estate
 from tests.load.programs import KeepAlive, Where, get_once, say_once
 from tests.load.traffic import Load, Traffic
+from tests.waiting import until
 
 # Starts that are killed at a random moment.
 STARTS = 8

@@ -19,7 +19,8 @@ import grpc
 from firedoor.certs import X509Svid
 from firedoor.wire import agent_grpc, agent_pb2, bundle_grpc, bundle_pb2, entry_grpc, entry_pb2, types
 from tests.broker.harness import CHANNEL, AgentClient, entry
-from tests.e2e.conftest import DEADLINE, UID
+from tests.e2e.conftest import UID
+from tests.waiting import PATIENCE
 
 # Between two changes of one writer: more of them would say nothing more.
 PAUSE = 0.02
@@ -69,7 +70,7 @@ class Admin:
         token = ""
         while True:
             request = entry_pb2.ListEntriesRequest(page_size=1000, page_token=token)
-            page = await self._entries.ListEntries(request, wait_for_ready=True, timeout=DEADLINE)
+            page = await self._entries.ListEntries(request, wait_for_ready=True, timeout=PATIENCE)
             found.update(one.spiffe_id.path for one in page.entries)
             token = page.next_page_token
             if not token:
@@ -79,7 +80,7 @@ class Admin:
         return str((await self._agents.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=3600))).value)
 
     async def bundle(self) -> types.Bundle:
-        return await self._bundles.GetBundle(bundle_pb2.GetBundleRequest(), wait_for_ready=True, timeout=DEADLINE)
+        return await self._bundles.GetBundle(bundle_pb2.GetBundleRequest(), wait_for_ready=True, timeout=PATIENCE)
 
     async def roots(self) -> list[bytes]:
         return [one.asn1 for one in (await self.bundle()).x509_authorities]

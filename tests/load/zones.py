@@ -27,11 +27,12 @@ from firedoor.certs import NOT_BEFORE_CUSHION, split_der
 from firedoor.wire import admin_pb2, entry_grpc, entry_pb2, types, workload_grpc, workload_pb2
 from tests import faketime, netns
 from tests.e2e.brokers import Brokers
-from tests.e2e.conftest import UID, Program, until
+from tests.e2e.conftest import UID, Program
 from tests.e2e.namespaces import INSIDE_V4, OUTSIDE_V4, Namespace
 from tests.load.conftest import FLOW, GET, SEGMENT
 from tests.load.programs import App
 from tests.postgres import Server
+from tests.waiting import until
 
 SEGMENTS = ("training", "inference", "registry", "storage")
 IDS = {name: f"/segment/{name}/host/h/svc/x" for name in SEGMENTS}
@@ -221,7 +222,7 @@ class Zones(Brokers):
             lives = {one.not_after - one.not_before for one in found.values()}
             return found if len(found) == len(self._entries) and lives == {self._ttl + NOT_BEFORE_CUSHION} else {}
 
-        return until(of_now, "another SVID for every entry", 60)
+        return until(of_now, "another SVID for every entry")
 
     def renew(self) -> dict[str, admin_pb2.SvidStatus]:
         """Have every SVID replaced; return them."""
@@ -251,7 +252,7 @@ class Zones(Brokers):
         """Return by how many seconds the clock is off by which a process logs something that we cause."""
         before = self._lines(name, what)
         cause()
-        line = until(lambda: self._lines(name, what)[len(before) :], f"a line of {name}", 60)[-1]
+        line = until(lambda: self._lines(name, what)[len(before) :], f"a line of {name}")[-1]
         return _seconds_off(line.split()[0])
 
     def _lines(self, name: str, what: str) -> list[str]:

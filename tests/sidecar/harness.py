@@ -11,6 +11,7 @@ from firedoor.sidecar.config import Config
 from firedoor.sidecar.process import Process
 from firedoor.wire import types
 from tests.sidecar.spire_like import SpireLike
+from tests.waiting import async_until
 
 UID = types.Selector(type="unix", value=f"uid:{os.geteuid()}")
 
@@ -43,13 +44,12 @@ class Running:
         self.task = asyncio.ensure_future(self.process.run())
 
     async def until(self, condition: Callable[[Process], object], what: str) -> None:
-        try:
-            async with asyncio.timeout(20):
-                while not condition(self.process):
-                    assert not self.task.done(), self.task.exception()
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            raise AssertionError(f"not in time: {what}; missing: {self.process.report.missing()}") from None
+        def look() -> object:
+            found = condition(self.process)
+            assert found or not self.task.done(), self.task.exception()
+            return found
+
+        await async_until(look, what, state=lambda: f"missing {self.process.report.missing()}")
 
     async def stop(self) -> None:
         self.task.cancel()

@@ -33,8 +33,8 @@ from firedoor.wire import brokerapi_grpc, brokerapi_pb2, control_pb2, details
 from firedoor.wire.well_known import Any as AnyMessage
 from tests.sidecar.conftest import TD, Bench, entry
 from tests.sidecar.programs import SLEEP, another_node, descriptors, end, sleeper
-from tests.sidecar.test_workload_api import until
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 UID = f"unix:uid:{os.geteuid()}"
 CLIENT = "/segment/a/client"
@@ -345,7 +345,7 @@ async def test_too_many_streams(service: Service, client: Client) -> None:
         assert (code, sentence[:20]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "20 streams are open ")
         for one in streams:
             one.cancel()
-        await until(lambda: len(service.streams) == 0, "the end of all streams")
+        await async_until(lambda: len(service.streams) == 0, "the end of all streams")
         assert descriptors() <= before
 
 
@@ -362,7 +362,7 @@ async def test_a_request_that_is_too_large(client: Client) -> None:
 
 async def test_it_is_served_as_the_agent_that_there_is(service: Service, bench: Bench) -> None:
     bench.holder.set(agent=agent(bench.trust, "/spire/agent/x509pop/other"))
-    await until(lambda: _reopened(service.endpoint), "the port of before")
+    await async_until(lambda: _reopened(service.endpoint), "the port of before")
     with sleeper() as process:
         async with service.client(expect="/spire/agent/x509pop/other") as client:
             assert await client.x509(process.pid).read()

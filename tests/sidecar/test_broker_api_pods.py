@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SPIFFE Broker API about pods: by which references, for whom, and until when."""
 
-import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from tests.sidecar.test_broker_api import (
     refer,
 )
 from tests.sidecar.test_node_workload import read_config
+from tests.waiting import async_until
 
 BY_PID = "/segment/a/by-pid"
 POD = entry("/segment/a/vllm", "k8s:ns:inference", "k8s:sa:vllm", hint="inner")
@@ -189,18 +189,12 @@ async def test_a_stream_tells_what_the_pod_becomes_and_ends_with_it(
     assert len((await stream.read()).svids) == 2
     # For as long as nobody can be asked, what was known counts.
     node.instead, asked = (500, b""), node.asked
-    await until(lambda: node.asked > asked + 1)
+    await async_until(lambda: node.asked > asked + 1)
     # Another one takes the name.
     node.items[0] = pod("vllm-0", status("app", container_id()))
     node.instead = None
     assert await ending(stream) == GONE
     assert len(service.streams) == 0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
 
 
 async def test_nobody_to_ask(client: Client, node: Kubelet) -> None:

@@ -20,8 +20,9 @@ from firedoor.sidecar.streams import Streams
 from firedoor.wire import delegated_grpc, delegated_pb2, types
 from tests.sidecar.conftest import Bench, entry
 from tests.sidecar.programs import SLEEP, descriptors, end, sleeper
-from tests.sidecar.test_workload_api import Reporter, code_of, until
+from tests.sidecar.test_workload_api import Reporter, code_of
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 UID = f"unix:uid:{os.geteuid()}"
 # What runs these tests.
@@ -263,7 +264,7 @@ async def test_too_many_streams(api: Api, bench: Bench) -> None:
     assert (code, sentence[:20]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "20 streams are open ")
     for one in streams:
         one.cancel()
-    await until(lambda: len(api.streams) == 0, "the end of all streams")
+    await async_until(lambda: len(api.streams) == 0, "the end of all streams")
 
 
 async def test_no_handle_of_a_process_stays(api: Api, bench: Bench) -> None:
@@ -277,7 +278,7 @@ async def test_no_handle_of_a_process_stays(api: Api, bench: Bench) -> None:
             for one in streams:
                 assert await one.read()
                 one.cancel()
-            await until(lambda: len(api.streams) == 0, "the end of all streams")
+            await async_until(lambda: len(api.streams) == 0, "the end of all streams")
         assert descriptors() <= before
         streams = [api.x509(pid=process.pid) for _ in range(20)]
         for one in streams:

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tests.sidecar.conftest import TD
 from tests.sidecar.harness import Start, entry, ids, settings
 from tests.sidecar.programs import end, sleeper, talker, tell
 from tests.sidecar.spire_like import SpireLike
+from tests.waiting import async_until
 
 MIN = {"trust_domain": "example.org", "broker": "127.0.0.1:1"}
 APP = container_id()
@@ -188,7 +189,7 @@ async def test_a_process_that_changes_while_its_pod_is_looked_for(node: Kubelet,
         with sleeper() as process:
             cgroups.move(process.pid, cgroup_of(made[0], APP))
             asked = asyncio.create_task(found.attest(Caller(process), ()))
-            await until(lambda: node.asked > 1, "it is looked for")
+            await async_until(lambda: node.asked > 1, "it is looked for")
             if what == "ends":
                 end(process)
             else:
@@ -196,12 +197,6 @@ async def test_a_process_that_changes_while_its_pod_is_looked_for(node: Kubelet,
             node.items = made
             with pytest.raises(CallerRefused, match=r"has ended|has moved to another container"):
                 await asyncio.wait_for(asked, 60)
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
 
 
 # --- patience ---------------------------------------------------------------------------------------------------------
@@ -216,7 +211,7 @@ async def test_a_container_is_waited_for(node: Kubelet) -> None:
     one = finder(node, looks=500)
     wanted = PodContainer(made[0]["metadata"]["uid"], APP)
     asked = [asyncio.create_task(one.container(wanted)) for _ in range(5)]
-    await until(lambda: node.asked > 2, "it is looked for")
+    await async_until(lambda: node.asked > 2, "it is looked for")
     # Who goes away takes nothing from the others.
     asked[0].cancel()
     node.items = made

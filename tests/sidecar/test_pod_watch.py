@@ -3,7 +3,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from firedoor.sidecar.pod_access import PodAccess
 from firedoor.sidecar.pod_watch import WatchedPods
 from tests.pods import NODE, Kubelet, pod
 from tests.tls_server import serving_tls
+from tests.waiting import async_until
 
 # What ends a script: the connection, with nothing more; or nothing, and the watch stays open.
 STAYS = b"stays"
@@ -85,15 +86,6 @@ def event(what: str, found: dict[str, Any], version: int) -> dict[str, Any]:
     return {"type": what, "object": {**found, "metadata": {**found["metadata"], "resourceVersion": str(version)}}}
 
 
-async def until(condition: Callable[[], Any], what: str) -> None:
-    try:
-        async with asyncio.timeout(60):
-            while not condition():  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(what) from None
-
-
 async def names(source: WatchedPods) -> set[str]:
     return {one.name for one in await source.pods(0)}
 
@@ -108,7 +100,9 @@ async def test_what_comes_and_goes(server: Scripted, source: WatchedPods) -> Non
         [event("DELETED", two, 104), {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "110"}}}],
     ]
     assert await source.pods(0)
-    await until(lambda: server.watched == ["100", "103", "110"], "each watch goes on from where the last one ended")
+    await async_until(
+        lambda: server.watched == ["100", "103", "110"], "each watch goes on from where the last one ended"
+    )
     assert {one.name: one.ended for one in await source.pods(0)} == {"a": True}
     assert server.lists == 1
 
@@ -120,7 +114,7 @@ async def test_a_pod_as_large_as_one_can_be(server: Scripted, source: WatchedPod
     large["spec"]["containers"] = [{"name": "a", "env": [{"name": "X", "value": 1_500_000 * "\x01"}]}]
     server.scripts = [[event("ADDED", large, 101), event("ADDED", other, 102)]]
     assert not await source.pods(0)
-    await until(lambda: server.watched == ["100", "102"], "both were taken")
+    await async_until(lambda: server.watched == ["100", "102"], "both were taken")
     assert await names(source) == {"large", "other"}
 
 
@@ -152,7 +146,7 @@ async def test_after_what_is_odd_all_are_listed_anew(server: Scripted, source: W
     server.items, server.scripts = [pod("a")], [ODD[case]]
     assert await names(source) == {"a"}
     server.items, server.version = [pod("b")], 200
-    await until(lambda: server.watched == ["100", "200"], "a list, and a watch from there")
+    await async_until(lambda: server.watched == ["100", "200"], "a list, and a watch from there")
     assert await names(source) == {"b"}
 
 
@@ -171,7 +165,7 @@ BROKEN: dict[str, list[Any] | int] = {
 async def test_after_what_is_broken_the_watch_goes_on(server: Scripted, source: WatchedPods, case: str) -> None:
     server.items, server.scripts = [pod("a")], [BROKEN[case], [event("ADDED", pod("b"), 101), STAYS]]
     assert await names(source) == {"a"}
-    await until(lambda: len(server.watched) == 2, "another watch")
+    await async_until(lambda: len(server.watched) == 2, "another watch")
     async with asyncio.timeout(60):
         while await names(source) != {"a", "b"}:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
@@ -196,5 +190,5 @@ async def test_a_list_that_is_none_is_no_empty_list(server: Scripted, source: Wa
         await source.pods(0)
     assert source.trouble
     server.listed = None
-    await until(lambda: not source.trouble, "a list")
+    await async_until(lambda: not source.trouble, "a list")
     assert await names(source) == {"a"}

@@ -12,6 +12,7 @@ import pytest
 
 from firedoor.sidecar import records
 from firedoor.sidecar.records import NotWrittenError, Output, RotatingFile, Sink, Stream, output_for
+from tests.waiting import until
 
 LINE = b'{"n": 1}\n'
 
@@ -110,13 +111,6 @@ def start() -> Iterator[Start]:
         ring.close()
 
 
-def eventually(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-
-
 class Full:
     """An output that can be full."""
 
@@ -144,10 +138,10 @@ def test_records_wait_for_room_and_losses_are_counted(
     output, ring = Full(), Ring(5)
     sink = start(output, ring)
     ring.add(5)
-    eventually(lambda: output.tries > 2, "another try")
+    until(lambda: output.tries > 2, "another try")
     ring.add(10)
     output.full = False
-    eventually(lambda: sink.written + ring.lost == 15, "all that was not lost")
+    until(lambda: sink.written + ring.lost == 15, "all that was not lost")
     assert ring.lost > 0
     assert caplog.text.count("cannot be written") == 1
     assert "No space left" in caplog.records[0].reason  # type: ignore[attr-defined]
@@ -172,10 +166,10 @@ def test_a_reader_that_stalls_holds_up_nobody_and_misses_nothing_but_what_is_cou
     try:
         ring = Ring(2000)
         sink = start(Stream(writer), ring)
-        eventually(lambda: ring.add(100) or ring.lost, "a full pipe, and a full ring")
-        eventually(lambda: "nobody reads them" in str([vars(one) for one in caplog.records]), "a line that says so")
+        until(lambda: ring.add(100) or ring.lost, "a full pipe, and a full ring")
+        until(lambda: "nobody reads them" in str([vars(one) for one in caplog.records]), "a line that says so")
         lines = read_lines(reader)
-        eventually(lambda: not sink.held, "the rest")
+        until(lambda: not sink.held, "the rest")
         lines += read_lines(reader)
         assert ring.lost > 0
         assert len(lines) == len(set(lines)) == sink.written == ring.added - ring.lost
@@ -205,14 +199,14 @@ def test_a_reader_that_is_gone_and_another_in_its_place(
     ring = Ring(20_000)
     sink = start(output_for(fifo, 1, 1), ring)
     ring.add(1)
-    eventually(lambda: caplog.text.count("cannot be written") == 1, "that nobody reads yet")
+    until(lambda: caplog.text.count("cannot be written") == 1, "that nobody reads yet")
     first = os.open(fifo, os.O_RDONLY)
-    eventually(lambda: sink.written == 1, "the first record")
+    until(lambda: sink.written == 1, "the first record")
     ring.add(15_000)
-    eventually(lambda: is_full(fifo), "a full pipe")
+    until(lambda: is_full(fifo), "a full pipe")
     assert os.read(first, 1000).startswith(b'{"n": 1}\n')
     os.close(first)
-    eventually(lambda: caplog.text.count("cannot be written") == 2, "that it is gone")
+    until(lambda: caplog.text.count("cannot be written") == 2, "that it is gone")
     before = sink.written
     second = os.open(fifo, os.O_RDONLY)
     try:
@@ -230,7 +224,7 @@ def test_the_end_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture) -> Non
     sink = Sink(ring, Stream(writer))
     sink.start()
     ring.add(15_000)
-    eventually(lambda: sink.held, "a full pipe")
+    until(lambda: sink.held, "a full pipe")
     began = time.monotonic()
     sink.stop(0.2)
     assert time.monotonic() - began < 10

@@ -20,6 +20,7 @@ from firedoor.sidecar.streams import Streams
 from firedoor.wire import admin_grpc, admin_pb2, health_grpc, health_pb2, workload_grpc, workload_pb2
 from tests.sidecar.conftest import Bench, entry, identity
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 T = TypeVar("T")
 
@@ -112,15 +113,6 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
     except grpc.aio.AioRpcError as error:
         return error.code(), error.details() or ""
     return grpc.StatusCode.OK, ""
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    try:
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  # what is waited for has no event
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not in time: {what}") from None
 
 
 BAD_HEADERS = {
@@ -256,7 +248,7 @@ async def test_one_user_has_so_many_streams_and_no_more(bench: Bench, settings: 
         )
         for one in opened:
             one.cancel()
-        await until(lambda: len(streams) == 0, "the end of all streams")
+        await async_until(lambda: len(streams) == 0, "the end of all streams")
         assert bench.holder.demand.chosen(bench.holder.view, ()) == {A.id: None}
         assert await fetch(stub).read()
     await sockets.close()

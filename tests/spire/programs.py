@@ -27,8 +27,8 @@ from typing import Any
 import pytest
 
 from tests.peers.build import Missing, binary
+from tests.waiting import PATIENCE, NotInTime, until
 
-DEADLINE = 30.0
 # What SPIRE has, but shows only when it is asked to.
 FLAGS = {"SPIRE_SERVER_FFLAGS": "wit-svid"}
 
@@ -39,15 +39,6 @@ def needed(module: str, name: str) -> str:
         return str(binary(module, name))
     except Missing as missing:
         pytest.skip(str(missing))
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
-    """Wait until a condition holds and return its value."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 def free_port() -> int:
@@ -77,15 +68,16 @@ class Daemon:
         """What it has logged."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def logged(self, text: str, seconds: float = DEADLINE) -> None:
+    def logged(self, text: str) -> None:
         """Wait for a text in the log; fail with the log's end when the process ends first."""
-        end = time.monotonic() + seconds
-        while text not in self.text:
+
+        def said() -> bool:
             assert self.process is not None
-            gone = self.process.poll() is not None and text not in self.text
-            assert not gone, f"it has ended with {self.process.returncode}:\n{self.text[-3000:]}"
-            assert time.monotonic() < end, f"it does not say {text!r}:\n{self.text[-3000:]}"
-            time.sleep(0.05)
+            code, found = self.process.poll(), text in self.text
+            assert found or code is None, f"it has ended with {code}:\n{self.text[-3000:]}"
+            return found
+
+        until(said, f"it says {text!r}", state=lambda: self.text[-3000:])
 
     def alive(self) -> bool:
         """Say whether it runs."""
@@ -96,12 +88,12 @@ class Daemon:
         assert self.process is not None
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE)
+        return self.process.wait(PATIENCE)
 
     def ended(self) -> int:
         """Return the exit code when it ends by itself."""
         assert self.process is not None
-        return self.process.wait(DEADLINE)
+        return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """Make sure that it is gone."""
@@ -113,7 +105,7 @@ class Daemon:
 def run(command: Sequence[str], *, given: str = "", env: Mapping[str, str] | None = None) -> Answer:
     """Run a command to its end."""
     env = {**os.environ, **FLAGS, **(env or {})}
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, env=env, check=False)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=PATIENCE, env=env, check=False)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
@@ -186,7 +178,7 @@ class SpireServer(Daemon):
         (self.folder / "server.conf").write_text(self._config())
         said = self.text.count("Starting Server APIs")
         self.launch(self._program, "run", "-config", str(self.folder / "server.conf"))
-        wait_for(lambda: self.text.count("Starting Server APIs") >= said + 2 or not self.alive(), "the server's start")
+        until(lambda: self.text.count("Starting Server APIs") >= said + 2 or not self.alive(), "the server's start")
         assert self.alive(), self.text[-3000:]
 
     def _config(self) -> str:
@@ -245,7 +237,7 @@ class SpireAgent(Daemon):
         said = self.text.count("Starting agent APIs")
         self.begin()
         serving = lambda: self.text.count("Starting agent APIs") > said  # noqa: E731
-        wait_for(lambda: serving() or not self.alive(), "the agent's start")
+        until(lambda: serving() or not self.alive(), "the agent's start")
         assert self.alive(), self.text[-3000:]
 
     def begin(self) -> None:
@@ -321,13 +313,14 @@ class Lines:
         self._process = process
         self._rest = b""
 
-    def next(self, seconds: float = DEADLINE) -> dict[str, Any]:
+    def next(self, seconds: float = PATIENCE) -> dict[str, Any]:
         """Return the next line."""
         assert self._process.stdout
         descriptor, end = self._process.stdout.fileno(), time.monotonic() + seconds
         while b"\n" not in self._rest:
             ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"no line within {seconds:.0f} s"
+            if not ready:
+                raise NotInTime(f"not within {seconds:.0f} s: a line")
             data = os.read(descriptor, 65536)
             assert data, "it has ended"
             self._rest += data
@@ -335,7 +328,7 @@ class Lines:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def until(self, condition: Callable[[dict[str, Any]], object], seconds: float = DEADLINE) -> dict[str, Any]:
+    def until(self, condition: Callable[[dict[str, Any]], object], seconds: float = PATIENCE) -> dict[str, Any]:
         """Return the next line for which a condition holds."""
         end = time.monotonic() + seconds
         while not condition(line := self.next(max(0.0, end - time.monotonic()))):

@@ -21,9 +21,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from tests.spire.conftest import TD
-from tests.spire.programs import Answer, SpireAgent, SpireServer, needed, run, wait_for
+from tests.spire.programs import Answer, SpireAgent, SpireServer, needed, run
 from tests.spire.sides import comparable
 from tests.spire.test_sidecar_below_spire import UID, WEB, Node
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -138,7 +139,7 @@ def web(pair: Pair) -> None:
     """An entry that gives this user an identity at both."""
     pair.entry("/web")
     for side in pair.sides:
-        wait_for(lambda side=side: WEB in side("api", "fetch", "x509").out, f"an SVID of {side.name}")
+        until(lambda side=side: WEB in side("api", "fetch", "x509").out, f"an SVID of {side.name}")
 
 
 SAME: dict[str, tuple[str, ...]] = {
@@ -227,10 +228,10 @@ def test_watches(pair: Pair, web: None, tmp_path: Path) -> None:
     later: list[str] = []
     try:
         for name, log in logs.items():
-            wait_for(lambda log=log: f"SPIFFE ID:\t\t{WEB}\n" in log.read_text(), f"the SVID at {name}")
+            until(lambda log=log: f"SPIFFE ID:\t\t{WEB}\n" in log.read_text(), f"the SVID at {name}")
         later = pair.entry("/web/later")
         for name, log in logs.items():
-            wait_for(lambda log=log: f"{WEB}/later\n" in log.read_text(), f"the second one at {name}")
+            until(lambda log=log: f"{WEB}/later\n" in log.read_text(), f"the second one at {name}")
         for log in logs.values():
             last = log.read_text().rpartition("Received ")[2]
             assert last.startswith("2 svids after ")
@@ -245,7 +246,7 @@ def test_watches(pair: Pair, web: None, tmp_path: Path) -> None:
         for entry in later:
             pair.server.cli.ok("entry", "delete", "-entryID", entry)
         for side in pair.sides:
-            wait_for(lambda side=side: "/later" not in side("api", "fetch", "x509").out, f"{side.name} to forget it")
+            until(lambda side=side: "/later" not in side("api", "fetch", "x509").out, f"{side.name} to forget it")
 
 
 def test_debug_counts_what_it_holds(pair: Pair, web: None) -> None:

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from firedoor.certs import is_host_name
 from tests.spire.conftest import TD, Estate, own_serial
-from tests.spire.programs import SpireAgent, SpireServer, free_port, wait_for
+from tests.spire.programs import SpireAgent, SpireServer, free_port
 from tests.spire.test_sidecar_below_spire import Node
 from tests.spire.test_sidecar_below_spire import own_serial as serial_at
 from tests.spire.test_stock_agent import WEB, held
 from tests.ssh_ca import SshCa, SshHost
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -66,13 +67,13 @@ def test_a_stock_agent_attests_by_sshpop(estate: Estate, key: str) -> None:
     agent = stock_agent(estate, f'NodeAttestor "sshpop" {{ plugin_data {{ {files} }} }}')
     agent.start()
     estate.entry(ssh_path(host), "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    until(lambda: held(agent) == [WEB], "an SVID")
     (shown,) = estate.cli.json("agent", "list")["agents"]
     assert (shown["attestation_type"], shown["can_reattest"]) == ("sshpop", True)
     first = own_serial(estate)
-    wait_for(lambda: own_serial(estate) != first, "another certificate, by attesting again", 60)
+    until(lambda: own_serial(estate) != first, "another certificate, by attesting again")
     estate.cli.ok("agent", "ban", "-spiffeID", f"spiffe://{TD}{ssh_path(host)}")
-    agent.logged("Agent is banned: removing SVID and shutting down", 60)
+    agent.logged("Agent is banned: removing SVID and shutting down")
     agent.ended()
 
 
@@ -83,7 +84,7 @@ def test_a_stock_agent_of_another_ssh_ca_is_refused(estate: Estate) -> None:
     files = f'host_cert_path = "{certificate}" host_key_path = "{private}"'
     agent = stock_agent(estate, f'NodeAttestor "sshpop" {{ plugin_data {{ {files} }} }}')
     agent.begin()
-    agent.logged("is not of a CA that is configured for sshpop", 60)
+    agent.logged("is not of a CA that is configured for sshpop")
 
 
 def test_a_stock_agent_attests_by_http_challenge(estate: Estate) -> None:
@@ -97,12 +98,12 @@ def test_a_stock_agent_attests_by_http_challenge(estate: Estate) -> None:
     agent.start()
     path = f"/spire/agent/http_challenge/{name}"
     estate.entry(path, "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    until(lambda: held(agent) == [WEB], "an SVID")
     (shown,) = estate.cli.json("agent", "list")["agents"]
     assert (shown["attestation_type"], shown.get("can_reattest", False)) == ("http_challenge", False)
     assert shown["selectors"] == [{"type": "http_challenge", "value": f"hostname:{name}"}]
     first = own_serial(estate)
-    wait_for(lambda: own_serial(estate) != first, "a renewed certificate", 60)
+    until(lambda: own_serial(estate) != first, "a renewed certificate")
     # Whoever else gets to that port is not taken for it.
     twin = SpireAgent(estate.folder / "b", estate.address, estate.cli.ok("bundle", "show"))
     estate.agents_started.append(twin)
@@ -110,7 +111,7 @@ def test_a_stock_agent_attests_by_http_challenge(estate: Estate) -> None:
         f'NodeAttestor "http_challenge" {{ plugin_data {{ hostname = "{name}" port = {free_port()} }} }}'
     )
     twin.begin()
-    twin.logged("attestation data has already been used to attest an agent", 60)
+    twin.logged("attestation data has already been used to attest an agent")
     twin.ended()
 
 
@@ -139,11 +140,11 @@ def test_our_sidecar_attests_by_sshpop(tmp_path: Path, folder: Path, key: str) -
         node.parent = f"spiffe://{TD}{ssh_path(host)}"
         node.entry("/web")
         node.start().ready()
-        wait_for(lambda: node.held() == [WEB], "an SVID")
+        until(lambda: node.held() == [WEB], "an SVID")
         (shown,) = server.cli.json("agent", "list")["agents"]
         assert (shown["attestation_type"], shown["can_reattest"]) == ("sshpop", True)
         first = serial_at(server)
-        wait_for(lambda: serial_at(server) != first, "another certificate, by attesting again", 60)
+        until(lambda: serial_at(server) != first, "another certificate, by attesting again")
     finally:
         node.close()
         server.close()
@@ -162,14 +163,14 @@ def test_our_sidecar_attests_by_http_challenge(tmp_path: Path, folder: Path, tof
         node.parent = f"spiffe://{TD}/spire/agent/http_challenge/{name}"
         node.entry("/web")
         node.start().ready()
-        wait_for(lambda: node.held() == [WEB], "an SVID")
+        until(lambda: node.held() == [WEB], "an SVID")
         (shown,) = server.cli.json("agent", "list")["agents"]
         assert (shown["attestation_type"], shown["can_reattest"]) == ("http_challenge", not tofu)
         assert {"type": "http_challenge", "value": f"hostname:{name}"} in shown["selectors"]
         first = serial_at(server)
-        wait_for(lambda: serial_at(server) != first, "another certificate", 60)
+        until(lambda: serial_at(server) != first, "another certificate")
         node.entry("/web/later")
-        wait_for(lambda: f"{WEB}/later" in node.held(), "an SVID as the agent of now", 60)
+        until(lambda: f"{WEB}/later" in node.held(), "an SVID as the agent of now")
     finally:
         node.close()
         server.close()

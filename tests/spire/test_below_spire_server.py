@@ -17,12 +17,13 @@ from firedoor.certs import TrustBundle, TrustDomain, parse_x509_svid, validate_j
 from firedoor.wire import localauthority_grpc as la_grpc
 from firedoor.wire import localauthority_pb2 as la_pb
 from tests.broker.below import Below
-from tests.broker.harness import POLICY, TD, RunningBroker, flags, running, until
+from tests.broker.harness import POLICY, TD, RunningBroker, flags, running
 from tests.broker.test_downstream import ANY, refusal
 from tests.broker.test_issuing import USER
 from tests.spire.conftest import UID
-from tests.spire.programs import SpireAgent, SpireServer, wait_for
+from tests.spire.programs import SpireAgent, SpireServer
 from tests.spire.test_stock_agent import held
+from tests.waiting import async_until, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -39,7 +40,7 @@ async def beside(tmp_path: Path, spire_server: SpireServer) -> AsyncIterator[Spi
         parent = f"spiffe://{TD}/spire/agent/join_token/{agent.join_token}"
         words = ["-parentID", parent, "-spiffeID", ABOVE, "-selector", UID, "-downstream"]
         spire_server.cli.ok("entry", "create", *words)
-        wait_for(lambda: held(agent) == [ABOVE], "the broker's identity above")
+        until(lambda: held(agent) == [ABOVE], "the broker's identity above")
         yield agent
     finally:
         agent.close()
@@ -55,7 +56,7 @@ async def broker(tmp_path: Path, spire_server: SpireServer, beside: SpireAgent) 
 
 async def test_what_it_signs_is_valid_by_the_bundle_above(broker: RunningBroker, spire_server: SpireServer) -> None:
     state = broker.broker.state
-    await until(lambda: len(state.bundles[OUR_TD].jwt_keys) > 1)
+    await async_until(lambda: len(state.bundles[OUR_TD].jwt_keys) > 1)
     agent = await broker.attest()
     entry = await broker.entry(ANY, agent.path, USER)
     (result,) = await agent.sign(entry.id)
@@ -75,7 +76,7 @@ async def test_what_it_signs_is_valid_by_the_bundle_above(broker: RunningBroker,
 async def test_it_follows_the_roots_above(broker: RunningBroker, spire_server: SpireServer) -> None:
     (old,) = broker.roots()
     prepared = spire_server.cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
-    await until(lambda: len(broker.roots()) == 2, 30)
+    await async_until(lambda: len(broker.roots()) == 2)
     show = spire_server.cli.json("localauthority", "x509", "show")
     spire_server.cli.ok("localauthority", "x509", "activate", "-authorityID", prepared)
     stub = la_grpc.LocalAuthorityStub(broker.admin)
@@ -84,9 +85,9 @@ async def test_it_follows_the_roots_above(broker: RunningBroker, spire_server: S
     await stub.ActivateX509Authority(la_pb.ActivateX509AuthorityRequest(authority_id=made.authority_id))
     before = show["active"]["authority_id"]
     spire_server.cli.ok("localauthority", "x509", "taint", "-authorityID", before)
-    await until(lambda: any(root.tainted for root in broker.broker.state.bundles[OUR_TD].x509_roots), 30)
+    await async_until(lambda: any(root.tainted for root in broker.broker.state.bundles[OUR_TD].x509_roots))
     spire_server.cli.ok("localauthority", "x509", "revoke", "-authorityID", before)
-    await until(lambda: len(broker.roots()) == 1, 30)
+    await async_until(lambda: len(broker.roots()) == 1)
     assert broker.roots() != [old]
     assert await broker.attest()
 
@@ -126,7 +127,7 @@ async def test_it_starts_with_what_it_has_while_the_server_above_is_away(
             spire_server.process.send_signal(signal.SIGCONT)
             # It follows again by itself.
             spire_server.cli.json("localauthority", "x509", "prepare")
-            await until(lambda: len(broker.roots()) == 2, 60)
+            await async_until(lambda: len(broker.roots()) == 2)
     finally:
         spire_server.process.send_signal(signal.SIGCONT)
 

@@ -22,8 +22,9 @@ from spiffe.svid.errors import JwtSvidError
 
 from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import Estate
-from tests.spire.programs import SpireAgent, SpireServer, wait_for
+from tests.spire.programs import SpireAgent, SpireServer
 from tests.spire.sides import TD, Side, comparable
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -259,7 +260,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Side, Side
         theirs.start()
         ours.start()
         for cli in (spire.cli, estate.cli):
-            wait_for(lambda cli=cli: cli.json("agent", "list")["agents"][0]["agent_version"], "the agent's version")
+            until(lambda cli=cli: cli.json("agent", "list")["agents"][0]["agent_version"], "the agent's version")
         yield Side("SPIRE", spire.cli, theirs, below_spire), Side("firedoor", estate.cli, ours, estate.agent)
     finally:
         estate.close()
@@ -337,7 +338,7 @@ def test_an_agent_is_banned_and_evicted_as_at_a_real_server(sides: tuple[Side, S
         agent.start()
         path = f"/spire/agent/join_token/{agent.join_token}"
         own = ["agent", "show", "-spiffeID", f"spiffe://{TD}{path}"]
-        wait_for(lambda side=side, own=own: side.cli.json(*own)["agent_version"], "the agent's version")
+        until(lambda side=side, own=own: side.cli.json(*own)["agent_version"], "the agent's version")
         words = [[*step, f"spiffe://{TD}{path}"] if step[-1] == "-spiffeID" else [*step] for step in TAKEN_AWAY]
         said.append([comparable(side.cli(*one, "-output", output)) for one in words])
         assert agent.ended() != 0

@@ -10,7 +10,8 @@ import pytest
 from firedoor.certs import read_crl
 from firedoor.wire import workload_grpc, workload_pb2
 from tests.e2e.conftest import World
-from tests.spire.programs import Workload, wait_for
+from tests.spire.programs import Workload
+from tests.waiting import until
 
 PATH = "/segment/inference/host/h/svc/vllm"
 ID = f"spiffe://example.org{PATH}"
@@ -53,6 +54,6 @@ def test_go_spiffe_reads_such_answers(world: World, workload: Workload) -> None:
     world.run("svid", "revoke", "--id", ID, "--reason", "the disk was stolen")
     after = lines.until(lambda line: line.get("svids") and line["svids"][0]["serial"] != before["serial"])
     assert (after["svids"][0]["id"], after["svids"][0].get("invalid")) == (ID, None)
-    wait_for(lambda: revoked(world) == {before["serial"]}, "a list with the one that was revoked")
+    until(lambda: revoked(world) == {before["serial"]}, "a list with the one that was revoked")
     # By the bundle alone it cannot know.
     assert lines._process.poll() is None

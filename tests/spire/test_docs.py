@@ -15,7 +15,8 @@ import pytest
 
 from tests import transcripts
 from tests.e2e.conftest import Program
-from tests.spire.programs import FLAGS, Daemon, needed, wait_for
+from tests.spire.programs import FLAGS, Daemon, needed
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/spire.md").read_text()
@@ -52,7 +53,7 @@ class Reader:
         if self.broker is not None:
             in_force = "in force as generation"
             before = self.broker.text.count(in_force)
-            wait_for(lambda: self.broker and self.broker.text.count(in_force) > before, "the policy")
+            until(lambda: self.broker and self.broker.text.count(in_force) > before, "the policy")
 
     def start(self) -> None:
         """Start the broker as the document says."""

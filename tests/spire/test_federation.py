@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.spire.conftest import TD, UID, Estate, agent_path
-from tests.spire.programs import SpireAgent, SpireServer, Workload, free_port, wait_for
+from tests.spire.programs import SpireAgent, SpireServer, Workload, free_port
 from tests.spire.test_stock_agent import WEB, held
+from tests.waiting import until
 from tests.web_pki import WebPki
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -86,7 +87,7 @@ def test_its_bundle_is_fetched_by_a_certificate_of_the_web(
     url = server.url  # type: ignore[attr-defined]
     (tmp_path / "relationships.yaml").write_text(f"- {{trust_domain: {OTHER}, url: '{url}', ca_file: web-ca.pem}}\n")
     estate.start_broker("--federation-relationships", str(tmp_path / "relationships.yaml"))
-    wait_for(lambda: estate.cli("bundle", "list", "-id", f"spiffe://{OTHER}").code == 0, "its bundle")
+    until(lambda: estate.cli("bundle", "list", "-id", f"spiffe://{OTHER}").code == 0, "its bundle")
     assert roots(estate) == 1
     server.cli.ok("localauthority", "x509", "prepare")
     estate.cli.ok("federation", "refresh", "-id", f"spiffe://{OTHER}")
@@ -158,7 +159,7 @@ def test_programs_of_both_domains_shake_hands(estate: Estate, theirs: SpireServe
     parent = f"spiffe://{OTHER}/spire/agent/join_token/{their_agent.join_token}"
     words = ["-parentID", parent, "-spiffeID", THEIRS, "-selector", UID, "-federatesWith", f"spiffe://{TD}"]
     theirs.cli.ok("entry", "create", *words)
-    wait_for(lambda: held(ours) == [WEB] and held(their_agent) == [THEIRS], "both identities")
+    until(lambda: held(ours) == [WEB] and held(their_agent) == [THEIRS], "both identities")
     here, there = workload(ours.environment), workload(their_agent.environment)
     for server, client, its_id, other_id in ((here, there, WEB, THEIRS), (there, here, THEIRS, WEB)):
         serving = server.follow("serve", "-allow", other_id)

@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives import serialization
 from spiffe import SpiffeId
 from spiffe.workloadapi.errors import FetchX509SvidError, ValidateJwtSvidError
 
-from tests.e2e.conftest import POLICY, UID, until
+from tests.e2e.conftest import POLICY, UID
 from tests.e2e.test_datapath import CLIENT, SERVER, App, inbound, listening, records
 from tests.e2e.test_downstream import BELOW, exchange
 from tests.spire.conftest import TD, Estate, agent_path, api
-from tests.spire.programs import SpireAgent, SpireServer, wait_for
+from tests.spire.programs import SpireAgent, SpireServer
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -60,7 +61,7 @@ class Nested:
             parent = f"spiffe://{TD}{agent_path(self.agent)}"
             words = ("-parentID", parent, "-spiffeID", f"spiffe://{TD}{path}", "-selector", f"unix:{UID}")
             self.server.cli.ok("entry", "create", *words)
-        wait_for(lambda: {CLIENT, OTHER} <= self.held().keys(), "the workload's identities")
+        until(lambda: {CLIENT, OTHER} <= self.held().keys(), "the workload's identities")
 
     def held(self) -> dict[str, list[x509.Certificate]]:
         """Return the chains that this process gets below the server, by path."""
@@ -121,7 +122,7 @@ def test_its_workloads_are_admitted_where_its_entry_says_and_it_rotates(nested: 
 
     made = nested.server.cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
     nested.server.cli.ok("localauthority", "x509", "activate", "-authorityID", made)
-    wait_for(lambda: nested.held()[CLIENT][1] != chain[1], "an SVID of the next CA")
+    until(lambda: nested.held()[CLIENT][1] != chain[1], "an SVID of the next CA")
     assert nested.asks(CLIENT) == b"hello you"
     assert len(records(nested.estate, "r")) >= 2
     assert nested.estate.run("entry", "show", nested.entry_id).count("its CA") == 2
@@ -159,7 +160,7 @@ def test_roots_of_the_broker_reach_it_by_themselves(nested: Nested) -> None:
     estate = nested.estate
     before = nested.server.cli.ok("bundle", "show")
     made = estate.cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
-    wait_for(lambda: nested.server.cli.ok("bundle", "show") != before, "the next root in its bundle")
+    until(lambda: nested.server.cli.ok("bundle", "show") != before, "the next root in its bundle")
     old = estate.cli.json("localauthority", "x509", "show")["active"]["authority_id"]
     estate.cli.ok("localauthority", "x509", "activate", "-authorityID", made)
     estate.cli.ok("localauthority", "x509", "taint", "-authorityID", old)
@@ -171,8 +172,8 @@ def test_roots_of_the_broker_reach_it_by_themselves(nested: Nested) -> None:
             == x509.load_pem_x509_certificates(nested.server.cli.ok("bundle", "show").encode())[-1].subject
         )
 
-    wait_for(anew, "an SVID below the next root", 60)
+    until(anew, "an SVID below the next root")
     assert nested.asks(CLIENT) == b"hello you"
     estate.cli.ok("localauthority", "x509", "revoke", "-authorityID", old)
-    wait_for(lambda: nested.server.cli.ok("bundle", "show").count("BEGIN") == 1, "the old root's end", 60)
+    until(lambda: nested.server.cli.ok("bundle", "show").count("BEGIN") == 1, "the old root's end")
     until(lambda: nested.asks(CLIENT) == b"hello you", "the workload below it goes on")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.spire.conftest import Estate
-from tests.spire.programs import Daemon, free_port, needed, wait_for
+from tests.spire.programs import Daemon, free_port, needed
+from tests.waiting import until
 from tests.web_pki import WebPki
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
@@ -92,20 +93,20 @@ def by_id(keys: Any) -> dict[str, Any]:
 
 
 def test_documents_and_keys_are_those_of_spires_provider(estate: Estate, provider: Provider) -> None:
-    theirs = wait_for(lambda: provider.ask(WELL_KNOWN), "the provider's document")
+    theirs = until(lambda: provider.ask(WELL_KNOWN), "the provider's document")
     mine = ours(estate, WELL_KNOWN)
     for name in ("issuer", "response_types_supported", "subject_types_supported", "authorization_endpoint"):
         assert mine[name] == theirs[name], name
     assert set(mine) == set(theirs)
     assert set(theirs["id_token_signing_alg_values_supported"]) == set(mine["id_token_signing_alg_values_supported"])
-    wait_for(lambda: provider.ask(KEYS), "the provider's keys")
+    until(lambda: provider.ask(KEYS), "the provider's keys")
     assert by_id(ours(estate, KEYS)) == by_id(provider.ask(KEYS))
     # A key that is prepared, and another that is revoked.
     second = estate.cli.json("localauthority", "jwt", "prepare")["prepared_authority"]["authority_id"]
     assert second in by_id(ours(estate, KEYS))
-    wait_for(lambda: by_id(provider.ask(KEYS)) == by_id(ours(estate, KEYS)), "the second key", 20)
+    until(lambda: by_id(provider.ask(KEYS)) == by_id(ours(estate, KEYS)), "the second key")
     first = estate.cli.json("localauthority", "jwt", "show")["active"]["authority_id"]
     for step, wanted in (("activate", second), ("taint", first), ("revoke", first)):
         estate.cli.ok("localauthority", "jwt", step, "-authorityID", wanted)
     assert set(by_id(ours(estate, KEYS))) == {second}
-    wait_for(lambda: by_id(provider.ask(KEYS)) == by_id(ours(estate, KEYS)), "the end of the first key", 20)
+    until(lambda: by_id(provider.ask(KEYS)) == by_id(ours(estate, KEYS)), "the end of the first key")

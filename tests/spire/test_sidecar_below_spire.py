@@ -22,7 +22,8 @@ from tests.e2e.conftest import Program
 from tests.node_pki import NodePki
 from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import TD
-from tests.spire.programs import SpireServer, Workload, wait_for
+from tests.spire.programs import SpireServer, Workload
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -112,7 +113,7 @@ def node(tmp_path: Path, spire_server: SpireServer) -> Iterator[Node]:
     found.entry("/web")
     try:
         found.start().ready()
-        wait_for(lambda: found.held() == [WEB], "an SVID")
+        until(lambda: found.held() == [WEB], "an SVID")
         yield found
     finally:
         found.close()
@@ -138,7 +139,7 @@ def trusted(node: Node) -> set[str]:
 def test_attests_and_serves_py_spiffe_and_go_spiffe(node: Node, workload: MakeWorkload) -> None:
     (shown,) = node.server.cli.json("agent", "list")["agents"]
     assert shown["attestation_type"] == "join_token"
-    wait_for(lambda: node.server.cli.json("agent", "list")["agents"][0]["agent_version"], "our version at the server")
+    until(lambda: node.server.cli.json("agent", "list")["agents"][0]["agent_version"], "our version at the server")
     with node.api() as client:
         token = client.fetch_jwt_svid(audience={"models"})
         assert str(client.validate_jwt_svid(token.token, audience="models").spiffe_id) == WEB
@@ -171,13 +172,13 @@ def test_py_spiffes_sources(node: Node) -> None:
 
 def test_entries_come_change_and_go(node: Node) -> None:
     second = node.entry("/web/second")
-    wait_for(lambda: node.held() == [WEB, f"{WEB}/second"], "the second entry's SVID")
+    until(lambda: node.held() == [WEB, f"{WEB}/second"], "the second entry's SVID")
     names = ["-parentID", node.parent, "-spiffeID", f"{WEB}/renamed", "-selector", UID]
     node.server.cli.ok("entry", "update", "-entryID", second, *names)
-    wait_for(lambda: node.held() == [WEB, f"{WEB}/renamed"], "the renamed entry's SVID")
+    until(lambda: node.held() == [WEB, f"{WEB}/renamed"], "the renamed entry's SVID")
     node.entry("/web/other", selector="unix:uid:4000000000")
     node.server.cli.ok("entry", "delete", "-entryID", second)
-    wait_for(lambda: node.held() == [WEB], "the end of the entry")
+    until(lambda: node.held() == [WEB], "the end of the entry")
 
 
 def test_renews_workloads_and_itself(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_renews_workloads_and_itself(tmp_path: Path) -> None:
         node.by_token()
         node.entry("/web")
         node.start().ready()
-        wait_for(lambda: node.held() == [WEB], "an SVID")
+        until(lambda: node.held() == [WEB], "an SVID")
         first, seen = own_serial(server), set()
 
         def renewed() -> bool:
@@ -198,9 +199,9 @@ def test_renews_workloads_and_itself(tmp_path: Path) -> None:
                 seen.add(client.fetch_x509_svid().leaf.serial_number)
             return len(seen) >= 3 and own_serial(server) != first
 
-        wait_for(renewed, "three SVIDs, and another of its own", 90)
+        until(renewed, "three SVIDs, and another of its own", seconds=90)
         node.entry("/web/later")
-        wait_for(lambda: f"{WEB}/later" in node.held(), "an SVID as the renewed agent")
+        until(lambda: f"{WEB}/later" in node.held(), "an SVID as the renewed agent")
     finally:
         node.close()
         server.close()
@@ -218,15 +219,15 @@ def test_a_forced_rotation_fails_no_handshake(node: Node, workload: MakeWorkload
     cli, serial = node.server.cli, own_serial(node.server)
     first = cli.json("localauthority", "x509", "show")["active"]["authority_id"]
     second = cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
-    wait_for(lambda: second in trusted(node), "the prepared authority")
+    until(lambda: second in trusted(node), "the prepared authority")
     cli.ok("localauthority", "x509", "activate", "-authorityID", second)
     cli.ok("localauthority", "x509", "taint", "-authorityID", first)
-    wait_for(lambda: signers(node) == {second}, "SVIDs of the new authority", 60)
-    wait_for(lambda: own_serial(node.server) != serial, "another certificate of the sidecar's own", 60)
+    until(lambda: signers(node) == {second}, "SVIDs of the new authority")
+    until(lambda: own_serial(node.server) != serial, "another certificate of the sidecar's own")
     cli.ok("localauthority", "x509", "revoke", "-authorityID", first)
-    wait_for(lambda: trusted(node) == {second}, "the end of the revoked authority", 60)
+    until(lambda: trusted(node) == {second}, "the end of the revoked authority")
     node.entry("/web/later")
-    wait_for(lambda: f"{WEB}/later" in node.held(), "an SVID after the revocation", 60)
+    until(lambda: f"{WEB}/later" in node.held(), "an SVID after the revocation")
     ended = looping.end()
     assert (ended["failed"], ended["failures"]) == (0, [])
     assert ended["made"] > 100
@@ -246,9 +247,9 @@ def test_a_forced_rotation_of_jwt_keys(node: Node, workload: MakeWorkload) -> No
     cli.ok("localauthority", "jwt", "activate", "-authorityID", second)
     cli.ok("localauthority", "jwt", "taint", "-authorityID", first)
     # What is cached of the tainted key is not handed out any more.
-    wait_for(lambda: signer() == second, "a token of the new key", 60)
+    until(lambda: signer() == second, "a token of the new key")
     cli.ok("localauthority", "jwt", "revoke", "-authorityID", first)
-    wait_for(lambda: "error" in program.ask("validate", "-audience", "models", given=before), "its end", 60)
+    until(lambda: "error" in program.ask("validate", "-audience", "models", given=before), "its end")
 
 
 def test_federated_bundles_follow_the_server(node: Node, workload: MakeWorkload) -> None:
@@ -288,16 +289,16 @@ def test_attests_by_x509pop_and_comes_back_when_evicted(tmp_path: Path) -> None:
         node.parent = f"spiffe://{TD}/spire/agent/x509pop/{fingerprint}"
         node.entry("/web")
         node.start().ready()
-        wait_for(lambda: node.held() == [WEB], "an SVID")
+        until(lambda: node.held() == [WEB], "an SVID")
         (shown,) = server.cli.json("agent", "list")["agents"]
         assert (shown["attestation_type"], shown["can_reattest"]) == ("x509pop", True)
         assert {"type": "x509pop", "value": "subject:cn:gpu-1"} in shown["selectors"]
         first = own_serial(server)
-        wait_for(lambda: own_serial(server) != first, "another certificate, by attesting again", 60)
+        until(lambda: own_serial(server) != first, "another certificate, by attesting again")
         server.cli.ok("agent", "evict", "-spiffeID", node.parent)
-        wait_for(lambda: server.cli.json("agent", "count")["count"] == 1, "its return", 60)
+        until(lambda: server.cli.json("agent", "count")["count"] == 1, "its return")
         node.entry("/web/later")
-        wait_for(lambda: f"{WEB}/later" in node.held(), "an SVID after it", 60)
+        until(lambda: f"{WEB}/later" in node.held(), "an SVID after it")
     finally:
         node.close()
         server.close()
@@ -318,7 +319,7 @@ def test_it_serves_on_while_the_server_is_gone(node: Node) -> None:
         assert client.fetch_x509_svid().leaf.serial_number == before
     node.server.start()
     node.entry("/web/later")
-    wait_for(lambda: f"{WEB}/later" in node.held(), "an SVID after the restart", 60)
+    until(lambda: f"{WEB}/later" in node.held(), "an SVID after the restart")
 
 
 def test_a_restarted_sidecar_goes_on_with_its_svid(node: Node) -> None:
@@ -326,7 +327,7 @@ def test_a_restarted_sidecar_goes_on_with_its_svid(node: Node) -> None:
     node.program.stop()
     node.program.close()
     node.start().ready()
-    wait_for(lambda: node.held() == [WEB], "an SVID without another token")
+    until(lambda: node.held() == [WEB], "an SVID without another token")
 
 
 def test_a_used_token_is_refused(node: Node, tmp_path: Path) -> None:

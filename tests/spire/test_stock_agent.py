@@ -14,7 +14,8 @@ from spiffe.workloadapi.errors import FetchX509SvidError
 
 from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import TD, UID, Estate, agent_path, api, own_serial
-from tests.spire.programs import SpireAgent, Workload, wait_for
+from tests.spire.programs import SpireAgent, Workload
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -43,7 +44,7 @@ def agent(estate: Estate) -> SpireAgent:
     made = estate.agent()
     made.start()
     estate.entry(agent_path(made), "/web")
-    wait_for(lambda: held(made) == [WEB], "an SVID")
+    until(lambda: held(made) == [WEB], "an SVID")
     return made
 
 
@@ -67,7 +68,7 @@ def test_svids_are_renewed_and_so_is_the_agents_own(estate: Estate) -> None:
     agent = estate.agent()
     agent.start()
     estate.entry(agent_path(agent), "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    until(lambda: held(agent) == [WEB], "an SVID")
     first = own_serial(estate)
     seen: set[int] = set()
 
@@ -75,27 +76,27 @@ def test_svids_are_renewed_and_so_is_the_agents_own(estate: Estate) -> None:
         seen.update(serials(agent))
         return len(seen) >= 3
 
-    wait_for(renewed, "three SVIDs", 60)
+    until(renewed, "three SVIDs")
 
-    wait_for(lambda: own_serial(estate) != first, "another SVID of the agent", 60)
+    until(lambda: own_serial(estate) != first, "another SVID of the agent")
     # It goes on as the renewed agent: what comes later still reaches it.
     estate.entry(agent_path(agent), "/later")
-    wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/later"}, "the later entry's SVID")
+    until(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/later"}, "the later entry's SVID")
 
 
 def test_changes_of_entries_reach_it(estate: Estate, agent: SpireAgent) -> None:
     parent = f"spiffe://{TD}{agent_path(agent)}"
     second = estate.entry(agent_path(agent), "/second", more=("-hint", "internal"))
-    wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/second"}, "the second entry's SVID")
+    until(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/second"}, "the second entry's SVID")
     estate.cli.ok(
         *("entry", "update", "-entryID", second, "-parentID", parent, "-spiffeID", f"spiffe://{TD}/renamed"),
         *("-selector", UID, "-dns", "renamed.example.org"),
     )
-    wait_for(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/renamed"}, "the renamed entry's SVID")
+    until(lambda: set(held(agent)) == {WEB, f"spiffe://{TD}/renamed"}, "the renamed entry's SVID")
     # A twin for another user never comes.
     estate.entry(agent_path(agent), "/other", "unix:uid:4000000000")
     estate.cli.ok("entry", "delete", "-entryID", second)
-    wait_for(lambda: held(agent) == [WEB], "the end of the entry")
+    until(lambda: held(agent) == [WEB], "the end of the entry")
 
 
 def test_entries_by_node_alias_and_by_the_tokens_alias(estate: Estate) -> None:
@@ -104,10 +105,10 @@ def test_entries_by_node_alias_and_by_the_tokens_alias(estate: Estate) -> None:
     agent = estate.agent(token=estate.join_token("-spiffeID", f"spiffe://{TD}/cluster/one"))
     agent.start()
     estate.entry("/cluster/one", "/by-token")
-    wait_for(lambda: held(agent) == [f"spiffe://{TD}/by-token"], "an SVID by the token's alias")
+    until(lambda: held(agent) == [f"spiffe://{TD}/by-token"], "an SVID by the token's alias")
     # Entries below an entry that the agent is entitled to are the agent's as well (nested agents).
     estate.entry("/by-token", "/below")
-    wait_for(lambda: f"spiffe://{TD}/below" in held(agent), "an SVID of an entry below an entry")
+    until(lambda: f"spiffe://{TD}/below" in held(agent), "an SVID of an entry below an entry")
 
 
 def test_512_entries_reach_it(estate: Estate) -> None:
@@ -118,14 +119,14 @@ def test_512_entries_reach_it(estate: Estate) -> None:
     for number in range(511):
         estate.create_entry(agent_path(agent), f"/unused/{number}", "uid:4000000000")
     estate.create_entry(agent_path(agent), "/last")
-    wait_for(lambda: held(agent) == [f"spiffe://{TD}/last"], "the last entry's SVID", 60)
+    until(lambda: held(agent) == [f"spiffe://{TD}/last"], "the last entry's SVID")
     assert estate.cli.json("entry", "count")["count"] == 512
 
 
 def test_a_banned_agent_shuts_down_and_cannot_come_back(estate: Estate, agent: SpireAgent) -> None:
     """SPIRE's suite `evict-agent`, the first half."""
     estate.cli.ok("agent", "ban", "-spiffeID", f"spiffe://{TD}{agent_path(agent)}")
-    agent.logged("Agent is banned: removing SVID and shutting down", 60)
+    agent.logged("Agent is banned: removing SVID and shutting down")
     agent.ended()
     (shown,) = estate.cli.json("agent", "list")["agents"]
     assert shown["banned"] is True
@@ -142,7 +143,7 @@ def test_an_evicted_agent_needs_another_token(estate: Estate, agent: SpireAgent)
     again = estate.agent("b")
     again.start()
     estate.entry(agent_path(again), "/web")
-    wait_for(lambda: held(again) == [WEB], "an SVID with another token")
+    until(lambda: held(again) == [WEB], "an SVID with another token")
 
 
 def test_survives_a_restart_of_the_broker(estate: Estate, agent: SpireAgent) -> None:
@@ -153,13 +154,13 @@ def test_survives_a_restart_of_the_broker(estate: Estate, agent: SpireAgent) -> 
     assert serials(agent) == before
     estate.start_broker()
     estate.entry(agent_path(agent), "/later")
-    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the restart", 60)
+    until(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the restart")
 
 
 def test_a_restarted_agent_goes_on_with_its_svid(estate: Estate, agent: SpireAgent) -> None:
     agent.stop()
     agent.start()
-    wait_for(lambda: held(agent) == [WEB], "an SVID without another token")
+    until(lambda: held(agent) == [WEB], "an SVID without another token")
 
 
 def test_federated_bundles_reach_workloads(estate: Estate, agent: SpireAgent, workload: MakeWorkload) -> None:
@@ -190,12 +191,12 @@ def rotate(estate: Estate, kind: str, agent: SpireAgent, followed: Callable[[str
 
     first = do("show")["active"]["authority_id"]
     second = do("prepare")["prepared_authority"]["authority_id"]
-    wait_for(lambda: second in trusted(agent, kind), "the prepared authority in the workload's bundle")
+    until(lambda: second in trusted(agent, kind), "the prepared authority in the workload's bundle")
     do("activate", "-authorityID", second)
     do("taint", "-authorityID", first)
-    wait_for(lambda: followed(first, second), "SVIDs of the new authority", 90)
+    until(lambda: followed(first, second), "SVIDs of the new authority", seconds=90)
     do("revoke", "-authorityID", first)
-    wait_for(lambda: first not in trusted(agent, kind), "the end of the revoked authority")
+    until(lambda: first not in trusted(agent, kind), "the end of the revoked authority")
     return second
 
 
@@ -231,7 +232,7 @@ def test_a_forced_rotation_fails_no_handshake(estate: Estate, agent: SpireAgent,
     assert signers(agent) == {second}
     # The agent itself has a certificate of the new authority: what is written later still reaches it.
     estate.entry(agent_path(agent), "/later")
-    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the revocation", 90)
+    until(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the revocation", seconds=90)
     ended = looping.end()
     assert (ended["failed"], ended["failures"]) == (0, [])
     assert ended["made"] > 100
@@ -268,6 +269,6 @@ def test_a_rotation_waits_for_it_and_fails_no_handshake(
     assert signers(agent) == {done["new_authority_id"]} != before
     # Its own certificate too: what is written later still reaches it.
     estate.entry(agent_path(agent), "/later")
-    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the revocation", 90)
+    until(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID after the revocation", seconds=90)
     ended = looping.end()
     assert (ended["failed"], ended["failures"]) == (0, [])

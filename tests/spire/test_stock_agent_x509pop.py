@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives import hashes
 
 from tests.node_pki import Held, NodePki
 from tests.spire.conftest import TD, Estate, own_serial
-from tests.spire.programs import SpireAgent, wait_for
+from tests.spire.programs import SpireAgent
 from tests.spire.test_stock_agent import WEB, held
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -64,14 +65,14 @@ def test_attests_again_at_half_life_and_with_another_key(nodes: Nodes) -> None:
     agent, path = nodes.agent("gpu-1")
     agent.start()
     nodes.estate.entry(path, "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    until(lambda: held(agent) == [WEB], "an SVID")
     (shown,) = nodes.estate.cli.json("agent", "list")["agents"]
     assert (shown["attestation_type"], shown["can_reattest"]) == ("x509pop", True)
     assert {"type": "x509pop", "value": "subject:cn:gpu-1"} in shown["selectors"]
     first = own_serial(nodes.estate)
-    wait_for(lambda: own_serial(nodes.estate) != first, "another certificate of the agent", 60)
+    until(lambda: own_serial(nodes.estate) != first, "another certificate of the agent")
     nodes.estate.entry(path, "/later")
-    wait_for(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID as the agent that attested again")
+    until(lambda: f"spiffe://{TD}/later" in held(agent), "an SVID as the agent that attested again")
 
 
 def test_an_evicted_agent_comes_back_by_itself(nodes: Nodes) -> None:
@@ -79,10 +80,10 @@ def test_an_evicted_agent_comes_back_by_itself(nodes: Nodes) -> None:
     agent, path = nodes.agent("gpu-1")
     agent.start()
     nodes.estate.entry(path, "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    until(lambda: held(agent) == [WEB], "an SVID")
     nodes.estate.cli.ok("agent", "evict", "-spiffeID", f"spiffe://{TD}{path}")
-    wait_for(lambda: nodes.estate.cli.json("agent", "count")["count"] == 1, "the agent's return", 60)
-    wait_for(lambda: held(agent) == [WEB], "an SVID after it")
+    until(lambda: nodes.estate.cli.json("agent", "count")["count"] == 1, "the agent's return")
+    until(lambda: held(agent) == [WEB], "an SVID after it")
     assert agent.alive()
 
 
@@ -90,10 +91,10 @@ def test_a_banned_node_shuts_down_and_stays_out(nodes: Nodes) -> None:
     agent, path = nodes.agent("gpu-1")
     agent.start()
     nodes.estate.cli.ok("agent", "ban", "-spiffeID", f"spiffe://{TD}{path}")
-    agent.logged("Agent is banned: removing SVID and shutting down", 60)
+    agent.logged("Agent is banned: removing SVID and shutting down")
     agent.ended()
     agent.begin()
-    agent.logged("failed to attest: agent is banned", 60)
+    agent.logged("failed to attest: agent is banned")
     agent.ended()
     # Its certificate is good; the twin of another name is let in.
     twin, _ = nodes.agent("gpu-2")
@@ -111,8 +112,8 @@ def test_what_the_broker_saw_of_the_node_decides(nodes: Nodes) -> None:
         nodes.estate.entry(path, identity)
         nodes.estate.entry(path, f"/open/{name}")
     trusted = f"spiffe://{TD}{identity}"
-    wait_for(lambda: set(held(agents["gpu-1"])) == {trusted, f"spiffe://{TD}/open/gpu-1"}, "both SVIDs")
-    wait_for(lambda: held(agents["gpu-2"]) == [f"spiffe://{TD}/open/gpu-2"], "the one SVID")
+    until(lambda: set(held(agents["gpu-1"])) == {trusted, f"spiffe://{TD}/open/gpu-1"}, "both SVIDs")
+    until(lambda: held(agents["gpu-2"]) == [f"spiffe://{TD}/open/gpu-2"], "the one SVID")
     # Its agent would keep a workload waiting for an identity that is never signed; the broker says so in its log.
     assert "is not told of 1 entries: their segments do not admit them on that node" in nodes.estate.programs[0].text
 
@@ -121,5 +122,5 @@ def test_a_certificate_of_another_pki_is_refused(nodes: Nodes) -> None:
     nodes.pki = NodePki(int(time.time()))
     stranger, _ = nodes.agent("gpu-1")
     stranger.begin()
-    stranger.logged("Agent crashed", 60)
+    stranger.logged("Agent crashed")
     assert "code = PermissionDenied" in stranger.text or "code = InvalidArgument" in stranger.text

@@ -14,8 +14,9 @@ import pytest
 from cryptography import x509
 
 from tests.spire.conftest import TD, Estate, agent_path, api, own_serial
-from tests.spire.programs import SpireAgent, Workload, needed, run, wait_for
+from tests.spire.programs import SpireAgent, Workload, needed, run
 from tests.spire.test_stock_agent import WEB, held, serials
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -31,13 +32,13 @@ def test_join_token(estate: Estate) -> None:
     agent = estate.agent(token=token)
     agent.start()
     estate.entry("/cluster/one", "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID by the vanity ID")
+    until(lambda: held(agent) == [WEB], "an SVID by the vanity ID")
     second = estate.agent("b", token)
     second.begin()
     second.logged("failed to attest: join token does not exist or has already been used")
     made = estate.cli.json("token", "generate", "-ttl", "1")
     late = estate.agent("c", made["value"])
-    wait_for(lambda: time.time() >= int(made["expires_at"]) + 1, "the token's end")
+    until(lambda: time.time() >= int(made["expires_at"]) + 1, "the token's end")
     late.begin()
     late.logged("join token expired")
 
@@ -48,7 +49,7 @@ def test_rotation(estate: Estate) -> None:
     agent = estate.agent()
     agent.start()
     estate.entry(agent_path(agent), "/web")
-    wait_for(lambda: held(agent) == [WEB], "an SVID")
+    until(lambda: held(agent) == [WEB], "an SVID")
     signers, seen = set(), set()
 
     def fetched() -> bool:
@@ -63,7 +64,7 @@ def test_rotation(estate: Estate) -> None:
         seen.add(leaf.serial_number)
         return len(signers) >= 3 and len(seen) >= 10
 
-    wait_for(fetched, "three authorities and ten SVIDs", 200)
+    until(fetched, "three authorities and ten SVIDs", seconds=200)
 
 
 def _key_id(certificate: x509.Certificate) -> bytes:
@@ -85,9 +86,9 @@ def test_fetch_x509_svids(estate: Estate) -> None:
     names = {f"spiffe://{TD}/web/{number}" for number in range(IDENTITIES)}
     for number in range(IDENTITIES):
         estate.create_entry(agent_path(agent), f"/web/{number}")
-    wait_for(lambda: set(held(agent)) == names, "ten SVIDs")
+    until(lambda: set(held(agent)) == names, "ten SVIDs")
     assert len(serials(agent)) == IDENTITIES
-    wait_for(lambda: cached(agent, "x509") == CACHE, "eight that stay", 60)
+    until(lambda: cached(agent, "x509") == CACHE, "eight that stay")
     assert set(held(agent)) == names
 
 
@@ -99,14 +100,14 @@ def test_fetch_jwt_svids(estate: Estate) -> None:
     agent.start()
     for number in range(IDENTITIES):
         estate.create_entry(agent_path(agent), f"/web/{number}")
-    wait_for(lambda: len(held(agent)) == IDENTITIES, "ten SVIDs")
+    until(lambda: len(held(agent)) == IDENTITIES, "ten SVIDs")
     for audience in ("a", "b", "a"):
         with api(agent) as client:
             tokens = client.fetch_jwt_svids(audience={audience})
             assert len({str(one.spiffe_id) for one in tokens}) == IDENTITIES
             for one in tokens:
                 client.validate_jwt_svid(one.token, audience=audience)
-    wait_for(lambda: cached(agent, "jwt") == CACHE, "eight that stay", 60)
+    until(lambda: cached(agent, "jwt") == CACHE, "eight that stay")
 
 
 def test_fetch_wit_svids(estate: Estate, workload: MakeWorkload) -> None:
@@ -128,7 +129,7 @@ def test_debug_endpoints(estate: Estate) -> None:
     estate.start_broker()
     agent = estate.agent()
     agent.start()
-    wait_for(lambda: own_serial(estate), "the agent")
+    until(lambda: own_serial(estate), "the agent")
     info = estate.cli.json("debug", "getinfo")
     assert (info["agents_count"], info["entries_count"]) == (1, 0)
     assert [cert["id"]["path"] for cert in info["svid_chain"]] == ["/spire/server", ""]

@@ -17,9 +17,10 @@ import pytest
 
 from tests.e2e.test_datapath import App
 from tests.spire.conftest import TD, api
-from tests.spire.programs import SpireAgent, SpireServer, Workload, wait_for
+from tests.spire.programs import SpireAgent, SpireServer, Workload
 from tests.spire.test_sidecar_below_spire import UID, Node, signers
 from tests.spire.test_stock_agent import held
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -90,7 +91,7 @@ class Site:
         for spiffe_id in spiffe_ids:
             words = ["-parentID", parent, "-spiffeID", spiffe_id, "-selector", UID, *self.more]
             self.server.cli.ok("entry", "create", *words)
-        wait_for(lambda: set(held(agent)) == set(spiffe_ids), "the program's identity")
+        until(lambda: set(held(agent)) == set(spiffe_ids), "the program's identity")
         return agent
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ def address(node: Node) -> str:
         (listener,) = node.status().listeners
         return listener.listen if listener.open else ""
 
-    return str(wait_for(bound, "the listener"))
+    return str(until(bound, "the listener"))
 
 
 def test_a_go_spiffe_client_is_let_in_by_a_flow_and_no_other(site: Site, app: App, workload: MakeWorkload) -> None:
@@ -195,7 +196,7 @@ def _line(path: Path) -> bytes:
 def test_tokens_of_one_side_are_good_at_the_other(site: Site, workload: MakeWorkload) -> None:
     node, agent = site.sidecar("r", MODELS), site.stock("i", VLLM)
     ours, theirs = workload(node.environment), workload(agent.environment)
-    wait_for(lambda: node.held() == [MODELS], "an SVID")
+    until(lambda: node.held() == [MODELS], "an SVID")
     for one, other, spiffe_id in ((ours, theirs, MODELS), (theirs, ours, VLLM)):
         token = one.ask("token", "-audience", "models")["token"]
         assert other.ask("validate", "-audience", "models", given=token)["id"] == spiffe_id
@@ -224,12 +225,12 @@ def test_a_stolen_identity_is_cut_off_when_its_authority_is_revoked(
     second = cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
     cli.ok("localauthority", "x509", "activate", "-authorityID", second)
     cli.ok("localauthority", "x509", "taint", "-authorityID", first)
-    wait_for(lambda: not serials() & before, "other certificates of both agents", 90)
-    wait_for(lambda: _renewed(agent, stolen.leaf.serial_number), "another certificate of the program", 60)
-    wait_for(lambda: first not in signers(models), "another certificate of the models", 60)
+    until(lambda: not serials() & before, "other certificates of both agents", seconds=90)
+    until(lambda: _renewed(agent, stolen.leaf.serial_number), "another certificate of the program")
+    until(lambda: first not in signers(models), "another certificate of the models")
     cli.ok("localauthority", "x509", "revoke", "-authorityID", first)
     (site.folder / "stolen.pem").write_bytes(b"".join(_pem(stolen)))
-    wait_for(lambda: _refused(to, site.folder / "stolen.pem"), "the end of the stolen identity", 60)
+    until(lambda: _refused(to, site.folder / "stolen.pem"), "the end of the stolen identity")
     assert client.ask("dial", "-to", to, "-allow", MODELS) == let_in
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from tests.e2e.test_datapath import App
 from tests.spire.conftest import TD, UID
-from tests.spire.programs import SpireServer, Workload, free_port, wait_for
+from tests.spire.programs import SpireServer, Workload, free_port
 from tests.spire.test_sidecar_below_spire import Node
 from tests.spire.test_traffic_below_spire import MODELS, POLICY, VLLM, Site, _line, address, app, inbound
+from tests.waiting import until
 
 __all__ = ["app"]
 
@@ -140,7 +141,7 @@ def test_both_directions_and_when_the_bundle_endpoint_is_gone(
     }
     vllm = here.sidecar("i", VLLM, outbound=listener)
     for node in (models, vllm):
-        wait_for(lambda node=node: knows_both(node), "the other trust domain's bundle")
+        until(lambda node=node: knows_both(node), "the other trust domain's bundle")
     to = address(models)
     address(vllm)
 
@@ -171,5 +172,5 @@ def test_both_directions_and_when_the_bundle_endpoint_is_gone(
 
     # Their bundle is taken out: nobody there is known any more, and who is here goes on.
     here.server.cli.ok("bundle", "delete", "-id", f"spiffe://{OTHER}", "-mode", "dissociate")
-    wait_for(lambda: "error" in reader.ask("dial", "-to", to, "-allow", MODELS), "the end of their bundle", 60)
-    wait_for(lambda: _line(out) == b"", "the end of it outbound", 60)
+    until(lambda: "error" in reader.ask("dial", "-to", to, "-allow", MODELS), "the end of their bundle")
+    until(lambda: _line(out) == b"", "the end of it outbound")

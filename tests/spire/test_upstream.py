@@ -16,12 +16,13 @@ from cryptography.hazmat.primitives import serialization
 from firedoor.certs import PrivateKey
 from tests.broker.below import forge
 from tests.broker.test_upstream import Files, made
-from tests.e2e.conftest import POLICY, UID, until
+from tests.e2e.conftest import POLICY, UID
 from tests.e2e.test_datapath import CLIENT, SERVER, App, inbound, listening, records
 from tests.e2e.test_downstream import exchange
 from tests.spire.conftest import TD, Estate, agent_path, api
-from tests.spire.programs import SpireAgent, wait_for
+from tests.spire.programs import SpireAgent
 from tests.spire.test_stock_agent import held
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -72,7 +73,7 @@ def test_a_broker_below_a_root_and_below_the_next(estate: Estate, app: App, tmp_
     agent = estate.agent()
     agent.start()
     estate.entry(agent_path(agent), CLIENT, f"unix:{UID}")
-    wait_for(lambda: held(agent) == [f"spiffe://{TD}{CLIENT}"], "an SVID")
+    until(lambda: held(agent) == [f"spiffe://{TD}{CLIENT}"], "an SVID")
     assert len(chain_of(agent)) == 3
     assert as_client(estate, agent) == b"hello you"
 
@@ -84,12 +85,12 @@ def test_a_broker_below_a_root_and_below_the_next(estate: Estate, app: App, tmp_
 
     agents = serials(estate)
     files.write(new)
-    wait_for(lambda: estate.cli.ok("bundle", "show").count("BEGIN") == 2, "the next root in the bundle")
+    until(lambda: estate.cli.ok("bundle", "show").count("BEGIN") == 2, "the next root in the bundle")
     prepared = estate.cli.json("localauthority", "x509", "prepare")["prepared_authority"]
     assert prepared["upstream_authority_subject_key_id"] == new.authority_id
     estate.cli.ok("localauthority", "x509", "activate", "-authorityID", prepared["authority_id"])
     estate.cli.ok("upstreamauthority", "taint", "-subjectKeyID", old.authority_id)
-    wait_for(lambda: len(chain_of(agent)) == 2, "an SVID below the next root", 60)
+    until(lambda: len(chain_of(agent)) == 2, "an SVID below the next root")
     assert as_client(estate, agent) == b"hello you"
 
     def ours_too() -> bool:
@@ -97,7 +98,7 @@ def test_a_broker_below_a_root_and_below_the_next(estate: Estate, app: App, tmp_
         return status is not None and status.svids[0].authority_id == prepared["authority_id"]
 
     until(ours_too, "the sidecar's SVID below the next root")
-    wait_for(lambda: not agents & serials(estate), "the agents' own SVIDs below the next root", 60)
+    until(lambda: not agents & serials(estate), "the agents' own SVIDs below the next root")
     estate.cli.ok("upstreamauthority", "revoke", "-subjectKeyID", old.authority_id)
     assert estate.cli.ok("bundle", "show").count("BEGIN") == 1
     assert as_client(estate, agent) == b"hello you"

@@ -21,8 +21,9 @@ from firedoor.broker.injector import MAX_REVIEW, answer
 from firedoor.broker.injector.ca_bundle import changes
 from firedoor.broker.injector.demands import ENABLED, PATHS
 from firedoor.certs import parse_x509_svid
-from tests.broker.harness import POLICY, RunningBroker, flags, running, until
+from tests.broker.harness import POLICY, RunningBroker, flags, running
 from tests.broker.injector.test_inject import OUT, RULES, applied, pod, tight
+from tests.waiting import async_until
 
 NAME = "firedoor-injector.firedoor-system.svc"
 MANIFESTS = "deploy/kubernetes/injector.yaml"
@@ -181,7 +182,7 @@ async def test_by_another_name_it_is_not_reached(broker: RunningBroker) -> None:
 async def test_without_it_the_brokers_svid_has_no_dns_name(folder: Path) -> None:
     async with running(folder, POLICY) as broker:
         assert broker.broker.webhook is None
-        await until(lambda: broker.broker.identity.svid, 60)
+        await async_until(lambda: broker.broker.identity.svid)
 
 
 def test_ca_bundles_are_written_where_they_differ() -> None:

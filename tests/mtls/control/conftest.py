@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,11 @@ import pytest
 from firedoor import mtls
 from firedoor.wire import control_pb2
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import until
 
 SERVER = "/spire/server"
 AGENT = "/spire/agent/join_token/a"
 ServerEvent = tuple[str, str, int, bytes]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait until something holds, or fail."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.005)
 
 
 def hello(version: str = "1.0") -> bytes:
@@ -73,13 +66,13 @@ class Sidecar:
 
     def connected(self) -> Sidecar:
         """Wait for a connection that had no Hello, and say it."""
-        wait_for(lambda: self.kinds().count("connected") > self._greeted and self.news[-1][0] == "connected")
+        until(lambda: self.kinds().count("connected") > self._greeted and self.news[-1][0] == "connected")
         self._greeted = self.kinds().count("connected")
         self.client.send(hello())
         return self
 
     def received(self, count: int) -> list[bytes]:
-        wait_for(lambda: len(self.read().messages) >= count)
+        until(lambda: len(self.read().messages) >= count)
         return self.messages
 
 
@@ -106,7 +99,7 @@ class Broker:
 
     def said(self, kind: str, count: int = 1) -> list[ServerEvent]:
         """Wait for events of a kind and return them."""
-        wait_for(lambda: sum(event[0] == kind for event in self.read()) >= count)
+        until(lambda: sum(event[0] == kind for event in self.read()) >= count)
         return [event for event in self.events if event[0] == kind]
 
     def sidecar(

@@ -10,8 +10,9 @@ import pytest
 from cryptography import x509
 
 from firedoor import mtls
-from tests.mtls.control.conftest import AGENT, Broker, Sidecar, ack, hello, nack, publish, wait_for
+from tests.mtls.control.conftest import AGENT, Broker, Sidecar, ack, hello, nack, publish
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import until
 
 ID = f"spiffe://td{AGENT}"
 
@@ -31,14 +32,14 @@ def test_hello_view_and_answers(broker: Broker) -> None:
     assert broker.control.streams() == 1
     sidecar.client.stop()
     assert broker.said("closed") == [("closed", ID, stream, b"")]
-    wait_for(lambda: broker.control.streams() == 0)
+    until(lambda: broker.control.streams() == 0)
 
 
 def test_a_view_waits_for_the_hello(broker: Broker) -> None:
     broker.control.publish([(["spiffe://td/spire/agent/other"], b"not mine"), ([ID], b"mine")])
     silent = broker.sidecar()
-    wait_for(lambda: silent.kinds() == ["connected"])
-    wait_for(lambda: broker.control.streams() == 1)
+    until(lambda: silent.kinds() == ["connected"])
+    until(lambda: broker.control.streams() == 1)
     assert silent.read().messages == []
     silent.client.send(hello())
     assert silent.received(1) == [b"mine"]
@@ -69,7 +70,7 @@ def test_who_is_told_to_spread_comes_back_all_the_same(broker: Broker) -> None:
         one.received(1)
         broker.control.forget(one.id)
     for one in (at_once, later):
-        wait_for(lambda one=one: one.kinds().count("connected") == 2, 60)
+        until(lambda one=one: one.kinds().count("connected") == 2)
 
 
 def test_groups_share_a_view(broker: Broker) -> None:
@@ -86,7 +87,7 @@ def test_the_latest_view_replaces_one_that_has_not_left(broker: Broker) -> None:
     broker.said("hello")
     for number in range(64):
         broker.control.publish([([ID], bytes([number]) * (1 << 20))])
-    wait_for(lambda: sidecar.read().messages[-1:] == [bytes([63]) * (1 << 20)])
+    until(lambda: sidecar.read().messages[-1:] == [bytes([63]) * (1 << 20)])
     numbers = [message[0] for message in sidecar.messages]
     assert numbers == sorted(set(numbers))
     assert len(numbers) < 64
@@ -118,7 +119,7 @@ def test_forget_resets_and_a_new_stream_says_hello(broker: Broker) -> None:
     assert broker.control.forget("spiffe://td/spire/agent/unknown") == 0
     assert broker.control.forget(ID) == 1
     assert [event[1] for event in broker.said("closed")] == [ID]
-    wait_for(lambda: "disconnected" in sidecar.kinds())
+    until(lambda: "disconnected" in sidecar.kinds())
     # It comes back by itself; its view is gone.
     sidecar.connected()
     assert [event[1] for event in broker.said("hello", 3)].count(ID) == 2
@@ -127,7 +128,7 @@ def test_forget_resets_and_a_new_stream_says_hello(broker: Broker) -> None:
 
 def test_only_the_expected_server_is_spoken_to(broker: Broker) -> None:
     wrong, right = broker.sidecar(expect="/spire/server2"), broker.sidecar("/spire/agent/b")
-    wait_for(lambda: wrong.kinds() == ["disconnected"])
+    until(lambda: wrong.kinds() == ["disconnected"])
     assert broker.front.address in wrong.news[0][1]
     right.connected()
     assert [event[1] for event in broker.said("hello")] == [right.id]
@@ -144,11 +145,11 @@ def test_only_certificates_that_may_listen_are_told_anything(broker: Broker, td:
     first, second = (broker.sidecar(core=core).connected() for core in cores)
     assert (first.received(1), second.received(1)) == ([b"both"], [b"both"])
     broker.control.restrict(ID, serials[1:])
-    wait_for(lambda: "disconnected" in first.kinds())
+    until(lambda: "disconnected" in first.kinds())
     broker.control.publish([([ID], b"new")])
     assert second.received(2)[-1] == b"new"
     again = broker.sidecar(core=cores[0])
-    wait_for(lambda: "disconnected" in again.kinds())
+    until(lambda: "disconnected" in again.kinds())
     assert (first.read().messages, again.read().messages) == ([b"both"], [])
     assert "disconnected" not in second.kinds()
 
@@ -156,7 +157,7 @@ def test_only_certificates_that_may_listen_are_told_anything(broker: Broker, td:
 @pytest.mark.parametrize("path", ["/segment/inference/x", "/spire/server", "/spire/agentx/a", "/spire/agent"])
 def test_only_agents_speak(broker: Broker, path: str) -> None:
     sidecar = broker.sidecar(path)
-    wait_for(lambda: any("only agents" in reason for _, reason in sidecar.read().news))
+    until(lambda: any("only agents" in reason for _, reason in sidecar.read().news))
     twin = broker.sidecar().connected()
     assert [event[1] for event in broker.said("hello")] == [twin.id]
 
@@ -175,7 +176,7 @@ def test_agents_of_another_trust_domain_do_not_speak(broker: Broker, td: Simulat
         addresses=[broker.front.address], as_id=str(foreign.id), expect="spiffe://td/spire/server"
     )
     refused = Sidecar(client, str(foreign.id))
-    wait_for(lambda: any("only agents" in reason for _, reason in refused.read().news))
+    until(lambda: any("only agents" in reason for _, reason in refused.read().news))
     broker.sidecar().connected()
     assert [event[1] for event in broker.said("hello")] == [ID]
 
@@ -207,14 +208,14 @@ def test_a_renewed_svid_is_shown_to_the_broker(broker: Broker, td: SimulatedTrus
 def test_a_server_without_control_stream(broker: Broker) -> None:
     plain = broker.open(None)
     sidecar = broker.sidecar(address=plain.address)
-    wait_for(lambda: sidecar.kinds()[:1] == ["unsupported"])
+    until(lambda: sidecar.kinds()[:1] == ["unsupported"])
 
 
 def test_a_server_that_is_not_there_yet(broker: Broker, td: SimulatedTrustDomain) -> None:
     address = broker.front.address
     broker.front.stop()
     sidecar = broker.sidecar(address=address)
-    wait_for(lambda: sidecar.kinds() == ["disconnected"])
+    until(lambda: sidecar.kinds() == ["disconnected"])
     as_id = "spiffe://td/spire/server"
     broker.core.tls_front(listen=address, as_id=as_id, backend=broker.backend, control=broker.control)
     sidecar.connected()
@@ -236,9 +237,9 @@ def test_a_message_that_is_too_large_ends_the_stream(broker: Broker) -> None:
 )
 def test_a_stream_starts_with_a_hello(broker: Broker, message: bytes) -> None:
     sidecar = broker.sidecar()
-    wait_for(lambda: sidecar.kinds() == ["connected"])
+    until(lambda: sidecar.kinds() == ["connected"])
     sidecar.client.send(message)
-    wait_for(lambda: "disconnected" in sidecar.kinds())
+    until(lambda: "disconnected" in sidecar.kinds())
     assert broker.read() == []
 
 
@@ -249,13 +250,13 @@ def test_the_event_fd_says_when_to_drain(broker: Broker) -> None:
     assert not readable()
     sidecar = broker.sidecar("/spire/agent/b")
     sidecar.connected()
-    wait_for(readable)
+    until(readable)
     assert broker.control.drain(1)[0][0] == "hello"
     assert not readable()
     sidecar.client.send(ack(1))
-    wait_for(readable)
+    until(readable)
     sidecar.client.stop()
-    wait_for(lambda: broker.control.streams() == 0)
+    until(lambda: broker.control.streams() == 0)
     assert [event[0] for event in broker.control.drain(1)] == ["ack"]
     assert readable()
     assert [event[0] for event in broker.control.drain(1)] == ["closed"]
@@ -269,7 +270,7 @@ def test_connections_of_one_agent_are_capped(broker: Broker, td: SimulatedTrustD
         broker.sidecar(core=core).connected()
         broker.said("hello", count)
     ninth = broker.sidecar(core=core)
-    wait_for(lambda: any("too many connections" in reason for _, reason in ninth.read().news))
+    until(lambda: any("too many connections" in reason for _, reason in ninth.read().news))
     broker.sidecar("/spire/agent/b").connected()
     broker.said("hello", 9)
 

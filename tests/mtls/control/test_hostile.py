@@ -18,6 +18,7 @@ import pytest
 
 from tests.mtls.control.conftest import AGENT, Broker, hello
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import PATIENCE, NotInTime
 
 METHOD = "/firedoor.control.v1.Control/Stream"
 HEADERS = [
@@ -180,14 +181,14 @@ def test_streams_of_a_connection_are_capped(broker: Broker, client: Client) -> N
 
 
 def ended(client: Client, send: Callable[[], None]) -> bool:
-    """Say whether the server ends the connection while we go on sending."""
-    deadline = time.monotonic() + 20
+    """Go on sending until the server ends the connection."""
+    deadline = time.monotonic() + PATIENCE
     try:
         while time.monotonic() < deadline:
             send()
     except (ConnectionError, ssl.SSLError, h2.exceptions.ProtocolError):
         return True
-    return False
+    raise NotInTime(f"not within {PATIENCE:.0f} s: the connection's end")
 
 
 def test_rapid_resets_end_the_connection(client: Client) -> None:

@@ -24,22 +24,6 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 OWN_POOL = [("grpc.use_local_subchannel_pool", 1), *UNLIMITED]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait until something holds, or fail."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.005)
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """The same, where others must run meanwhile."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        await asyncio.sleep(0.005)
-
-
 def svid(identity: Identity, **more: Any) -> mtls.Svid:
     return mtls.Svid(id=str(identity.id), chain=identity.chain, key=identity.key_der, **more)
 

@@ -14,19 +14,9 @@ import grpc
 import pytest
 
 from firedoor import mtls
-from tests.mtls.front.conftest import (
-    CLIENT,
-    SERVER,
-    WhoServer,
-    am,
-    call,
-    eventually,
-    material,
-    refused,
-    svid,
-    unix_channel,
-)
+from tests.mtls.front.conftest import CLIENT, SERVER, WhoServer, am, call, material, refused, svid, unix_channel
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 EXPECT = f"spiffe://td{SERVER}"
@@ -69,7 +59,7 @@ async def test_wrong_expectation(agent: mtls.Core, core: mtls.Core, front: mtls.
     assert front.address in connector.last_error()
     assert "another identity than the expected one: spiffe://td/spire/server" in connector.last_error()
     # The server saw a handshake that broke off, and no certificate of ours.
-    await eventually(lambda: core.stats()["handshakes_failed"] > 0)
+    await async_until(lambda: core.stats()["handshakes_failed"] > 0)
     assert core.stats()["certificates_refused"] == 0
 
 
@@ -143,7 +133,7 @@ async def test_the_first_that_proves(
     async with unix_channel(connector.path) as channel:
         assert await call(channel, "Am")
         assert connector.last_error() == ""
-    await eventually(lambda: agent.stats()["connector_failed"] == 2)
+    await async_until(lambda: agent.stats()["connector_failed"] == 2)
 
 
 async def test_every_failure_is_told(agent: mtls.Core, folder: Path) -> None:
@@ -175,7 +165,7 @@ async def test_another_process_is_refused(agent: mtls.Core, front: mtls.Front, f
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, connector.path, stdout=subprocess.PIPE)
     answer, _ = await child.communicate()
     assert answer.strip() == b"UNAVAILABLE"
-    await eventually(lambda: agent.stats()["connector_strangers"] > 0)
+    await async_until(lambda: agent.stats()["connector_strangers"] > 0)
     assert await am(unix_channel(connector.path))
 
 

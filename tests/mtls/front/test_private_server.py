@@ -19,7 +19,6 @@ from tests.mtls.front.conftest import (
     WhoServer,
     am,
     call,
-    eventually,
     material,
     refused,
     roots_pem,
@@ -27,6 +26,7 @@ from tests.mtls.front.conftest import (
     unix_channel,
 )
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 # Binds a name and connects to the private server, from this or from a new network namespace; relays one connection.
 STRANGER = """
@@ -135,7 +135,7 @@ async def test_another_process_in_the_server_s_place(
     assert await refused(lambda: am(tls_channel(theirs.address, roots_pem(td)))) == grpc.StatusCode.UNAVAILABLE
     # Not a byte came through.
     assert (await child.communicate())[0] == b"b''\n"
-    await eventually(lambda: core.stats()["backend_failed"] > 0)
+    await async_until(lambda: core.stats()["backend_failed"] > 0)
     assert await am(tls_channel(who.front.address, roots_pem(td)))
 
 

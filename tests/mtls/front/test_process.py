@@ -15,18 +15,9 @@ from pathlib import Path
 import pytest
 
 from firedoor import mtls
-from tests.mtls.front.conftest import (
-    CLIENT,
-    WhoServer,
-    am,
-    call,
-    eventually,
-    limit,
-    roots_pem,
-    tls_channel,
-    unix_channel,
-)
+from tests.mtls.front.conftest import CLIENT, WhoServer, am, call, limit, roots_pem, tls_channel, unix_channel
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 PREAMBLE = """
 import os, signal, socket, sys, threading, time
@@ -197,7 +188,7 @@ async def test_no_descriptor_leaks(
     before = descriptors()
     for _ in range(5):
         await use()
-    await eventually(lambda: descriptors() <= before + 5)
+    await async_until(lambda: descriptors() <= before + 5)
 
 
 async def test_recovers_from_emfile(
@@ -214,7 +205,7 @@ async def test_recovers_from_emfile(
             except OSError:
                 pass
             used = time.process_time()
-            await eventually(lambda: core.stats()["accept_backoffs"] >= 4)
+            await async_until(lambda: core.stats()["accept_backoffs"] >= 4)
             assert time.process_time() - used < 2, "it spins"
             # What is open goes on.
             assert await call(channel, "Am")
@@ -237,7 +228,7 @@ def slow_client(front: mtls.Front) -> Iterator[socket.socket]:
 
 async def test_a_handshake_that_stalls_is_ended(slow_client: socket.socket, core: mtls.Core) -> None:
     assert await asyncio.to_thread(slow_client.recv, 1) == b""
-    await eventually(lambda: core.stats()["handshakes_failed"] == 1)
+    await async_until(lambda: core.stats()["handshakes_failed"] == 1)
 
 
 async def test_a_paused_reader_holds_the_writer_back(
@@ -247,7 +238,7 @@ async def test_a_paused_reader_holds_the_writer_back(
     async with tls_channel(front.address, roots_pem(td), td.svid(CLIENT)) as channel:
         stream = channel.unary_stream("/t.Who/Flood")(b"")
         assert len(await stream.read()) == 1 << 16
-        await eventually(lambda: settled(who))
+        await async_until(lambda: settled(who))
         assert who.flooded < 64 << 20
         read = 1 << 16
         while read < 100 << 20:

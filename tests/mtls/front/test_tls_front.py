@@ -23,14 +23,13 @@ from tests.mtls.front.conftest import (
     WhoServer,
     am,
     call,
-    eventually,
     material,
     refused,
     roots_pem,
     tls_channel,
-    wait_for,
 )
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import async_until, until
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -64,7 +63,7 @@ async def test_callers_without_a_certificate_share_few_connections(
     # One address has an eighth of all. The third waits, whoever has a certificate does not.
     third = asyncio.ensure_future(am(tls_channel(address, roots_pem(td))))
     assert (await am(tls_channel(address, roots_pem(td), td.svid(CLIENT))))["spiffe_id"]
-    await eventually(lambda: core.stats()["anonymous"] == 3)
+    await async_until(lambda: core.stats()["anonymous"] == 3)
     assert not third.done()
     assert who.open == 2
     await first.close()
@@ -83,7 +82,7 @@ async def test_callers_without_a_certificate_are_cut_after_a_while(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await held.read()
     assert caught.value.code() == UNAVAILABLE
-    await eventually(lambda: core.stats()["anonymous_slow"] >= 1)
+    await async_until(lambda: core.stats()["anonymous_slow"] >= 1)
 
 
 def open_to_anybody(core: mtls.Core, who: WhoServer, **limits: Any) -> str:
@@ -129,7 +128,7 @@ async def test_bad_certificate_is_never_anonymous(
 ) -> None:
     bad = BAD[case](td, stranger)
     assert await refused(lambda: am(tls_channel(front.address, roots_pem(td), bad))) == UNAVAILABLE
-    await eventually(lambda: core.stats()["certificates_refused"] > 0)
+    await async_until(lambda: core.stats()["certificates_refused"] > 0)
     assert core.stats()["anonymous"] == 0
     # The twin: the same path, good in that one respect.
     assert (await am(tls_channel(front.address, roots_pem(td), td.svid(CLIENT))))["spiffe_id"]
@@ -157,7 +156,7 @@ def test_a_bundle_alone_does_not_federate(
     front = core.tls_front(listen="127.0.0.1:0", as_id=str(server.id), backend=str(folder / "back.sock"))
     with pytest.raises((ssl.SSLError, ConnectionError)):
         read_after_handshake(front, stranger.svid(CLIENT))
-    wait_for(lambda: core.stats()["certificates_refused"] == 1)
+    until(lambda: core.stats()["certificates_refused"] == 1)
 
 
 def tls_socket(front: mtls.Front, identity: Identity | None = None, alpn: str | None = "h2") -> ssl.SSLSocket:
@@ -263,7 +262,7 @@ async def dead_name(front: mtls.Front, who: WhoServer, td: SimulatedTrustDomain)
     prefix, name = seen[0].split(":", 1)
     assert prefix == "unix-abstract"
     assert name.startswith("firedoor-")
-    await eventually(lambda: not live(front, seen[0]))
+    await async_until(lambda: not live(front, seen[0]))
     return name
 
 
@@ -347,12 +346,12 @@ async def test_cancellation_and_deadline_reach_the_server(
         stream = channel.unary_stream("/t.Who/Hold")(b"")
         assert await stream.read() == b"open"
         stream.cancel()
-        await eventually(lambda: who.cancelled == 1)
+        await async_until(lambda: who.cancelled == 1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in channel.unary_stream("/t.Who/Hold")(b"", timeout=0.3):
                 pass
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        await eventually(lambda: who.cancelled == 2)
+        await async_until(lambda: who.cancelled == 2)
 
 
 async def test_close_callers(front: mtls.Front, who: WhoServer, td: SimulatedTrustDomain) -> None:
@@ -365,7 +364,7 @@ async def test_close_callers(front: mtls.Front, who: WhoServer, td: SimulatedTru
         assert await lost.read() == await kept.read() == b"open"
         assert front.close_callers(f"spiffe://td{CLIENT}") == 1
         assert await refused(lost.read) == UNAVAILABLE
-        await eventually(lambda: who.cancelled == 1)
+        await async_until(lambda: who.cancelled == 1)
         assert front.close_callers(f"spiffe://td{CLIENT}") == 0
         assert json_alive(await call(stays, "Am"))
 
@@ -383,7 +382,7 @@ async def test_connection_ends_at_expiry(core: mtls.Core, front: mtls.Front, td:
         lost, kept = (each.unary_stream("/t.Who/Hold")(b"") for each in (short, long))
         assert await lost.read() == await kept.read() == b"open"
         assert await refused(lost.read) == UNAVAILABLE
-        await eventually(lambda: core.stats()["closed_expired"] == 1)
+        await async_until(lambda: core.stats()["closed_expired"] == 1)
         assert json_alive(await call(long, "Am"))
 
 
@@ -437,7 +436,7 @@ async def test_backend_that_is_not_there(
 ) -> None:
     lonely = core.tls_front(listen="127.0.0.1:0", as_id=f"spiffe://td{SERVER}", backend=str(folder / "nobody.sock"))
     assert await refused(lambda: am(tls_channel(lonely.address, roots_pem(td)))) == UNAVAILABLE
-    await eventually(lambda: core.stats()["backend_failed"] > 0)
+    await async_until(lambda: core.stats()["backend_failed"] > 0)
     assert await am(tls_channel(front.address, roots_pem(td)))
 
 

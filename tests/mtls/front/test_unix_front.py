@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 from firedoor import mtls
-from tests.mtls.front.conftest import WhoServer, am, call, eventually, refused, unix_channel
+from tests.mtls.front.conftest import WhoServer, am, call, refused, unix_channel
+from tests.waiting import async_until
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
@@ -81,7 +82,7 @@ async def test_a_connection_ends_with_its_process(core: mtls.Core, unix_front: m
     holder.stdin.close()
     assert await asyncio.wait_for(holder.stdout.read(), 10) == b"ended\n"
     await holder.wait()
-    await eventually(lambda: core.stats()["closed_process_ended"] == 1)
+    await async_until(lambda: core.stats()["closed_process_ended"] == 1)
 
 
 async def test_alive_follows_the_process(core: mtls.Core, unix_front: mtls.Front, who: WhoServer) -> None:
@@ -106,9 +107,9 @@ async def test_alive_follows_the_process(core: mtls.Core, unix_front: mtls.Front
     assert await child.stdout.readline() == b"open\n"
     assert callers[0].alive()
     child.kill()
-    await eventually(lambda: not callers[0].alive())
+    await async_until(lambda: not callers[0].alive())
     await child.wait()
-    await eventually(lambda: who.cancelled == 1)
+    await async_until(lambda: who.cancelled == 1)
 
 
 async def test_stranger_at_the_private_socket(unix_front: mtls.Front, who: WhoServer) -> None:
@@ -218,7 +219,7 @@ async def test_another_pid_namespace(core: mtls.Core, unix_front: mtls.Front, fo
     try:
         process = core.unix_front(path=str(public / "p.sock"), backend=backend.backend)
         assert not await answered(process)
-        await eventually(lambda: core.stats()["unix_refused"] == 1)
+        await async_until(lambda: core.stats()["unix_refused"] == 1)
         pod = core.unix_front(path=str(public / "pod.sock"), backend=backend.backend, workload="pod")
         assert await answered(pod)
     finally:

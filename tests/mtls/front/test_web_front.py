@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from firedoor import mtls
-from tests.mtls.front.conftest import CLIENT, SERVER, eventually, material, wait_for
+from tests.mtls.front.conftest import CLIENT, SERVER, material
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 from tests.web_pki import WebPki
 
 ID = f"spiffe://td{SERVER}"
@@ -103,14 +104,14 @@ REFUSED: dict[str, Callable[[], ssl.SSLContext]] = {"HTTP/2 alone": lambda: unve
 async def test_what_is_not_spoken(core: mtls.Core, front: mtls.WebFront, case: str) -> None:
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await ask(front.address, REFUSED[case]())
-    await eventually(lambda: core.stats()["handshakes_failed"] == 1)
+    await async_until(lambda: core.stats()["handshakes_failed"] == 1)
 
 
 async def test_plaintext_is_not_answered(core: mtls.Core, front: mtls.WebFront) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port(front.address))
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert b"HTTP" not in await reader.read()
-    await eventually(lambda: core.stats()["handshakes_failed"] == 1)
+    await async_until(lambda: core.stats()["handshakes_failed"] == 1)
     writer.close()
 
 
@@ -179,9 +180,9 @@ async def test_one_address_has_its_share_and_gives_it_back(
     _, held = await asyncio.open_connection("127.0.0.1", port(front.address))
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await ask(front.address)
-    await eventually(lambda: core.stats()["web_crowded"] == 1)
+    await async_until(lambda: core.stats()["web_crowded"] == 1)
     held.close()
-    await eventually(lambda: core.stats()["handshakes_failed"] == 1)
+    await async_until(lambda: core.stats()["handshakes_failed"] == 1)
     assert (await ask(front.address))[0] == b"you said hello\n"
 
 
@@ -190,8 +191,8 @@ async def test_whoever_says_nothing_is_cut(core: mtls.Core, front: mtls.WebFront
     reader, shaken = await asyncio.open_connection(
         "127.0.0.1", port(front.address), ssl=unverified(), server_hostname=""
     )
-    await eventually(lambda: core.stats()["handshakes_failed"] == 1, 30)
-    await eventually(lambda: core.stats()["web_slow"] == 1, 60)
+    await async_until(lambda: core.stats()["handshakes_failed"] == 1)
+    await async_until(lambda: core.stats()["web_slow"] == 1)
     with contextlib.suppress(OSError):
         assert await reader.read() == b""
     raw.close()
@@ -212,4 +213,4 @@ async def test_stop_closes_it(core: mtls.Core, front: mtls.WebFront) -> None:
             return False
         return True
 
-    await asyncio.to_thread(wait_for, closed)
+    await async_until(lambda: asyncio.to_thread(closed))

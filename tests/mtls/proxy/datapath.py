@@ -27,6 +27,7 @@ from firedoor import mtls
 from firedoor.certs import TrustDomain
 from firedoor.segments import Document, compile_table, load, table_bytes
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import until
 
 SECONDS = 10.0
 
@@ -110,15 +111,6 @@ def policy(
     )
     documents = [Document("policy.yaml", segments + "".join(flows))]
     return table_bytes(compile_table(load(documents, TrustDomain.parse("td"))))
-
-
-def eventually(holds: Callable[[], object], what: str = "", seconds: float = SECONDS) -> Any:
-    """Wait until something is true and return it."""
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what or holds}"
-        time.sleep(0.005)
-    return found
 
 
 class App:
@@ -257,7 +249,7 @@ def records(core: mtls.Core, count: int) -> list[dict[str, Any]]:
         found.extend(json.loads(line) for line in core.drain_records(1000).splitlines())
         return len(found) >= count
 
-    eventually(enough, f"{count} records")
+    until(enough, f"{count} records")
     assert len(found) == count, found
     return found
 

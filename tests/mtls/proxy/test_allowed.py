@@ -3,7 +3,8 @@
 
 import json
 
-from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, World, asks, eventually
+from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, World, asks
+from tests.waiting import until
 
 
 def test_a_request_is_carried_and_recorded_once_at_each_end(world: World) -> None:
@@ -33,9 +34,9 @@ def test_a_request_is_carried_and_recorded_once_at_each_end(world: World) -> Non
         assert (into["peer_serial"], out["peer_serial"]) == (live["peer_serial"], other["peer_serial"])
         assert "" != into["peer_serial"] != out["peer_serial"] != ""
         # Bytes are counted once they are written, and may have arrived by then.
-        eventually(lambda: _carried(world) == (5, 5))
-    eventually(lambda: world.server.connections() == "[]")
-    eventually(lambda: world.server.stats()["bytes_forward"] == 5)
+        until(lambda: _carried(world) == (5, 5))
+    until(lambda: world.server.connections() == "[]")
+    until(lambda: world.server.stats()["bytes_forward"] == 5)
     assert world.client.drain_records(10) == world.server.drain_records(10) == b""
 
 

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, eventually, flow, policy, records, svid
+from tests.mtls.proxy.datapath import MODELS, PORT, VLLM, flow, policy, records, svid
 from tests.netns import Place, missing, wired
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import until
 
 APP_UID, OTHER_UID = 61_001, 61_002
 INBOUND, OUTBOUND = 14_006, 14_032
@@ -260,7 +261,7 @@ def test_in_audit_mode_it_passes_and_is_recorded_until_enforce(world: World) -> 
     with pytest.raises(ConnectionResetError):
         link.recv(1)
     link.close()
-    eventually(lambda: world.client.stats()["cut_not_in_directory"] == 1)
+    until(lambda: world.client.stats()["cut_not_in_directory"] == 1)
     # In audit mode too, it is the entitled programs that pass.
     world.publish(source_mode="audit")
     assert world.ask(world.there.v4, PLAIN_PORT, uid=OTHER_UID) == "refused"
@@ -277,7 +278,7 @@ def test_what_passed_in_audit_mode_ends_when_the_directory_learns_of_it(world: W
         world.publish(flow(), service(world.there.v4, port=PLAIN_PORT), source_mode="audit")
         with pytest.raises(ConnectionResetError):
             link.recv(1)
-    eventually(lambda: world.client.stats()["cut_directory_changed"] == 1)
+    until(lambda: world.client.stats()["cut_directory_changed"] == 1)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ def test_a_live_connection_ends_when_the_directory_expects_another(
             return
         with pytest.raises(ConnectionResetError):
             link.recv(1)
-    eventually(lambda: world.client.stats()[f"cut_{reason}"] == 1)
+    until(lambda: world.client.stats()[f"cut_{reason}"] == 1)
 
 
 def test_whoever_took_over_the_address_gets_nothing(world: World) -> None:
@@ -439,7 +440,7 @@ def test_plaintext_passes_in_audit_mode_is_recorded_and_ends_with_enforce(world:
         world.publish(destination_trust="medium")
         with pytest.raises(ConnectionResetError):
             link.recv(1)
-    eventually(lambda: world.server.stats()["cut_no_identity"] == 1)
+    until(lambda: world.server.stats()["cut_no_identity"] == 1)
     world.records(world.server)
     assert world.shout(world.there.v4, PORT) == b""
     assert world.said(world.server) == ("denied", "no_identity")

@@ -18,7 +18,8 @@ from collections.abc import Callable
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import VLLM, World, asks, dial, dial_tls, ended, eventually, exchange
+from tests.mtls.proxy.datapath import VLLM, World, asks, dial, dial_tls, ended, exchange
+from tests.waiting import until
 
 MIB = 1 << 20
 
@@ -60,7 +61,7 @@ def test_an_app_that_has_said_everything_still_hears_its_client(make_world: Call
     with dial(world.outbound(world.inbound().address).address) as link:
         assert read_all(link) == b"welcome"
         link.sendall(b"goodbye")
-    eventually(lambda: heard == b"goodbye")
+    until(lambda: heard == b"goodbye")
 
 
 def test_close_notify_is_an_end_and_its_lack_is_not(make_world: Callable[..., World]) -> None:
@@ -81,13 +82,13 @@ def test_close_notify_is_an_end_and_its_lack_is_not(make_world: Callable[..., Wo
         link.sendall(b"all of it")
         with contextlib.suppress(OSError):
             link.unwrap()
-    eventually(lambda: ends == ["clean"])
+    until(lambda: ends == ["clean"])
     with dial_tls(inbound.address, world.vllm, world.folder) as link:
         link.sendall(b"half of")
-        eventually(lambda: world.app.accepted == 2)
+        until(lambda: world.app.accepted == 2)
         # A FIN below TLS without close_notify.
         socket.socket.shutdown(link, socket.SHUT_WR)
-        eventually(lambda: ends == ["clean", "reset"])
+        until(lambda: ends == ["clean", "reset"])
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
@@ -115,7 +116,7 @@ def test_a_hundred_megabytes_arrive_as_they_left(world: World, kind: str) -> Non
         sender.join()
     assert count == 100 * MIB
     assert got.digest() == sent.digest()
-    eventually(lambda: world.client.stats()["bytes_back"] == 100 * MIB)
+    until(lambda: world.client.stats()["bytes_back"] == 100 * MIB)
 
 
 def test_a_slow_reader_holds_its_writer_back(make_world: Callable[..., World]) -> None:
@@ -132,7 +133,7 @@ def test_a_slow_reader_holds_its_writer_back(make_world: Callable[..., World]) -
     world = make_world(serve=flood)
     world.publish()
     with dial(world.outbound(world.inbound().address).address) as link:
-        eventually(lambda: written[-1] == -1)
+        until(lambda: written[-1] == -1)
         assert written[0] < 64 * MIB
         assert len(link.recv(100, socket.MSG_WAITALL)) == 100
 
@@ -151,7 +152,7 @@ def test_one_identity_cannot_take_every_connection(world: World) -> None:
         assert asks(neighbour) == b"ping"
         reasons = [record["reason"] for record in world.records(world.server, 4)]
         assert reasons == ["allowed", "allowed", "too_many_connections_of_identity", "allowed"]
-    eventually(lambda: json.loads(world.server.connections()) == [])
+    until(lambda: json.loads(world.server.connections()) == [])
     with dial_tls(inbound.address, world.vllm, world.folder) as link:
         assert asks(link) == b"ping"
 
@@ -227,7 +228,7 @@ def test_records_and_losses_are_all_decisions(make_world: Callable[..., World]) 
     for thread in threads:
         thread.join()
     for core, decisions in ((world.client, 80), (world.server, 40)):
-        eventually(functools.partial(decided, core, decisions))
+        until(functools.partial(decided, core, decisions))
         lines = core.drain_records(1000).splitlines()
         stats = core.stats()
         assert len(lines) + stats["records_lost"] == decisions
@@ -248,7 +249,7 @@ def test_the_event_is_raised_while_records_wait(world: World) -> None:
     assert not raised()
     for _ in range(2):
         assert exchange(listener.address) == b"ping"
-    eventually(lambda: world.client.stats()["records_waiting"] == 2)
+    until(lambda: world.client.stats()["records_waiting"] == 2)
     assert raised()
     world.client.drain_records(1)
     assert raised()
@@ -261,11 +262,12 @@ EMFILE = """
 import os, resource, sys, tempfile
 from pathlib import Path
 from tests.mtls.proxy.datapath import *
+from tests.waiting import until
 world = World(Path(tempfile.mkdtemp()))
 world.publish()
 listener = world.outbound(world.inbound().address)
 assert exchange(listener.address) == b"ping"
-eventually(lambda: world.client.stats()["connections"] == 0 and world.server.stats()["connections"] == 0)
+until(lambda: world.client.stats()["connections"] == 0 and world.server.stats()["connections"] == 0)
 link = socket.socket(socket.AF_UNIX); link.settimeout(20)
 held = []
 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -277,7 +279,7 @@ except OSError:
     pass
 link.connect(listener.address[5:])
 link.sendall(b"ping")
-eventually(lambda: world.client.stats()["accept_errors"] >= 3)
+until(lambda: world.client.stats()["accept_errors"] >= 3)
 for fd in held:
     os.close(fd)
 assert link.recv(4) == b"ping"

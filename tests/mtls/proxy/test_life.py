@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, VLLM, World, asks, dial, ended, eventually, exchange, flow, policy
+from tests.mtls.proxy.datapath import MODELS, VLLM, World, asks, dial, ended, exchange, flow, policy
 from tests.mtls.proxy.datapath import svid as with_key
 from tests.simulator import key_hash_of
+from tests.waiting import until
 
 OTHER = "/segment/inference/host/h1/svc/other"
 ALL = flow(f"spiffe://{{td}}{VLLM}", name="vllm"), flow(f"spiffe://{{td}}{OTHER}", name="other")
@@ -42,9 +43,9 @@ def test_a_publish_that_drops_a_flow_cuts_its_streams_and_no_others(world: World
         assert ended(dropped)
         assert asks(kept) == b"ping"
         assert [one["flow"] for one in live(world.server)] == ["other"]
-        eventually(lambda: world.server.stats()["connections_cut"] == 1)
+        until(lambda: world.server.stats()["connections_cut"] == 1)
         # The client's end, whose policy still allows it, has followed.
-        eventually(lambda: [one["flow"] for one in live(world.client)] == ["other"])
+        until(lambda: [one["flow"] for one in live(world.client)] == ["other"])
     # A cut leaves no second record.
     assert len(world.records(world.server, 2)) == 2
 
@@ -202,7 +203,7 @@ def test_a_connection_outlives_its_svid_where_the_segment_says_so(world: World) 
     with dial(world.outbound(world.inbound().address).address) as link:
         assert asks(link) == b"ping"
         assert live(world.server)[0]["deadline"] == expires + 3600
-        eventually(lambda: time.time() > expires + 0.5)
+        until(lambda: time.time() > expires + 0.5)
         assert asks(link) == b"ping"
         serial = f"{world.vllm.leaf.serial_number:x}"
         world.publish_server(lives_on, revocations=[mtls.Revocation(serial=serial)])
@@ -229,7 +230,7 @@ def test_nothing_begins_with_an_svid_that_was_not_renewed_in_time(world: World) 
     world.vllm = world.td.svid(VLLM, expires=expires)
     world.publish()
     listener = world.outbound(world.inbound().address)
-    eventually(lambda: time.time() > expires + 1)
+    until(lambda: time.time() > expires + 1)
     assert exchange(listener.address) is None
     [record] = world.records(world.client, 1)
     assert (record["decision"], record["reason"]) == ("denied", "own_svid_expired")
@@ -250,7 +251,7 @@ def test_a_stream_that_may_outlive_its_svid_outlives_its_authority_too(world: Wo
     world.publish(lives_on)
     with dial(world.outbound(world.inbound().address).address) as link:
         assert asks(link) == b"ping"
-        eventually(lambda: time.time() > expires + 1)
+        until(lambda: time.time() > expires + 1)
         world.td.forget(short)
         world.publish_server(lives_on)
         assert asks(link) == b"ping"
@@ -274,7 +275,7 @@ def test_a_taint_cuts_no_stream_and_the_revocation_that_follows_does(world: Worl
         assert exchange(listener.address) == b"ping"
         world.publish_server(table, revocations=[mtls.Revocation(authority_id=old.authority_id)])
         assert ended(link)
-        eventually(lambda: world.server.stats().get("cut_revoked_authority") == 1)
+        until(lambda: world.server.stats().get("cut_revoked_authority") == 1)
     # The twin: what began on the new authority goes on.
     assert exchange(listener.address) == b"ping"
 

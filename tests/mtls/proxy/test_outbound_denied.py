@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, PORT, App, World, dial, ended, eventually, exchange, flow, policy
+from tests.mtls.proxy.datapath import MODELS, PORT, App, World, dial, ended, exchange, flow, policy
 from tests.mtls.proxy.datapath import svid as with_key
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import until
 
 OTHER_UID = 54_321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: starts a process of another user")
@@ -297,5 +298,5 @@ def test_a_client_that_is_refused_is_not_read(world: World) -> None:
     listener = world.outbound(world.inbound().address)
     with dial(listener.address) as link:
         assert ended(link)
-    eventually(lambda: world.client.stats()["denied_client_not_entitled"] == 1)
+    until(lambda: world.client.stats()["denied_client_not_entitled"] == 1)
     assert world.client.stats()["bytes_forward"] == 0

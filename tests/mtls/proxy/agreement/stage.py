@@ -20,9 +20,10 @@ from firedoor.certs import TrustDomain
 from firedoor.segments import Document, PolicySet, compile_table, load, table_bytes
 from tests.mtls.proxy.agreement.apps import Grpc, Http
 from tests.mtls.proxy.agreement.questions import Link
-from tests.mtls.proxy.datapath import App, dial, eventually
+from tests.mtls.proxy.datapath import App, dial
 from tests.segments.generator import FOREIGN, TD
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import until
 
 RECORDED = ("listener", "direction", "decision", "reason", "flow")
 # Reasons of requests of which not everything could be read, or that are not HTTP.
@@ -123,7 +124,7 @@ class Stage:
         """Count all records since the last call; of requests that could be read, with method and path."""
         found: Counter[tuple[str, ...]] = Counter()
         for core in (self.client, self.server):
-            eventually(lambda core=core: core.connections() == "[]", "all connections have ended")  # type: ignore[misc]
+            until(lambda core=core: core.connections() == "[]", "all connections have ended")  # type: ignore[misc]
             for line in core.drain_records(1 << 20).splitlines():
                 record: dict[str, Any] = json.loads(line)
                 of = ("method", "path") if record["reason"] not in UNREAD else ()

@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.mtls.proxy.datapath import World, eventually
+from tests.mtls.proxy.datapath import World
 from tests.mtls.proxy.http.web import READ, Seen, allow, ask, pair
+from tests.waiting import until
 
 MakeWorld = Callable[..., World]
 
@@ -108,7 +109,7 @@ def test_a_live_call_ends_when_its_flow_does(world: World, models: tuple[Models,
         with pytest.raises(grpc.RpcError):
             for _ in watching:
                 pass
-    eventually(lambda: world.server.connections() == "[]")
+    until(lambda: world.server.connections() == "[]")
 
 
 def test_http_is_not_grpc(make_world: MakeWorld) -> None:

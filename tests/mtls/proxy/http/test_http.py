@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls, eventually
+from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls
 from tests.mtls.proxy.http.web import READ, WRITE, Seen, UnixHTTP, allow, ask, h2_peer, pair, raw, talk
+from tests.waiting import until
 
 MakeWorld = Callable[..., World]
 
@@ -27,7 +28,7 @@ def test_an_allowed_request_is_carried_and_recorded_once_at_each_end(make_world:
         assert (record["source"], record["destination"]) == (f"spiffe://td{VLLM}", f"spiffe://td{MODELS}")
     assert out["correlation"] == into["correlation"] != ""
     assert out["client"]["pid"] is not None
-    eventually(lambda: world.server.connections() == world.client.connections() == "[]")
+    until(lambda: world.server.connections() == world.client.connections() == "[]")
 
 
 REFUSED = {
@@ -183,8 +184,8 @@ def test_bodies_pass_whole_both_ways(make_world: MakeWorld) -> None:
     outbound = pair(world, allow(WRITE))
     assert ask(outbound.address, "POST", "/uploads/a", b"y" * 2_000_000) == (200, answer)
     assert app.requests[0].body == b"y" * 2_000_000
-    eventually(lambda: world.client.stats()["bytes_forward"] == 2_000_000)
-    eventually(lambda: world.client.stats()["bytes_back"] == len(answer))
+    until(lambda: world.client.stats()["bytes_forward"] == 2_000_000)
+    until(lambda: world.client.stats()["bytes_back"] == len(answer))
 
 
 def test_an_upload_that_waits_for_100_continue_is_told_to_go_on(make_world: MakeWorld) -> None:

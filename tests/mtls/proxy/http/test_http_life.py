@@ -14,8 +14,9 @@ import h2.events
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls, eventually
+from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls
 from tests.mtls.proxy.http.web import READ, WRITE, Seen, allow, ask, h2_peer, pair, read_request, talk
+from tests.waiting import until
 
 MakeWorld = Callable[..., World]
 
@@ -83,7 +84,7 @@ def test_a_request_ends_when_either_svid_does(make_world: MakeWorld, drip: Drip,
     assert b"last" not in got
     assert expires <= at < expires + 5
     # The end whose clock strikes first cuts; the other sees the stream fail.
-    eventually(lambda: sum(core.stats().get("cut_svid_expired", 0) for core in (world.client, world.server)) >= 1)
+    until(lambda: sum(core.stats().get("cut_svid_expired", 0) for core in (world.client, world.server)) >= 1)
     assert drip.gone.wait(10)
 
 
@@ -94,7 +95,7 @@ def test_a_request_outlives_its_svid_where_both_segments_say_so(make_world: Make
     outbound = pair(world, allow(READ, **LIVES_ON))
     with dial(outbound.address) as link:
         link.sendall(GET)
-        eventually(lambda: time.time() > expires + 1)
+        until(lambda: time.time() > expires + 1)
         # New requests need the new SVID; the old one goes on.
         world.vllm = world.td.svid(VLLM)
         world.publish(allow(READ, **LIVES_ON))
@@ -112,14 +113,14 @@ def test_a_request_that_outlives_its_svid_ends_when_it_is_revoked(make_world: Ma
     outbound = pair(world, allow(READ, **LIVES_ON))
     with dial(outbound.address) as link:
         link.sendall(GET)
-        eventually(lambda: time.time() > expires + 1)
+        until(lambda: time.time() > expires + 1)
         world.vllm = world.td.svid(VLLM)
         revoked = mtls.Revocation(serial=f"{old.leaf.serial_number:x}")
         world.publish(allow(READ, **LIVES_ON), revocations=[revoked])
         got, _ = ends(link)
     assert b"first" in got
     assert b"last" not in got
-    eventually(lambda: world.server.connections() == world.client.connections() == "[]")
+    until(lambda: world.server.connections() == world.client.connections() == "[]")
     assert world.server.stats()["cut_revoked_serial"] == 1
 
 
@@ -137,9 +138,9 @@ def test_a_revocation_is_counted_for_each_request_before_its_connection_closes(
         world.publish_server(allow(READ), revocations=[revoked])
         for link in links:
             assert b"last" not in ends(link)[0]
-    eventually(lambda: world.server.connections() == world.client.connections() == "[]")
+    until(lambda: world.server.connections() == world.client.connections() == "[]")
     assert world.server.stats()["cut_revoked_serial"] == REVOKED
-    eventually(lambda: world.server.stats()["connections"] == 0, "the end of the peer's connections")
+    until(lambda: world.server.stats()["connections"] == 0, "the end of the peer's connections")
 
 
 def test_no_request_begins_on_what_hangs_on_a_tainted_authority(make_world: MakeWorld, drip: Drip) -> None:
@@ -196,7 +197,7 @@ def test_a_peer_that_is_reissued_after_the_taint_is_met_again(make_world: MakeWo
             with dial(outbound.address) as link:
                 return asked(link) and peers() > before
 
-        eventually(met_again)
+        until(met_again)
         with dial(outbound.address) as second:
             assert asked(second)
             world.td.forget(old)
@@ -244,7 +245,7 @@ def settles(core: mtls.Core) -> None:
         time.sleep(0.1)
         return carried > 0 and len(seen) > 3 and seen[-1] == seen[-3]
 
-    eventually(still)
+    until(still)
 
 
 def test_trap_a_reader_that_stalls_is_cut_too_over_http_2(make_world: MakeWorld) -> None:
@@ -254,10 +255,10 @@ def test_trap_a_reader_that_stalls_is_cut_too_over_http_2(make_world: MakeWorld)
         stream = peer.ask("GET", "/stream")
         settles(world.server)
         world.publish_server(allow(READ))
-        eventually(lambda: world.server.connections() == "[]")
+        until(lambda: world.server.connections() == "[]")
         assert peer.read(lambda event: isinstance(event, h2.events.StreamReset) and event.stream_id == stream)
         peer.flush()
-    eventually(lambda: world.server.stats()["cut_action_not_named"] == 1)
+    until(lambda: world.server.stats()["cut_action_not_named"] == 1)
 
 
 def test_trap_a_reader_that_stalls_is_cut_too_over_http_1(make_world: MakeWorld) -> None:
@@ -267,8 +268,8 @@ def test_trap_a_reader_that_stalls_is_cut_too_over_http_1(make_world: MakeWorld)
         link.sendall(GET)
         settles(world.client)
         world.publish(allow(WRITE))
-        eventually(lambda: world.client.connections() == world.server.connections() == "[]")
-        eventually(lambda: world.client.stats()["connections"] == 0)
+        until(lambda: world.client.connections() == world.server.connections() == "[]")
+        until(lambda: world.client.stats()["connections"] == 0)
 
 
 def test_trap_a_writer_that_stalls_is_cut_too(make_world: MakeWorld) -> None:
@@ -277,10 +278,10 @@ def test_trap_a_writer_that_stalls_is_cut_too(make_world: MakeWorld) -> None:
     outbound = pair(world, allow(WRITE))
     with dial(outbound.address) as link:
         link.sendall(b"POST /uploads/a HTTP/1.1\r\nHost: m\r\nContent-Length: 10\r\n\r\n12345")
-        eventually(lambda: "uploads" in str(world.records(world.server, 1)))
+        until(lambda: "uploads" in str(world.records(world.server, 1)))
         world.publish(allow(READ))
         assert b" 200 " not in talk(link, b"")
-        eventually(lambda: world.client.connections() == world.server.connections() == "[]")
+        until(lambda: world.client.connections() == world.server.connections() == "[]")
 
 
 def test_resets_are_counted_for_each_identity_over_all_its_connections(make_world: MakeWorld) -> None:
@@ -295,10 +296,10 @@ def test_resets_are_counted_for_each_identity_over_all_its_connections(make_worl
                     break
                 peer.connection.reset_stream(stream)
                 peer.flush()
-            eventually(lambda: world.server.connections() == "[]")
+            until(lambda: world.server.connections() == "[]")
     with contextlib.suppress(ConnectionError, ssl.SSLError), h2_peer(inbound, world.vllm, world) as peer:
         assert peer.status(peer.ask("GET", "/models/a")) == "closed"
-    eventually(lambda: world.server.stats().get("denied_too_many_resets", 0) >= 1)
+    until(lambda: world.server.stats().get("denied_too_many_resets", 0) >= 1)
     other = world.td.svid("/segment/inference/host/h9/svc/other")
     with h2_peer(inbound, other, world) as peer:
         assert peer.status(peer.ask("GET", "/models/a")) == "200"

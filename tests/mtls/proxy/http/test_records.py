@@ -11,8 +11,9 @@ from typing import Any
 import h2.events
 import pytest
 
-from tests.mtls.proxy.datapath import World, dial_tls, eventually, exchange, flow, policy
+from tests.mtls.proxy.datapath import World, dial_tls, exchange, flow, policy
 from tests.mtls.proxy.http.web import READ, WRITE, Seen, UnixHTTP, allow, ask, h2_peer, pair, raw, talk
+from tests.waiting import until
 
 MakeWorld = Callable[..., World]
 
@@ -97,7 +98,7 @@ def test_a_connection_that_asks_nothing_leaves_no_record(make_world: MakeWorld) 
     world = make_world(serve=Seen())
     outbound = pair(world, allow(READ), header_timeout_ms=200)
     assert raw(outbound.address, b"") == b""
-    eventually(lambda: world.client.stats()["connections"] == 0)
+    until(lambda: world.client.stats()["connections"] == 0)
     assert world.client.drain_records(10) == b""
 
 

@@ -13,8 +13,9 @@ import h2.events
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import World, dial, dial_tls, ended, eventually
+from tests.mtls.proxy.datapath import World, dial, dial_tls, ended
 from tests.mtls.proxy.http.web import H2, READ, WRITE, Seen, UnixHTTP, allow, ask, h2_peer, pair, raw, talk
+from tests.waiting import until
 
 MakeWorld = Callable[..., World]
 
@@ -135,7 +136,7 @@ def test_trap_idle_connections_end(make_world: MakeWorld) -> None:
     inbound = world.inbound(protocol="http", idle_timeout_ms=200)
     with h2_peer(inbound, world.vllm, world) as peer:
         talk(peer.link, b"")
-    eventually(lambda: world.server.stats()["connections"] == 0)
+    until(lambda: world.server.stats()["connections"] == 0)
 
 
 def test_trap_early_response(make_world: MakeWorld) -> None:
@@ -178,7 +179,7 @@ def test_trap_goaway(make_world: MakeWorld) -> None:
             assert (response.status, response.read()) == (200, b"ok")
             return world.server.stats()["accepted_inbound"] >= 3
 
-        eventually(moved)
+        until(moved)
     assert len(app.requests) == world.server.stats()["allowed"]
 
 
@@ -198,7 +199,7 @@ def test_a_live_stream_ends_when_its_flow_does_and_another_does_not(make_world: 
         assert peer.read(lambda event: isinstance(event, h2.events.StreamReset) and event.stream_id == cut)
         assert '"decision":"allowed"' in world.server.connections().replace(" ", "")
         assert peer.status(peer.ask("GET", "/models/b")) == "200"
-    eventually(lambda: world.server.connections() == "[]")
+    until(lambda: world.server.connections() == "[]")
 
 
 def test_a_peer_without_http_2_and_one_with_nothing_we_speak(make_world: MakeWorld) -> None:

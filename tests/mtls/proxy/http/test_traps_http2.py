@@ -13,9 +13,10 @@ from pathlib import Path
 import h2.events
 import pytest
 
-from tests.mtls.proxy.datapath import World, dial_tls, eventually
+from tests.mtls.proxy.datapath import World, dial_tls
 from tests.mtls.proxy.http.test_traps import attacked, frame, goes_down
 from tests.mtls.proxy.http.web import H2, READ, WRITE, Seen, allow, h2_peer, talk
+from tests.waiting import until
 
 MakeWorld = Callable[..., World]
 
@@ -147,7 +148,7 @@ def test_trap_a_head_that_does_not_end(make_world: MakeWorld) -> None:
     with h2_peer(inbound, world.vllm, world) as peer:
         peer.link.sendall(frame(HEADERS, END_STREAM, 1, b"\x82"))
         assert not peer.read(lambda event: False)
-    eventually(lambda: world.server.stats()["connections"] == 0)
+    until(lambda: world.server.stats()["connections"] == 0)
 
 
 def test_trap_a_preface_that_does_not_end(make_world: MakeWorld) -> None:
@@ -157,7 +158,7 @@ def test_trap_a_preface_that_does_not_end(make_world: MakeWorld) -> None:
     with dial_tls(inbound.address, world.vllm, world.folder, alpn=["h2"]) as link:
         # Our settings, and the end.
         talk(link, b"PRI * HTTP/2.0\r\n")
-    eventually(lambda: world.server.stats()["connections"] == 0)
+    until(lambda: world.server.stats()["connections"] == 0)
 
 
 UNREADABLE = {
