@@ -4,6 +4,7 @@
 | invariant | |
 |---|---|
 | admitted | no SVID is accepted that its ID's segment, in the accepting generation, did not admit at signing |
+| generation | what is accepted is so in a generation that a broker committed |
 | revoked | none is accepted that the accepting generation revokes |
 | entitled | nothing is handed out without an agent in good standing, an entry for it and an admission; none by hand |
 | recorded | records + counted losses = decisions, in each life of each sidecar |
