@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.kubernetes.api import Api, ApiError
-from tests.spire.programs import Daemon, free_port, needed
+from tests.ports import own_port
+from tests.spire.programs import Daemon, needed
 from tests.waiting import until
 from tests.web_pki import WebPki
 
@@ -77,7 +78,7 @@ class Bao:
     def start(self) -> None:
         """Start it for the first time, and make it ready."""
         for _ in range(_TRIES):
-            self.port, self.cluster_port = free_port(), free_port()
+            self.port, self.cluster_port = own_port(), own_port()
             if self.launch():
                 break
         else:

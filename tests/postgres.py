@@ -14,7 +14,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from tests.ports import own_port
 from tests.waiting import until
 
 MISSING = "PostgreSQL is not installed: apt-get install postgresql"
@@ -44,6 +44,15 @@ def _unprivileged() -> dict[str, Any]:
         return {}
     user = pwd.getpwnam("nobody")
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _lives(pid: int) -> bool:
+    """Say whether a process is there and holds something: one that nobody has waited for holds nothing."""
+    try:
+        # The state follows the name, which is in brackets (proc_pid_stat(5)).
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Server:
@@ -105,9 +114,7 @@ class Server:
                 os.chown(placed, as_user["user"], as_user["group"])
         with (self.folder / "data/pg_hba.conf").open("a") as rules:
             rules.write("hostssl all all 127.0.0.1/32 scram-sha-256\n")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = own_port()
         self._settings |= {"listen_addresses": "127.0.0.1", "port": str(self.port), "ssl": "on"}
         self.start()
 
@@ -122,12 +129,16 @@ class Server:
         """Kill it with all its processes."""
         assert self._process is not None
         number = self._process.pid
-        children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
-        for one in (number, *map(int, children)):
+        # Held, it makes no more of them meanwhile.
+        self._process.send_signal(signal.SIGSTOP)
+        children = [int(one) for one in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+        for one in (number, *children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
         self._process.wait(30)
         self._process = None
+        # As long as one of them is left to hold the shared memory, no server starts on the data.
+        until(lambda: not any(map(_lives, children)), "the end of the server's processes")
 
     def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """Connect as the administrator."""

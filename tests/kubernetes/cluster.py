@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.kubernetes.api import AlreadyExists, Api, ApiError
 from tests.peers.build import source
-from tests.spire.programs import Answer, Daemon, free_port, needed, run
+from tests.ports import own_port
+from tests.spire.programs import Answer, Daemon, needed, run
 from tests.waiting import until
 
 # Starting a large program on a busy machine.
@@ -79,7 +80,7 @@ class Cluster:
         """Start both programs, and wait until the API answers."""
         self._start_etcd()
         for _ in range(_TRIES):
-            self.port = free_port()
+            self.port = own_port()
             if self.start_server():
                 break
         else:
@@ -89,7 +90,7 @@ class Cluster:
 
     def _start_etcd(self) -> None:
         for _ in range(_TRIES):
-            client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+            client, peer = (f"http://127.0.0.1:{own_port()}" for _ in range(2))
             self.etcd.launch(
                 self._programs["etcd"],
                 *("--data-dir", str(self.folder / "etcd"), "--name", "one", "--unsafe-no-fsync", "--log-level", "warn"),

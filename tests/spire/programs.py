@@ -15,7 +15,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import pytest
 
 from tests.peers.build import Missing, binary
+from tests.ports import own_port
 from tests.waiting import PATIENCE, NotInTime, until
 
 # What SPIRE has, but shows only when it is asked to.
@@ -39,13 +39,6 @@ def needed(module: str, name: str) -> str:
         return str(binary(module, name))
     except Missing as missing:
         pytest.skip(str(missing))
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago: SPIRE's server refuses port 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Daemon:
@@ -164,7 +157,8 @@ class SpireServer(Daemon):
         super().__init__(folder / "server.log")
         self._program = needed("spire", "spire-server")
         self.folder, self.trust_domain, self.more = folder, trust_domain, more
-        self.port = free_port()
+        # It refuses port 0.
+        self.port = own_port()
         self.socket = folder / "api.sock"
         self.cli = Cli(self.socket)
         self.plugins = ""

@@ -18,8 +18,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from firedoor.certs import is_host_name
+from tests.ports import own_port
 from tests.spire.conftest import TD, Estate, own_serial
-from tests.spire.programs import SpireAgent, SpireServer, free_port
+from tests.spire.programs import SpireAgent, SpireServer
 from tests.spire.test_sidecar_below_spire import Node
 from tests.spire.test_sidecar_below_spire import own_serial as serial_at
 from tests.spire.test_stock_agent import WEB, held
@@ -93,7 +94,7 @@ def test_a_stock_agent_attests_by_http_challenge(estate: Estate) -> None:
         *("--http-challenge-allowed-dns-patterns", name, "--http-challenge-networks", "127.0.0.0/8"),
         *("--http-challenge-allow-non-root-ports", "true", "--agent-ttl", "12s"),
     )
-    plugin = f'plugin_data {{ hostname = "{name}" port = {free_port()} }}'
+    plugin = f'plugin_data {{ hostname = "{name}" port = {own_port()} }}'
     agent = stock_agent(estate, f'NodeAttestor "http_challenge" {{ {plugin} }}')
     agent.start()
     path = f"/spire/agent/http_challenge/{name}"
@@ -108,7 +109,7 @@ def test_a_stock_agent_attests_by_http_challenge(estate: Estate) -> None:
     twin = SpireAgent(estate.folder / "b", estate.address, estate.cli.ok("bundle", "show"))
     estate.agents_started.append(twin)
     twin.node_attestor = (
-        f'NodeAttestor "http_challenge" {{ plugin_data {{ hostname = "{name}" port = {free_port()} }} }}'
+        f'NodeAttestor "http_challenge" {{ plugin_data {{ hostname = "{name}" port = {own_port()} }} }}'
     )
     twin.begin()
     twin.logged("attestation data has already been used to attest an agent")
@@ -152,7 +153,7 @@ def test_our_sidecar_attests_by_sshpop(tmp_path: Path, folder: Path, key: str) -
 
 @pytest.mark.parametrize("tofu", [True, False], ids=["trusted on first use", "again and again"])
 def test_our_sidecar_attests_by_http_challenge(tmp_path: Path, folder: Path, tofu: bool) -> None:
-    name, port = name_of_this_machine(), free_port() if tofu else low_port()
+    name, port = name_of_this_machine(), own_port() if tofu else low_port()
     server = SpireServer(folder, more='agent_ttl = "16s"')
     rules = f'allowed_dns_patterns = ["^{name}$"] {"" if tofu else f"tofu = false required_port = {port}"}'
     server.plugins = f'NodeAttestor "http_challenge" {{ plugin_data {{ {rules} }} }}'

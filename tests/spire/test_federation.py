@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import own_port
 from tests.spire.conftest import TD, UID, Estate, agent_path
-from tests.spire.programs import SpireAgent, SpireServer, Workload, free_port
+from tests.spire.programs import SpireAgent, SpireServer, Workload
 from tests.spire.test_stock_agent import WEB, held
 from tests.waiting import until
 from tests.web_pki import WebPki
@@ -45,7 +46,7 @@ def theirs_of_the_web(tmp_path: Path, pki: WebPki) -> Iterator[SpireServer]:
 
 
 def _serving(tmp_path: Path, profile: str) -> Iterator[SpireServer]:
-    folder, port = tmp_path / "theirs", free_port()
+    folder, port = tmp_path / "theirs", own_port()
     folder.mkdir(mode=0o700)
     endpoint = f'bundle_endpoint {{ address = "127.0.0.1" port = {port} {profile} }}'
     server = SpireServer(folder, OTHER, more=f"federation {{ {endpoint} }}")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.ports import own_port
 from tests.spire.conftest import Estate
-from tests.spire.programs import Daemon, free_port, needed
+from tests.spire.programs import Daemon, needed
 from tests.waiting import until
 from tests.web_pki import WebPki
 
@@ -60,7 +61,7 @@ server_api {{ address = "unix://{server}" poll_interval = "1s" }}
 @pytest.fixture
 def provider(estate: Estate, tmp_path: Path) -> Iterator[Provider]:
     """The provider, before a broker that serves the same issuer itself."""
-    pki, port = WebPki(), free_port()
+    pki, port = WebPki(), own_port()
     (tmp_path / "web-ca.pem").write_bytes(pki.root_pem)
     certificate, key = pki.write(tmp_path, HOST)
     issuer = f"https://{HOST}:{port}"
