@@ -3,18 +3,23 @@
 
 import contextlib
 import json
+import select
 import socket
 import struct
 import sys
 import threading
+import time
 
 SO_ORIGINAL_DST = 80
+# Whoever is asked may be held for a while; what is awaited then is on its way.
+PATIENCE = 60.0
 
 
 class Listeners:
     def __init__(self):
         self.open = {}
-        self.met = {}
+        self._met = {}
+        self._taking = threading.Lock()
 
     def listen(self, host, port, udp=False):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -24,7 +29,7 @@ class Listeners:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
         key = f"{host} {port}"
-        self.open[key], self.met[key] = sock, []
+        self.open[key], self._met[key] = sock, []
         if not udp:
             sock.listen()
         threading.Thread(target=self.answer if udp else self.accept, args=(sock, key), daemon=True).start()
@@ -32,24 +37,37 @@ class Listeners:
     def accept(self, sock, key):
         while True:
             try:
-                peer, _ = sock.accept()
-            except OSError:
+                select.select([sock], [], [])
+                with self._taking:
+                    peer, _ = sock.accept()
+                    self._met[key].append(original(peer))
+            except (OSError, ValueError):
                 return
-            self.met[key].append(original(peer))
             with peer:
                 peer.sendall(f"tcp {original(peer)}".encode())
 
     def answer(self, sock, key):
         while True:
             try:
-                data, peer = sock.recvfrom(2048)
-            except OSError:
+                select.select([sock], [], [])
+                with self._taking:
+                    data, peer = sock.recvfrom(2048)
+                    self._met[key].append(data.decode())
+            except (OSError, ValueError):
                 return
-            self.met[key].append(data.decode())
             try:
                 sock.sendto(b"udp " + data, peer)
             except OSError as error:
-                self.met[key].append(type(error).__name__)
+                self._met[key].append(type(error).__name__)
+
+    def met(self, host, port):
+        """Who came so far: also who has just come, and whom no thread has seen yet."""
+        key = f"{host} {port}"
+        while True:
+            with self._taking:
+                if not select.select([self.open[key]], [], [], 0)[0]:
+                    return self._met[key]
+            time.sleep(0.01)
 
     def close(self, host, port):
         sock = self.open.pop(f"{host} {port}")
@@ -72,7 +90,7 @@ def original(peer):
     return "not redirected" if found == peer.getsockname()[:2] else f"{found[0]} {port}"
 
 
-def ask(host, port, udp=False, seconds=1.0, source=0):
+def ask(host, port, udp=False, seconds=PATIENCE, source=0):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
@@ -84,12 +102,15 @@ def ask(host, port, udp=False, seconds=1.0, source=0):
             sock.connect((host, port))
             if udp:
                 sock.send(b"question")
+            else:
+                # The kernel connects; who answers then is a program.
+                sock.settimeout(PATIENCE)
             return sock.recv(2048).decode()
         except OSError as error:
             return type(error).__name__
 
 
-def ping(host, seconds=0.5):
+def ping(host, seconds=PATIENCE):
     six = ":" in host
     protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
     with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM, protocol) as sock:
@@ -105,16 +126,23 @@ class Held:
     """One connection that stays open."""
 
     def __init__(self):
-        self.sock = None
+        self._sock = None
+        self._there = threading.Event()
+
+    @property
+    def sock(self):
+        assert self._there.wait(PATIENCE), "nobody has come"
+        return self._sock
 
     def hold(self, host, port):
-        self.sock = socket.create_connection((host, port), 2)
+        self._sock = socket.create_connection((host, port), PATIENCE)
+        self._there.set()
         return "connected"
 
     def speak(self, text):
         self.sock.sendall(text.encode())
 
-    def hear(self, seconds=0.5):
+    def hear(self, seconds=PATIENCE):
         self.sock.settimeout(seconds)
         try:
             return self.sock.recv(2048).decode()
@@ -129,8 +157,9 @@ class Held:
         sock.listen()
 
         def take():
-            self.sock, _ = sock.accept()
+            self._sock, _ = sock.accept()
             sock.close()
+            self._there.set()
 
         threading.Thread(target=take, daemon=True).start()
 
@@ -140,7 +169,7 @@ def main():
     calls = {
         "listen": listeners.listen,
         "close": listeners.close,
-        "met": lambda host, port: listeners.met[f"{host} {port}"],
+        "met": listeners.met,
         "ask": ask,
         "ping": ping,
         "hold": held.hold,

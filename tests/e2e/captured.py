@@ -28,7 +28,7 @@ from tests import netns
 from tests.e2e import namespaces
 from tests.e2e.conftest import Program, World
 from tests.e2e.namespaces import APP_UID, SIDECAR_UID, Namespace
-from tests.waiting import PATIENCE, until
+from tests.waiting import until
 
 HUB_V4, HUB_V6 = "10.88.1.1", "fd88:1::1"
 V4 = {"client": "10.88.1.2", "outcast": "10.88.2.2", "server": "10.88.3.2"}
@@ -277,4 +277,4 @@ def wire(hub: Namespace, name: str, space: Namespace, number: int) -> None:
     space.run(*f"ip -6 route add default via fd88:{number}::1".split())
     # The first question for a neighbour on a new wire is lost, and asked again after a second.
     space.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 65535")
-    assert space.actor().call("ping", f"fd88:{number}::1", seconds=PATIENCE) == "answered"
+    assert space.actor().call("ping", f"fd88:{number}::1") == "answered"

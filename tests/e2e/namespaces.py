@@ -14,6 +14,8 @@ INSIDE_V4, OUTSIDE_V4 = "10.77.0.2", "10.77.0.1"
 INSIDE_V6, OUTSIDE_V6 = "fd77::2", "fd77::1"
 SIDECAR_UID, APP_UID = 63990, 63991
 ACTOR = Path(__file__).with_name("actor.py")
+# How long nothing comes where nothing is to come; everything else is waited for patiently.
+BRIEF = 0.5
 
 
 class Actor:
@@ -45,8 +47,9 @@ class Actor:
         found: list[str] = self.call("met", host, port)
         return found
 
-    def ask(self, host: str, port: int, *, udp: bool = False, seconds: float = 0.5, source: int = 0) -> str:
-        found: str = self.call("ask", host, port, udp=udp, seconds=seconds, source=source)
+    def ask(self, host: str, port: int, *, udp: bool = False, source: int = 0, **options: float) -> str:
+        """Connect or send, and return what is answered; `seconds` until nobody is there."""
+        found: str = self.call("ask", host, port, udp=udp, source=source, **options)
         return found
 
     def end(self) -> None:

@@ -18,6 +18,7 @@ from tests import netns
 from tests.e2e import namespaces
 from tests.e2e.namespaces import (
     APP_UID,
+    BRIEF,
     INSIDE_V4,
     INSIDE_V6,
     OUTSIDE_V4,
@@ -99,7 +100,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with wired() as (inside, outside):
         found = World(inside, outside, tmp_path)
         # The first question for a neighbour on a new wire is lost, and asked again after a second.
-        assert found.peer.call("ping", INSIDE_V6, seconds=10) == "answered"
+        assert found.peer.call("ping", INSIDE_V6) == "answered"
         yield found
 
 
@@ -202,9 +203,9 @@ def test_private_ports_are_not_reached_from_outside_by_their_names(world: World,
     world.everywhere(world.sidecar, DNS, udp=True)
     world.capture()
     for port in (INBOUND, OUTBOUND, DNS):
-        assert world.peer.ask(inside, port) == SILENCE
+        assert world.peer.ask(inside, port, seconds=BRIEF) == SILENCE
         assert world.sidecar.met(ANY[inside], port) == []
-    assert world.peer.ask(inside, DNS, udp=True) == SILENCE
+    assert world.peer.ask(inside, DNS, udp=True, seconds=BRIEF) == SILENCE
 
 
 @BOTH
@@ -247,7 +248,7 @@ def test_udp_passes_in_neither_direction(world: World, inside: str, outside: str
     world.everywhere(world.app, 4433, udp=True)
     world.capture()
     assert world.app.ask(outside, 4433, udp=True) == NOT_SENT
-    assert world.peer.ask(inside, 4433, udp=True) == SILENCE
+    assert world.peer.ask(inside, 4433, udp=True, seconds=BRIEF) == SILENCE
     assert world.peer.met(ANY[outside], 4433) == []
     assert world.app.met(ANY[inside], 4433) == []
 
@@ -257,8 +258,8 @@ def test_echo_passes_in_neither_direction(world: World, inside: str, outside: st
     assert world.peer.call("ping", inside) == "answered"
     assert world.app.call("ping", outside) == "answered"
     world.capture()
-    assert world.peer.call("ping", inside) == SILENCE
-    assert world.app.call("ping", outside) in (NOT_SENT, SILENCE)
+    assert world.peer.call("ping", inside, seconds=BRIEF) == SILENCE
+    assert world.app.call("ping", outside, seconds=BRIEF) in (NOT_SENT, SILENCE)
 
 
 def test_neighbours_are_found_after_capture(world: World) -> None:
@@ -266,7 +267,7 @@ def test_neighbours_are_found_after_capture(world: World) -> None:
     world.everywhere(world.peer, APP)
     for one in (world.inside, world.outside):
         one.run("ip", "neigh", "flush", "all")
-    assert world.sidecar.ask(OUTSIDE_V6, APP, seconds=10) == "tcp not redirected"
+    assert world.sidecar.ask(OUTSIDE_V6, APP) == "tcp not redirected"
 
 
 @BOTH
@@ -318,9 +319,9 @@ def test_an_app_that_takes_the_sidecars_ports_while_it_is_down_is_not_reached(
     world.capture()
     for port in (INBOUND, NAMED, PROBE):
         world.everywhere(world.app, port)
-    assert world.peer.ask(inside, APP) == SILENCE
+    assert world.peer.ask(inside, APP, seconds=BRIEF) == SILENCE
     for port in (NAMED, PROBE):
-        assert world.peer.ask(inside, port) == SILENCE
+        assert world.peer.ask(inside, port, seconds=BRIEF) == SILENCE
     for port in (INBOUND, NAMED, PROBE):
         assert world.app.met(ANY[inside], port) == []
 
@@ -344,7 +345,7 @@ def test_connections_of_before_are_cut(world: World, inside: str, outside: str) 
     for one in (world.app, world.peer, server, client):
         one.call("speak", "still there?")
     for one in (world.peer, world.app, client, server):
-        assert one.call("hear") in (SILENCE, "ConnectionResetError")
+        assert one.call("hear", seconds=BRIEF) in (SILENCE, "ConnectionResetError")
 
 
 def test_what_is_excluded_passes_and_nothing_else(world: World) -> None:
@@ -387,12 +388,12 @@ def test_nothing_is_forwarded(world: World) -> None:
         world.outside.run(*f"ip -6 route add fd78::/64 via {INSIDE_V6}".split())
         there = far.actor()
         world.everywhere(there, APP)
-        assert world.peer.ask("10.78.0.2", APP, seconds=5) == "tcp not redirected"
-        assert world.peer.ask("fd78::2", APP, seconds=5) == "tcp not redirected"
+        assert world.peer.ask("10.78.0.2", APP) == "tcp not redirected"
+        assert world.peer.ask("fd78::2", APP) == "tcp not redirected"
         world.everywhere(world.sidecar, INBOUND)
         world.capture()
         for host in ("10.78.0.2", "fd78::2"):
-            assert world.peer.ask(host, APP) == SILENCE
+            assert world.peer.ask(host, APP, seconds=BRIEF) == SILENCE
         assert world.sidecar.met("0.0.0.0", INBOUND) == world.sidecar.met("::", INBOUND) == []
 
 

@@ -33,7 +33,7 @@ from tests.e2e.captured import (
     segment,
     service,
 )
-from tests.e2e.namespaces import APP_UID, SIDECAR_UID, Actor
+from tests.e2e.namespaces import APP_UID, BRIEF, SIDECAR_UID, Actor
 
 MISSING = missing()
 pytestmark = [pytest.mark.peer, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
@@ -106,7 +106,7 @@ class World:
     def is_denied(self, host: str, port: int, reason: str) -> None:
         """Have the app ask, and find nothing but a record that says why."""
         self.net.client.records()
-        assert self.user.ask(host, port, seconds=5) in (REFUSED, RESET, "")
+        assert self.user.ask(host, port) in (REFUSED, RESET, "")
         record = self.net.client.recorded(reason=reason)
         assert (record["decision"], record["client"]["uid"]) == ("denied", APP_UID)
         assert record["peer_address"] == at(host, port)
@@ -177,10 +177,10 @@ def test_the_same_client_with_an_identity_but_no_flow_does_not_reach_accept(worl
 def test_another_user_of_the_clients_namespace_has_no_identity(world: World, host: str) -> None:
     reached = world.counter.reached(OPAQUE)
     world.net.client.records()
-    assert world.neighbour.ask(host, OPAQUE, seconds=5) in (REFUSED, RESET, "")
+    assert world.neighbour.ask(host, OPAQUE) in (REFUSED, RESET, "")
     record = world.net.client.recorded(reason="client_not_entitled")
     assert record["client"]["uid"] == APP_UID + 1
-    assert world.user.ask(host, OPAQUE, seconds=5) == "tcp not redirected"
+    assert world.user.ask(host, OPAQUE) == "tcp not redirected"
     assert world.counter.reached(OPAQUE) == reached + 1
 
 
@@ -189,7 +189,7 @@ def test_one_source_port_towards_several_services(world: World, host: str) -> No
     """As the kernel gives them out to who has many connections."""
     world.net.client.records()
     for port in (OPAQUE, *MORE):
-        assert world.user.ask(host, port, seconds=5, source=40_000) == "tcp not redirected"
+        assert world.user.ask(host, port, source=40_000) == "tcp not redirected"
         assert world.net.client.recorded(port=port)["client"]["uid"] == APP_UID
 
 
@@ -221,7 +221,7 @@ def test_directly_to_the_peers_sidecar_without_a_certificate(world: World, host:
         assert "BEGIN CERTIFICATE" in said
         assert world.net.server.recorded(reason="no_certificate")["decision"] == "denied"
     for port in (INBOUND, OUTBOUND):
-        assert world.outsider.ask(host, port) == SILENCE
+        assert world.outsider.ask(host, port, seconds=BRIEF) == SILENCE
     assert world.counter.reached(OPAQUE) == reached
 
 
@@ -235,7 +235,7 @@ def test_to_the_sidecars_private_ports_over_loopback(world: World, host: str) ->
     world.net.client.records()
     for port in (INBOUND, OUTBOUND, PROBE, DNS):
         assert world.user.ask(host, port) == REFUSED
-    assert world.user.ask(host, INSIDE, seconds=5) == "tcp not redirected"
+    assert world.user.ask(host, INSIDE) == "tcp not redirected"
     assert world.net.client.records() == []
 
 
@@ -247,7 +247,7 @@ def test_to_the_metadata_address(world: World, host: str) -> None:
     assert world.user.ask(host, 80, udp=True) == NOT_SENT
     assert world.outsider.met(host, 80) == before
     assert world.net.client.records() == [], "the rules refuse it before the sidecar sees it"
-    assert world.net.client.space.actor(SIDECAR_UID).ask(host, 80, seconds=5) == "tcp not redirected", "it is there"
+    assert world.net.client.space.actor(SIDECAR_UID).ask(host, 80) == "tcp not redirected", "it is there"
 
 
 @pytest.mark.parametrize("host", [HUB_V4, HUB_V6], ids=["ipv4", "ipv6"])
@@ -257,7 +257,7 @@ def test_to_a_destination_that_no_service_lists(world: World, host: str) -> None
 
 
 def test_by_ipv6_where_a_service_has_ipv4_alone(world: World) -> None:
-    assert world.user.ask(V4["server"], ONLY_V4, seconds=5) == "tcp not redirected"
+    assert world.user.ask(V4["server"], ONLY_V4) == "tcp not redirected"
     reached = world.counter.reached(ONLY_V4)
     world.is_denied(V6["server"], ONLY_V4, "not_in_directory")
     assert world.counter.reached(ONLY_V4) == reached
@@ -266,7 +266,7 @@ def test_by_ipv6_where_a_service_has_ipv4_alone(world: World) -> None:
 @BOTH
 def test_by_udp(world: World, host: str) -> None:
     assert world.user.ask(host, UDP, udp=True) == NOT_SENT
-    assert world.outsider.ask(host, UDP, udp=True) == SILENCE
+    assert world.outsider.ask(host, UDP, udp=True, seconds=BRIEF) == SILENCE
     assert met(world.app, UDP) == []
 
 
@@ -282,7 +282,7 @@ def test_removed_the_rules_leave_the_namespace_as_it_was(world: World) -> None:
     try:
         node.space.firedoor("capture", "remove")
         assert node.space.rules() == node.before
-        assert world.outsider.ask(node.v4, UNLISTED, seconds=5) == "tcp not redirected"
+        assert world.outsider.ask(node.v4, UNLISTED) == "tcp not redirected"
     finally:
         node.apply()
     assert node.space.rules() == written

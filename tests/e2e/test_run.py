@@ -12,7 +12,7 @@ import pytest
 
 from tests import netns
 from tests.e2e import namespaces, resolver
-from tests.e2e.namespaces import Namespace
+from tests.e2e.namespaces import BRIEF, Namespace
 from tests.e2e.resolver import dnsmasq
 from tests.e2e.running import (
     APP_UID,
@@ -58,7 +58,7 @@ def test_a_stock_server_is_reached_through_its_sidecar_alone(machine: Machine) -
     with neighbour(machine) as far:
         for host in (WORKLOAD, WORKLOAD_V6):
             for actor in (far.actor(), machine.machine.actor()):
-                assert actor.ask(host, PORT + 1) == "TimeoutError", "only published ports are reached"
+                assert actor.ask(host, PORT + 1, seconds=BRIEF) == "TimeoutError", "only published ports are reached"
         for host in everywhere:
             said = far.run("sh", "-c", f"openssl s_client -connect {host}:{PORT} </dev/null 2>&1; true")
             assert "BEGIN CERTIFICATE" in said
@@ -91,7 +91,7 @@ def neighbour(machine: Machine) -> Iterator[Namespace]:
         far.run("ip", "route", "add", "default", "via", "10.78.0.1")
         far.run("ip", "-6", "route", "add", "default", "via", "fd78::1")
         far.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 65535")
-        assert far.actor().call("ping", "fd78::1", seconds=10) == "answered"
+        assert far.actor().call("ping", "fd78::1") == "answered"
         yield far
 
 
@@ -119,7 +119,7 @@ def test_what_is_published_can_be_named(machine: Machine) -> None:
     machine.serve()
     actor = machine.machine.actor()
     for host in (WORKLOAD, WORKLOAD_V6):
-        assert actor.ask(host, PORT) == "TimeoutError"
+        assert actor.ask(host, PORT, seconds=BRIEF) == "TimeoutError"
 
 
 def test_it_takes_no_port_away_from_a_program_of_the_machine(machine: Machine) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_datapath import App
+from tests.ports import own_port
 from tests.spire.conftest import TD, UID
-from tests.spire.programs import SpireServer, Workload, free_port
+from tests.spire.programs import SpireServer, Workload
 from tests.spire.test_sidecar_below_spire import Node
 from tests.spire.test_traffic_below_spire import MODELS, POLICY, VLLM, Site, _line, address, app, inbound
 from tests.waiting import until
@@ -76,7 +77,7 @@ spec:
 @pytest.fixture
 def port() -> int:
     """Where the bundle endpoint is."""
-    return free_port()
+    return own_port()
 
 
 @pytest.fixture
