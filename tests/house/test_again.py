@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CI tries once more: a wait that ran out, and never a wrong answer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytest_rerunfailures", reason="needs pytest-rerunfailures (make install)")
+ROOT = Path(__file__).resolve().parents[2]
+
+# Each goes wrong at its first try, and is fine at its second.
+TRIES = """
+import asyncio
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import NotInTime, async_until, until
+
+
+def first(name: str) -> bool:
+    try:
+        Path(__file__).with_name(f"{name}.tried").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def slow_start():
+    if first("fixture"):
+        raise NotInTime("not within 1 s: a start")
+    return "started"
+
+
+@pytest.fixture(scope="module")
+def number():
+    return 7
+
+
+def test_late(number):
+    until(lambda: not first("late"), "a second try", seconds=0 if first("once") else 60)
+    assert number == 7
+
+
+async def test_late_asynchronously(number):
+    await async_until(lambda: asyncio.sleep(0, not first("async")), seconds=0 if first("async once") else 60)
+
+
+async def test_late_by_a_limit():
+    async with asyncio.timeout(0 if first("limit") else None):
+        await asyncio.sleep(0)
+
+
+def test_late_program():
+    subprocess.run(["sleep", "5" if first("program") else "0"], timeout=0.1 if first("program once") else 60)
+
+
+def test_late_fixture(slow_start):
+    assert slow_start == "started"
+
+
+def test_wrong(number):
+    assert not first("wrong")
+
+
+def test_wrong_about_a_wait():
+    assert not first("about"), "TimeoutError: NotInTime: not within 1 s"
+
+
+def test_wrong_after_a_wait():
+    try:
+        raise NotInTime("not within 1 s: an answer")
+    except NotInTime:
+        assert not first("after")
+
+
+def test_wrong_since_nothing_was_raised():
+    with pytest.raises(ValueError):
+        if not first("nothing"):
+            raise ValueError
+
+
+def test_of_the_module_is_one(number):
+    assert number == 7
+"""
+NEVER = """
+from tests.waiting import until
+
+
+def test_never():
+    until(lambda: False, "what never comes", seconds=0)
+"""
+
+
+@pytest.mark.parametrize("how", [[], ["-n", "2", "--dist", "loadfile"]], ids=["alone", "several at once"])
+def test_a_wait_that_ran_out_is_tried_again_and_a_wrong_answer_never(tmp_path: Path, how: list[str]) -> None:
+    (tmp_path / "test_tries.py").write_text(TRIES)
+    (tmp_path / "test_never.py").write_text(NEVER)
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    words += [*how, f"@{ROOT / '.ci/again.args'}", "--override-ini=pythonpath=" + str(ROOT), str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+
+    def told(word: str) -> set[str]:
+        return {line.split("::")[1].split()[0] for line in lines if line.startswith(f"{word} ")}
+
+    late = {"test_late", "test_late_asynchronously", "test_late_by_a_limit", "test_late_program", "test_late_fixture"}
+    wrong = {
+        "test_wrong",
+        "test_wrong_about_a_wait",
+        "test_wrong_after_a_wait",
+        "test_wrong_since_nothing_was_raised",
+    }
+    assert told("RERUN") == {*late, "test_never"}, done.stdout
+    assert told("FAILED") == {*wrong, "test_never"}, done.stdout
+    assert "5 failed, 6 passed, 6 rerun" in lines[-1], done.stdout
+
+
+def test_every_run_of_ci_has_the_rule() -> None:
+    text = (ROOT / ".ci/test").read_text()
+    assert text.count('.venv/bin/pytest -q "${again[@]}"') == text.count(".venv/bin/pytest") == 2
