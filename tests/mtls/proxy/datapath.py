@@ -27,9 +27,10 @@ from firedoor import mtls
 from firedoor.certs import TrustDomain
 from firedoor.segments import Document, compile_table, load, table_bytes
 from tests.simulator import Identity, SimulatedTrustDomain
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
-SECONDS = 10.0
+# As short as an SVID, or a window of time, is that something has to begin in, seconds: a machine may stall.
+SHORT = 20
 
 SEGMENTS = """
 apiVersion: firedoor.dev/v1alpha1
@@ -258,7 +259,7 @@ def svid(identity: Identity, *, clients: Sequence[mtls.ClientRule] = (), **more:
     return mtls.Svid(id=str(identity.id), chain=identity.chain, key=identity.key_der, clients=clients, **more)
 
 
-def dial(address: str, seconds: float = SECONDS) -> socket.socket:
+def dial(address: str, seconds: float = PATIENCE) -> socket.socket:
     """Connect to "unix:path" or "host:port"."""
     if address.startswith("unix:"):
         link = socket.socket(socket.AF_UNIX)
@@ -305,6 +306,19 @@ def exchange(address: str, question: bytes = b"ping") -> bytes | None:
             return asks(link, question)
     except ConnectionResetError:
         return None
+
+
+def refuses(address: str) -> None:
+    """Wait until nobody listens there: whoever accepts lets go of a closed socket a moment later."""
+
+    def refused() -> bool:
+        try:
+            dial(address).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    until(refused, f"{address} is closed")
 
 
 def ended(link: socket.socket) -> bool:

@@ -56,7 +56,7 @@ table inet capture {{
 CLIENT = """
 import socket, sys
 try:
-    link = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+    link = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=25)
     link.sendall(sys.argv[3].encode().decode("unicode_escape").encode())
     print(link.recv(4096).decode().splitlines()[0])
 except (ConnectionError, IndexError):
@@ -145,7 +145,7 @@ class World:
     def shout(self, host: str, port: int) -> bytes:
         """Say something as a program that is not captured, and return all that comes back."""
         found = b""
-        with contextlib.suppress(ConnectionError), self.here.run(socket.create_connection, (host, port), 10) as link:
+        with contextlib.suppress(ConnectionError), self.here.run(socket.create_connection, (host, port), 60) as link:
             link.sendall(b"hello app, here I am\n" * 10)
             while part := link.recv(4096):
                 found += part
@@ -185,7 +185,7 @@ def _as_app(host: str, port: int, source: int) -> socket.socket:
         made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     finally:
         libc.setfsuid(os.geteuid())
-    made.settimeout(10)
+    made.settimeout(60)
     with contextlib.ExitStack() as stack:
         stack.enter_context(made)
         if source:
@@ -372,7 +372,7 @@ def test_connections_to_capture_ports_and_to_our_own_listeners_are_refused(world
     world.there.run(world.server.listen, json.dumps(named))
     for port, reason in ((INBOUND, "not_redirected"), (NAMED_PORT, "capture_loop"), (9091, "capture_loop")):
         with contextlib.suppress(ConnectionError):
-            world.here.run(socket.create_connection, (world.there.v4, port), 10).close()
+            world.here.run(socket.create_connection, (world.there.v4, port), 60).close()
         assert world.said(world.server) == ("denied", reason)
     # Over loopback nothing is redirected.
     for host in ("127.0.0.1", "::1"):
@@ -393,7 +393,7 @@ def test_what_is_only_routed_through_is_not_taken_for_ours(world: World) -> None
     world.capture()
     world.here.ip("route", "add", "10.98.0.0/24", "via", world.there.v4)
     with contextlib.suppress(ConnectionError):
-        world.here.run(socket.create_connection, ("10.98.0.1", PORT), 10).close()
+        world.here.run(socket.create_connection, ("10.98.0.1", PORT), 60).close()
     assert world.said(world.server) == ("denied", "not_our_address")
 
 
@@ -425,7 +425,7 @@ def test_plaintext_passes_in_audit_mode_is_recorded_and_ends_with_enforce(world:
     world.capture(ports=PLAINTEXT)
     world.serve("::")
     for host in (world.there.v4, world.there.v6):
-        with world.here.run(socket.create_connection, (host, PORT), 10) as link:
+        with world.here.run(socket.create_connection, (host, PORT), 60) as link:
             link.sendall(b"ping")
             assert link.recv(4) == b"ping"
         [record] = world.records(world.server)
@@ -434,7 +434,7 @@ def test_plaintext_passes_in_audit_mode_is_recorded_and_ends_with_enforce(world:
     # Who has an identity is served by it, at the same port.
     assert world.ask(world.there.v4) == "ping"
     assert world.said(world.server) == ("allowed", "allowed")
-    with world.here.run(socket.create_connection, (world.there.v4, PORT), 10) as link:
+    with world.here.run(socket.create_connection, (world.there.v4, PORT), 60) as link:
         link.sendall(b"ping")
         assert link.recv(4) == b"ping"
         world.publish(destination_trust="medium")

@@ -193,7 +193,7 @@ def test_an_app_on_a_unix_socket_is_reached(world: World, right: bool) -> None:
     with socket.socket(socket.AF_UNIX) as app:
         app.bind(str(path))
         app.listen()
-        app.settimeout(10)
+        app.settimeout(60)
         world.publish()
         uid = os.getuid() + (0 if right else 1)
         inbound = world.inbound(app={"address": f"unix:{path}", "uid": uid})
@@ -268,7 +268,7 @@ world.publish()
 listener = world.outbound(world.inbound().address)
 assert exchange(listener.address) == b"ping"
 until(lambda: world.client.stats()["connections"] == 0 and world.server.stats()["connections"] == 0)
-link = socket.socket(socket.AF_UNIX); link.settimeout(20)
+link = socket.socket(socket.AF_UNIX); link.settimeout(60)
 held = []
 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limit))
@@ -290,5 +290,5 @@ world.close()
 
 
 def test_a_process_without_descriptors_recovers_when_it_has_some_again() -> None:
-    ran = subprocess.run([sys.executable, "-c", EMFILE], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", EMFILE], capture_output=True, text=True, timeout=100)
     assert ran.stdout.startswith("recovered after"), ran.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, PORT, App, World, dial, ended, exchange, flow, policy
+from tests.mtls.proxy.datapath import MODELS, PORT, App, World, dial, ended, exchange, flow, policy, refuses
 from tests.mtls.proxy.datapath import svid as with_key
 from tests.simulator import SimulatedTrustDomain
 from tests.waiting import until
@@ -34,7 +34,7 @@ if address.startswith("unix:"):
     link = socket.socket(socket.AF_UNIX); link.connect(address[5:])
 else:
     host, port = address.rsplit(":", 1); link = socket.create_connection((host, int(port)))
-link.settimeout(10)
+link.settimeout(60)
 try:
     link.sendall(b"ping"); print(link.recv(4).decode())
 except ConnectionError:
@@ -44,7 +44,7 @@ except ConnectionError:
 
 def run_client(address: str, uid: int) -> str:
     ran = subprocess.run(
-        [sys.executable, "-c", CLIENT, address, str(uid)], capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", CLIENT, address, str(uid)], capture_output=True, text=True, timeout=90, check=True
     )
     return ran.stdout.strip()
 
@@ -75,22 +75,23 @@ def test_another_local_user_is_refused_and_the_peer_sees_nothing(world: World, k
 def test_a_tcp_client_that_sends_and_closes_at_once_is_refused(world: World) -> None:
     world.publish()
     listener = tcp(world, world.inbound().address)
-    refused = 0
-    for _ in range(20):
+
+    def refused() -> bool:
         with dial(listener.address) as link:
             link.sendall(b"stolen")
         [record] = world.records(world.client, 1)
-        # The thread that accepts may be faster than the client that closes; then it is known, and served.
         assert (record["decision"], record["reason"]) in (("denied", "client_unknown"), ("allowed", "allowed"))
-        refused += record["decision"] == "denied"
-    assert refused > 0
+        return bool(record["decision"] == "denied")
+
+    # The thread that accepts may be faster than the client that closes; then it is known, and served.
+    until(refused)
     assert exchange(listener.address) == b"ping"
 
 
 # Connects, is served, hands its socket to a child and ends; the child says whether the connection ended too.
 LEAVES_A_CHILD = """
 import os, socket, sys
-link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1]); link.settimeout(10)
+link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1]); link.settimeout(60)
 link.sendall(b"ping"); assert link.recv(4) == b"ping"
 if os.fork() == 0:
     try:
@@ -106,7 +107,7 @@ def test_a_connection_ends_with_the_process_that_opened_it(world: World) -> None
     listener = world.outbound(world.inbound().address)
     path = listener.address.removeprefix("unix:")
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LEAVES_A_CHILD, path], capture_output=True, text=True, timeout=20
+        [sys.executable, "-W", "ignore", "-c", LEAVES_A_CHILD, path], capture_output=True, text=True, timeout=90
     )
     assert (ran.stdout.strip(), ran.stderr) == ("ended", "")
     assert world.records(world.client, 1)[0]["decision"] == "allowed"
@@ -169,8 +170,7 @@ def test_an_entry_that_tcp_cannot_decide_refuses_or_closes_the_listener(world: W
     assert listener.open
     world.publish_client(client_svids=undecidable)
     assert not listener.open
-    with pytest.raises(ConnectionRefusedError):
-        dial(listener.address)
+    refuses(listener.address)
     world.publish_client(client_svids=decidable)
     assert exchange(listener.address) == b"ping"
 

@@ -70,9 +70,9 @@ def test_a_call_is_carried_with_its_trailers(world: World, models: tuple[Models,
     handler, address = models
     with dialled(address) as channel:
         get = channel.unary_unary("/pkg.Models/Get")
-        assert get(b"hello", timeout=10) == b"hello"
+        assert get(b"hello", timeout=60) == b"hello"
         with pytest.raises(grpc.RpcError) as refused:
-            get(b"missing", timeout=10)
+            get(b"missing", timeout=60)
         assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, "no such model")
         assert ("x-why", "gone") in refused.value.trailing_metadata()
     assert "URI=spiffe://td/segment/inference/" in handler.calls[0][1]["x-forwarded-client-cert"]
@@ -85,7 +85,7 @@ def test_a_stream_goes_both_ways(models: tuple[Models, str]) -> None:
     with dialled(models[1]) as channel:
         chat = channel.stream_stream("/pkg.Models/Chat")
         sent = [b"%d" % number for number in range(1000)]
-        assert list(chat(iter(sent), timeout=20)) == sent
+        assert list(chat(iter(sent), timeout=60)) == sent
 
 
 @pytest.mark.parametrize("method", ["/pkg.Models/Delete", "/pkg.Other/Get", "/pkg.models/Get"])
@@ -93,9 +93,9 @@ def test_a_method_that_no_flow_names_is_denied(world: World, models: tuple[Model
     handler, address = models
     with dialled(address) as channel:
         with pytest.raises(grpc.RpcError) as denied:
-            channel.unary_unary(method)(b"", timeout=10)
+            channel.unary_unary(method)(b"", timeout=60)
         assert denied.value.code() == grpc.StatusCode.PERMISSION_DENIED
-        assert channel.unary_unary("/pkg.Models/Get")(b"x", timeout=10) == b"x"
+        assert channel.unary_unary("/pkg.Models/Get")(b"x", timeout=60) == b"x"
     assert [call for call, _ in handler.calls] == ["/pkg.Models/Get"]
     [record, _] = world.records(world.client, 2)
     assert (record["decision"], record["reason"]) == ("denied", "action_not_named")
@@ -103,7 +103,7 @@ def test_a_method_that_no_flow_names_is_denied(world: World, models: tuple[Model
 
 def test_a_live_call_ends_when_its_flow_does(world: World, models: tuple[Models, str]) -> None:
     with dialled(models[1]) as channel:
-        watching = channel.unary_stream("/pkg.Models/Watch")(b"", timeout=30)
+        watching = channel.unary_stream("/pkg.Models/Watch")(b"", timeout=60)
         assert next(watching) == b"first"
         world.publish_server(allow(READ))
         with pytest.raises(grpc.RpcError):

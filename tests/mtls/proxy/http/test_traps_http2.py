@@ -146,8 +146,8 @@ def test_trap_a_head_that_does_not_end(make_world: MakeWorld) -> None:
     world.publish_server(allow(READ))
     inbound = world.inbound(protocol="http", idle_timeout_ms=300)
     with h2_peer(inbound, world.vllm, world) as peer:
-        peer.link.sendall(frame(HEADERS, END_STREAM, 1, b"\x82"))
-        assert not peer.read(lambda event: False)
+        # It ends; a reset counts as well, or a write that comes too late.
+        talk(peer.link, frame(HEADERS, END_STREAM, 1, b"\x82"))
     until(lambda: world.server.stats()["connections"] == 0)
 
 
