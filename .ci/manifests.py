@@ -18,6 +18,7 @@ _INJECTOR = (
     f"{_TEMPLATE} --set broker.cluster=prod --set injector.enabled=true"
     " --show-only templates/injector.yaml --show-only templates/rbac.yaml"
 )
+_NODE = f"{_TEMPLATE} --set broker.cluster=prod --set nodes.enabled=true --show-only templates/nodes.yaml"
 _NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: firedoor-system\n"
 
 
@@ -32,6 +33,7 @@ def rendered(helm: str) -> dict[Path, str]:
     return {
         _KUBERNETES / "broker.yaml": _ran(helm, _TEMPLATE, _NAMESPACE),
         _KUBERNETES / "injector.yaml": _ran(helm, _INJECTOR, ""),
+        _KUBERNETES / "node.yaml": _ran(helm, _NODE, ""),
     }
 
 

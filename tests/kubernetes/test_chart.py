@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.deploy.test_helm import ALL, CLUSTER, MANIFESTS, POLICIES, TD, Helm, documents, helm, render
+from tests.deploy.test_helm_nodes import NODES
 from tests.kubernetes.cluster import Cluster
 
 __all__ = ["helm"]
@@ -14,9 +15,13 @@ __all__ = ["helm"]
 OPERATOR = ("ServiceMonitor", "PrometheusRule")
 
 
-@pytest.mark.parametrize("words", [TD, ALL, CLUSTER, POLICIES], ids=["least", "all", "cluster", "policies"])
+@pytest.mark.parametrize(
+    "words", [TD, ALL, CLUSTER, POLICIES, NODES], ids=["least", "all", "cluster", "policies", "nodes"]
+)
 def test_what_the_chart_writes_is_taken(cluster: Cluster, helm: Helm, words: tuple[str, ...]) -> None:
-    rendered = render(helm, *words, "--namespace", cluster.namespace("chart"))
+    # A dry run makes no namespace, and takes nothing into one that is not there.
+    nodes = ("--set", f"nodes.namespace={cluster.namespace('nodes')}")
+    rendered = render(helm, *words, *nodes, "--namespace", cluster.namespace("chart"))
     given = [one for one in rendered if one["kind"] not in OPERATOR]
     taken = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename", "-", given=given)
     assert taken.code == 0, taken.err

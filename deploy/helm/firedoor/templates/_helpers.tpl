@@ -21,11 +21,39 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: broker
 {{- end }}
 
-{{- define "firedoor.labels" -}}
-{{ include "firedoor.selector" . }}
+{{- define "firedoor.release" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- define "firedoor.labels" -}}
+{{ include "firedoor.selector" . }}
+{{ include "firedoor.release" . }}
+{{- end }}
+
+{{- /* The sidecars of nodes. */ -}}
+{{- define "firedoor.node" -}}
+{{ include "firedoor.name" . }}-node
+{{- end }}
+
+{{- define "firedoor.nodeSelector" -}}
+app.kubernetes.io/name: firedoor-node
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: node
+{{- end }}
+
+{{- define "firedoor.nodeLabels" -}}
+{{ include "firedoor.nodeSelector" . }}
+{{ include "firedoor.release" . }}
+{{- end }}
+
+{{- /* Their sidecar.yaml. The admin socket is not where pods see it. */ -}}
+{{- define "firedoor.nodeConfig" -}}
+{{- $own := dict "trust_domain" .Values.trustDomain "broker" (list (include "firedoor.reached" .)) "bootstrap_bundle" "/etc/firedoor/bundle/bundle.json" }}
+{{- $own = merge $own (dict "k8s_psat" (dict "cluster" .Values.broker.cluster "token" "/var/run/secrets/tokens/firedoor") "k8s_workloads" (dict "pods_from" "api-server")) }}
+{{- $own = merge $own (dict "auth_socket" "/run/firedoor/node/auth.sock" "admin_socket" "/run/firedoor/admin/admin.sock" "data_dir" "/var/lib/firedoor/sidecar") }}
+{{- toYaml (mergeOverwrite (dict "log" (dict "format" "json")) (deepCopy .Values.nodes.config) $own) }}
 {{- end }}
 
 {{- /* Where sidecars find brokers. */ -}}
@@ -60,6 +88,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- if .Values.broker.passphraseSecret }}{{ $_ := set $own "key_passphrase_file" "/etc/firedoor/passphrase/passphrase" }}{{ end }}
 {{- if .Values.broker.bundleEndpoint }}{{ $_ := set $own "bundle_endpoint" (dict "listen" "0.0.0.0:8443") }}{{ end }}
 {{- with .Values.broker.cluster }}{{ $_ := set $own "k8s_pod" (dict "clusters" (list (dict "name" .))) }}{{ end }}
+{{- if .Values.nodes.enabled }}
+{{- $agents := dict "name" .Values.broker.cluster "service_accounts" (list (printf "%s:%s" .Values.nodes.namespace (include "firedoor.node" .))) }}
+{{- with .Values.nodes.nodeLabels }}{{ $_ := set $agents "node_labels" . }}{{ end }}
+{{- $_ := set $own "k8s_psat" (dict "clusters" (list $agents)) }}
+{{- end }}
 {{- if .Values.broker.policyFromCluster }}{{ $_ := set $own "kubernetes_policy" (dict "cluster" .Values.broker.cluster) }}{{ end }}
 {{- if .Values.controllers.enabled }}
 {{- $follow := dict "cluster" .Values.broker.cluster "namespace" .Release.Namespace }}
