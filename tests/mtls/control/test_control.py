@@ -12,7 +12,7 @@ from cryptography import x509
 from firedoor import mtls
 from tests.mtls.control.conftest import AGENT, Broker, Sidecar, ack, hello, nack, publish
 from tests.simulator import SimulatedTrustDomain
-from tests.waiting import until
+from tests.waiting import SHORT, until
 
 ID = f"spiffe://td{AGENT}"
 
@@ -182,11 +182,11 @@ def test_agents_of_another_trust_domain_do_not_speak(broker: Broker, td: Simulat
 
 
 def test_a_stream_ends_with_the_svid(broker: Broker, td: SimulatedTrustDomain) -> None:
-    short = broker.sidecar("/spire/agent/short", expires=int(time.time()) + 3).connected()
+    short = broker.sidecar("/spire/agent/short", expires=int(time.time()) + SHORT).connected()
     broker.sidecar().connected()
     broker.said("hello", 2)
     assert [event[1] for event in broker.said("closed")] == [short.id]
-    assert broker.control.streams() == 1
+    until(lambda: broker.control.streams() == 1)
 
 
 def test_a_renewed_svid_is_shown_to_the_broker(broker: Broker, td: SimulatedTrustDomain) -> None:

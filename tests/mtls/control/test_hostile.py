@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -46,9 +47,11 @@ class Client:
         context.load_cert_chain(folder / "id.pem")
         context.set_alpn_protocols(["firedoor-control/1"])
         host, port = address.rsplit(":", 1)
-        self.socket = context.wrap_socket(socket.create_connection((host, int(port)), timeout=20))
+        self.socket = context.wrap_socket(socket.create_connection((host, int(port)), timeout=PATIENCE))
         assert self.socket.selected_alpn_protocol() == "firedoor-control/1"
         config = h2.config.H2Configuration(client_side=True, validate_outbound_headers=False)
+        # What has come and was not yielded yet.
+        self._come: list[h2.events.Event] = []
         self.http2 = h2.connection.H2Connection(config)
         self.http2.initiate_connection()
         self.flush()
@@ -70,12 +73,15 @@ class Client:
 
     def events(self) -> Iterator[h2.events.Event]:
         """Yield what the server sends until it closes the connection."""
-        try:
-            while data := self.socket.recv(65536):
-                yield from self.http2.receive_data(data)
+        with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+            while True:
+                while self._come:
+                    yield self._come.pop(0)
+                data = self.socket.recv(65536)
+                if not data:
+                    return
+                self._come += self.http2.receive_data(data)
                 self.flush()
-        except (ConnectionError, ssl.SSLEOFError):
-            return
 
     def status(self, stream: int) -> str:
         """Wait for the stream's end and return its gRPC status, "reset", or "closed" with the connection."""
@@ -135,9 +141,11 @@ def test_bad_messages_end_the_stream_with_a_status(client: Client, message: byte
     stream = client.http2.get_next_available_stream_id()
     client.http2.send_headers(stream, HEADERS)
     for start in range(0, len(message), 16384):
-        if client.http2.local_flow_control_window(stream) < 16384:
+        part = message[start : start + 16384]
+        # The window of the connection and that of the stream open one after the other.
+        while client.http2.local_flow_control_window(stream) < len(part):
             next(event for event in client.events() if isinstance(event, h2.events.WindowUpdated))
-        client.http2.send_data(stream, message[start : start + 16384])
+        client.http2.send_data(stream, part)
         client.flush()
     assert client.status(stream) == status
 

@@ -16,6 +16,7 @@ import pytest
 
 from firedoor import mtls
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import PATIENCE
 
 SERVER = "/spire/server"
 CLIENT = "/segment/inference/host/h1/svc/vllm"
@@ -165,7 +166,7 @@ def roots_pem(td: SimulatedTrustDomain) -> bytes:
 
 
 async def call(channel: grpc.aio.Channel, method: str, request: bytes = b"", **more: Any) -> bytes:
-    return await channel.unary_unary(f"/t.Who/{method}")(request, timeout=10, **more)
+    return await channel.unary_unary(f"/t.Who/{method}")(request, timeout=PATIENCE, **more)
 
 
 async def am(channel: grpc.aio.Channel, **more: Any) -> dict[str, Any]:

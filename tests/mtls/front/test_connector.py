@@ -16,7 +16,7 @@ import pytest
 from firedoor import mtls
 from tests.mtls.front.conftest import CLIENT, SERVER, WhoServer, am, call, material, refused, svid, unix_channel
 from tests.simulator import SimulatedTrustDomain
-from tests.waiting import async_until
+from tests.waiting import PATIENCE, SHORT, async_until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 EXPECT = f"spiffe://td{SERVER}"
@@ -158,7 +158,7 @@ async def test_another_process_is_refused(agent: mtls.Core, front: mtls.Front, f
     program = (
         "import grpc, sys\n"
         "with grpc.insecure_channel('unix:' + sys.argv[1]) as channel:\n"
-        "    try: channel.unary_unary('/t.Who/Am')(b'', timeout=2)\n"
+        "    try: channel.unary_unary('/t.Who/Am')(b'', timeout=60)\n"
         "    except grpc.RpcError as error: print(error.code().name)\n"
         "    else: print('OK')\n"
     )
@@ -183,7 +183,7 @@ async def test_one_channel_lives_through_rotations(
             agent.publish(material(td, fresh))
             front.close_callers(f"spiffe://td{CLIENT}")
             await eventually_idle(channel)
-            answer = await channel.unary_unary("/t.Who/Am")(b"", timeout=10, wait_for_ready=True)
+            answer = await channel.unary_unary("/t.Who/Am")(b"", timeout=PATIENCE, wait_for_ready=True)
             serials.append(format(fresh.leaf.serial_number, "x").encode() in answer)
     assert serials == [True] * 3
 
@@ -191,13 +191,13 @@ async def test_one_channel_lives_through_rotations(
 async def eventually_idle(channel: grpc.aio.Channel) -> None:
     """Wait until the channel has noticed that its connection is gone."""
     while channel.get_state() == grpc.ChannelConnectivity.READY:
-        await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 10)
+        await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), PATIENCE)
 
 
 async def test_own_expiry_ends_the_connection(
     agent: mtls.Core, front: mtls.Front, folder: Path, td: SimulatedTrustDomain
 ) -> None:
-    agent.publish(material(td, td.svid(CLIENT, starts=td.at - 60, expires=int(time.time()) + 3)))
+    agent.publish(material(td, td.svid(CLIENT, starts=td.at - 60, expires=int(time.time()) + SHORT)))
     connector = agent.connector(
         path=str(folder / "c.sock"), addresses=[front.address], expect=EXPECT, as_id=f"spiffe://td{CLIENT}"
     )

@@ -17,7 +17,7 @@ import pytest
 from firedoor import mtls
 from tests.mtls.front.conftest import CLIENT, WhoServer, am, call, limit, roots_pem, tls_channel, unix_channel
 from tests.simulator import SimulatedTrustDomain
-from tests.waiting import async_until
+from tests.waiting import PATIENCE, async_until
 
 PREAMBLE = """
 import os, signal, socket, sys, threading, time
@@ -221,7 +221,7 @@ def highest_descriptor() -> int:
 @pytest.fixture
 def slow_client(front: mtls.Front) -> Iterator[socket.socket]:
     host, port = front.address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as raw:
         raw.sendall(b"\x16\x03\x01\x02\x00")
         yield raw
 

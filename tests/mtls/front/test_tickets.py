@@ -15,13 +15,19 @@ import pytest
 from firedoor import mtls
 from tests.mtls.front.conftest import CLIENT
 from tests.simulator import Identity, SimulatedTrustDomain
+from tests.waiting import until
 
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="needs the openssl program")
 
 
-def messages(address: str, identity: Identity, folder: Path) -> str:
-    """Return the log of all handshake messages; the connection stays open for a second after the handshake."""
+# The preface of HTTP/2 with its settings, and what a server answers those: it comes after any ticket would.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+SETTLED = bytes([0, 0, 0, 4, 1, 0, 0, 0, 0])
+
+
+def messages(address: str, identity: Identity, folder: Path, last: bytes) -> str:
+    """Return the log of all handshake messages, and of what comes after the handshake until the last of it is there."""
     (folder / "chain.pem").write_bytes(identity.chain_pem)
     (folder / "key.pem").write_bytes(identity.key_pem)
     program = [str(OPENSSL), "s_client", "-connect", address, "-alpn", "h2", "-msg", "-tls1_3"]
@@ -29,16 +35,19 @@ def messages(address: str, identity: Identity, folder: Path) -> str:
     log = folder / "messages"
     # An open standard input: at its end s_client hangs up.
     with log.open("wb") as output, subprocess.Popen(program, stdin=subprocess.PIPE, stdout=output) as client:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            client.wait(timeout=1)
+        assert client.stdin
+        client.stdin.write(PREFACE)
+        client.stdin.flush()
+        until(lambda: last in log.read_bytes() or client.poll() is not None, "what comes last")
         client.kill()
     return log.read_text("latin-1")
 
 
 async def test_zero_tickets(front: mtls.Front, td: SimulatedTrustDomain, folder: Path) -> None:
-    said = await asyncio.to_thread(messages, front.address, td.svid(CLIENT), folder)
+    said = await asyncio.to_thread(messages, front.address, td.svid(CLIENT), folder, SETTLED)
     assert "Finished" in said
     assert "ALPN protocol: h2" in said
+    assert SETTLED.decode("latin-1") in said
     assert said.count("NewSessionTicket") == 0
 
 
@@ -60,6 +69,6 @@ def test_the_test_sees_tickets(td: SimulatedTrustDomain, folder: Path) -> None:
 
         serving = threading.Thread(target=serve)
         serving.start()
-        said = messages(f"127.0.0.1:{listener.getsockname()[1]}", td.svid(CLIENT), folder)
+        said = messages(f"127.0.0.1:{listener.getsockname()[1]}", td.svid(CLIENT), folder, b"hello")
         serving.join()
     assert said.count("NewSessionTicket") > 0

@@ -13,7 +13,7 @@ import pytest
 
 from firedoor import mtls
 from tests.mtls.front.conftest import WhoServer, am, call, refused, unix_channel
-from tests.waiting import async_until
+from tests.waiting import PATIENCE, async_until
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
@@ -57,7 +57,7 @@ async def test_another_process_is_told_apart(unix_front: mtls.Front, who: WhoSer
     program = (
         "import grpc, sys\n"
         "with grpc.insecure_channel('unix:' + sys.argv[1]) as channel:\n"
-        "    print(channel.unary_unary('/t.Who/Am')(b'', timeout=10).decode())\n"
+        "    print(channel.unary_unary('/t.Who/Am')(b'', timeout=60).decode())\n"
     )
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, unix_front.address, stdout=subprocess.PIPE
@@ -80,7 +80,7 @@ async def test_a_connection_ends_with_its_process(core: mtls.Core, unix_front: m
     assert int(await holder.stdout.readline()) == holder.pid
     assert core.stats()["closed_process_ended"] == 0
     holder.stdin.close()
-    assert await asyncio.wait_for(holder.stdout.read(), 10) == b"ended\n"
+    assert await asyncio.wait_for(holder.stdout.read(), PATIENCE) == b"ended\n"
     await holder.wait()
     await async_until(lambda: core.stats()["closed_process_ended"] == 1)
 
@@ -138,7 +138,7 @@ async def test_large_echo_and_half_close(unix_front: mtls.Front) -> None:
             for _ in range(100):
                 yield b"x" * 10_000
 
-        assert await channel.stream_unary("/t.Who/Sum")(parts(), timeout=10) == b"1000000"
+        assert await channel.stream_unary("/t.Who/Sum")(parts(), timeout=PATIENCE) == b"1000000"
 
 
 @pytest.fixture

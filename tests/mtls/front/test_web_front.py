@@ -13,7 +13,7 @@ import pytest
 from firedoor import mtls
 from tests.mtls.front.conftest import CLIENT, SERVER, material
 from tests.simulator import SimulatedTrustDomain
-from tests.waiting import async_until
+from tests.waiting import PATIENCE, async_until
 from tests.web_pki import WebPki
 
 ID = f"spiffe://td{SERVER}"
@@ -63,7 +63,7 @@ async def ask(address: str, context: ssl.SSLContext | None = None, name: str = "
     context = context or unverified()
     reader, writer = await asyncio.open_connection("127.0.0.1", port(address), ssl=context, server_hostname=name)
     writer.write(b"hello\n")
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
     session = writer.get_extra_info("ssl_object")
     writer.close()
     with contextlib.suppress(OSError):

@@ -29,9 +29,6 @@ from firedoor.segments import Document, compile_table, load, table_bytes
 from tests.simulator import Identity, SimulatedTrustDomain
 from tests.waiting import PATIENCE, until
 
-# As short as an SVID, or a window of time, is that something has to begin in, seconds: a machine may stall.
-SHORT = 20
-
 SEGMENTS = """
 apiVersion: firedoor.dev/v1alpha1
 kind: Segment

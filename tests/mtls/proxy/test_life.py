@@ -16,7 +16,6 @@ import pytest
 from firedoor import mtls
 from tests.mtls.proxy.datapath import (
     MODELS,
-    SHORT,
     VLLM,
     World,
     asks,
@@ -29,7 +28,7 @@ from tests.mtls.proxy.datapath import (
 )
 from tests.mtls.proxy.datapath import svid as with_key
 from tests.simulator import key_hash_of
-from tests.waiting import until
+from tests.waiting import SHORT, until
 
 OTHER = "/segment/inference/host/h1/svc/other"
 ALL = flow(f"spiffe://{{td}}{VLLM}", name="vllm"), flow(f"spiffe://{{td}}{OTHER}", name="other")

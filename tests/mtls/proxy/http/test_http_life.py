@@ -14,9 +14,9 @@ import h2.events
 import pytest
 
 from firedoor import mtls
-from tests.mtls.proxy.datapath import MODELS, SHORT, VLLM, World, dial, dial_tls
+from tests.mtls.proxy.datapath import MODELS, VLLM, World, dial, dial_tls
 from tests.mtls.proxy.http.web import READ, WRITE, Seen, allow, ask, h2_peer, pair, read_request, talk
-from tests.waiting import until
+from tests.waiting import SHORT, until
 
 MakeWorld = Callable[..., World]
 
