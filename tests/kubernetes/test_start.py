@@ -101,7 +101,8 @@ class Newcomer:
         (config,) = documents(stored)
         config.update(listen="127.0.0.1:0", metrics="off")
         del config["metrics_for_all"]
-        config["k8s_pod"]["clusters"] = [self.in_pod(one) for one in config["k8s_pod"]["clusters"]]
+        for section in config.keys() & {"k8s_pod", "k8s_psat"}:
+            config[section]["clusters"] = [self.in_pod(one) for one in config[section]["clusters"]]
         for section in ("kubernetes_policy", "kubernetes_controllers"):
             config[section] = self.in_pod(config[section])
         (self.folder / "broker.yaml").write_text(yaml.safe_dump(config))
