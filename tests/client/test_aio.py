@@ -34,7 +34,7 @@ async def test_all_questions(sidecar: Sidecar) -> None:
 
 async def test_rotations_are_yielded_across_a_restart(sidecar: Sidecar) -> None:
     sidecar.entitle(X)
-    async with firedoor.AsyncClient(sidecar.url) as client, asyncio.timeout(20):
+    async with firedoor.AsyncClient(sidecar.url) as client, asyncio.timeout(60):
         changes = client.x509_source().changes()
         first = await anext(changes)
         fresh = await asyncio.to_thread(sidecar.hold, X)

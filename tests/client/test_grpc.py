@@ -18,7 +18,7 @@ from firedoor import errors
 from tests.client.conftest import Sidecar
 from tests.sidecar.auth_socket import X
 from tests.simulator import Identity, SimulatedTrustDomain
-from tests.waiting import PATIENCE, until
+from tests.waiting import PATIENCE, SHORT, until
 
 ALLOW = ["spiffe://example.org/segment/b/*"]
 METHODS = ("uu", "us", "su", "ss")
@@ -144,7 +144,7 @@ def _has_dns(client: firedoor.Client) -> bool:
 
 
 def test_a_certificate_counts_until_its_end_on_an_open_connection(sidecar: Sidecar, port: int) -> None:
-    short = sidecar.trust.svid("/segment/b/z", expires=int(time.time()) + 3)
+    short = sidecar.trust.svid("/segment/b/z", expires=int(time.time()) + SHORT)
     with tls(port, sidecar, short) as channel:
         assert ask(channel)
 
@@ -161,7 +161,7 @@ def test_a_certificate_counts_until_its_end_on_an_open_connection(sidecar: Sidec
 def test_a_peer_below_our_own_intermediate(sidecar: Sidecar, client: firedoor.Client, port: int) -> None:
     below, version = sidecar.trust.intermediate(), client.x509_source().version
     sidecar.hold(X, dns_names=["localhost"], issuer=below)
-    client.x509_source().wait_for_change(version, 10)
+    client.x509_source().wait_for_change(version, 60)
     with tls(port, sidecar, sidecar.trust.svid("/segment/b/z", issuer=below)) as channel:
         assert ask(channel) == [b"spiffe://example.org/segment/b/z"]
 
@@ -180,7 +180,7 @@ def test_new_connections_meet_the_rotated_certificate(sidecar: Sidecar, client: 
     sidecar.trust_also()
     fresh = sidecar.hold(X, dns_names=["localhost"])
     while client.x509_svid().serial != fresh.svid.serial:
-        version = client.x509_source().wait_for_change(version, 10)
+        version = client.x509_source().wait_for_change(version, 60)
     sidecar.trust.forget(old)
     with tls(port, sidecar, sidecar.trust.svid("/segment/b/z")) as channel:
         assert ask(channel) == [b"spiffe://example.org/segment/b/z"]
@@ -276,7 +276,7 @@ async def test_asyncio(sidecar: Sidecar, client: firedoor.Client, tmp_path: Path
         with_token = firedoor.grpc_target(f"unix:{tmp_path}/out.sock", client=client, audience="models")
         async with with_token.aio_channel() as channel:
             if kind == "uu":
-                answer = await channel.unary_unary("/t.T/uu")(b"", timeout=10)
+                answer = await channel.unary_unary("/t.T/uu")(b"", timeout=60)
                 assert answer == b"spiffe://example.org/segment/a/x"
         await first.stop(0)
         await second.stop(0)

@@ -100,9 +100,9 @@ class AuthSocket:
         return await asyncio.to_thread(self._http, method, target, body, headers or {})
 
     def _http(self, method: str, target: str, body: object, headers: Mapping[str, str]) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("localhost", timeout=10)
+        connection = http.client.HTTPConnection("localhost", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(10)
+        connection.sock.settimeout(60)
         connection.sock.connect(str(self.path))
         with contextlib.closing(connection):
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()

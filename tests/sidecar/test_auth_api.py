@@ -225,7 +225,7 @@ async def test_past_the_front_is_nobody(auth: AuthSocket) -> None:
 
     def ask() -> bytes:
         with sockets_of_python.socket(sockets_of_python.AF_UNIX) as one:
-            one.settimeout(10)
+            one.settimeout(60)
             one.connect(name)
             one.sendall(b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n")
             return one.recv(4096)
@@ -239,7 +239,7 @@ async def test_the_caller_is_asked_again_at_each_request(auth: AuthSocket) -> No
 
     async def status() -> bytes:
         writer.write(b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         await reader.readexactly(length)
         return head.split(b" ")[1]

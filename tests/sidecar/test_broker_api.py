@@ -65,7 +65,7 @@ class Client:
     def call(self, rpc: str, reference: Any, metadata: Any = HEADER, **fields: Any) -> Any:
         kind = {"FetchJWTSVID": "FetchJWTSVIDRequest"}.get(rpc, f"{rpc}Request")
         request = getattr(brokerapi_pb2, kind)(reference=reference, **fields)
-        return getattr(self.stub, rpc)(request, metadata=metadata, timeout=20)
+        return getattr(self.stub, rpc)(request, metadata=metadata, timeout=60)
 
     def x509(self, pid: int, **more: Any) -> Any:
         return self.call("SubscribeToX509SVID", by_pid(pid), **more)
@@ -352,7 +352,7 @@ async def test_too_many_streams(service: Service, client: Client) -> None:
 async def test_a_request_that_is_no_message(service: Service, client: Client) -> None:
     call = client.channel.unary_stream("/spiffe.broker.API/SubscribeToX509SVID")
     sentence = "the request is no message of this method"
-    assert await ending(call(b"\x0a\x05", metadata=HEADER, timeout=20)) == (INVALID_ARGUMENT, sentence, None)
+    assert await ending(call(b"\x0a\x05", metadata=HEADER, timeout=60)) == (INVALID_ARGUMENT, sentence, None)
 
 
 async def test_a_request_that_is_too_large(client: Client) -> None:
@@ -408,7 +408,7 @@ request = brokerapi_pb2.SubscribeToX509SVIDRequest(reference=brokerapi_pb2.Workl
 with grpc.insecure_channel("unix:" + given["path"], options=[("grpc.default_authority", "localhost")]) as channel:
     call = brokerapi_grpc.APIStub(channel).SubscribeToX509SVID
     try:
-        print("OK", len(next(call(request, metadata=[("broker.spiffe.io", "true")], timeout=20)).svids))
+        print("OK", len(next(call(request, metadata=[("broker.spiffe.io", "true")], timeout=60)).svids))
     except grpc.RpcError as error:
         print(error.code().name, error.details())
 core.stop()

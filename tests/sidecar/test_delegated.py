@@ -48,17 +48,17 @@ class Api:
 
     def x509(self, *selectors: str, pid: int = 0) -> Any:
         request = delegated_pb2.SubscribeToX509SVIDsRequest(selectors=map(_selector, selectors), pid=pid)
-        return self.stub.SubscribeToX509SVIDs(request, timeout=20)
+        return self.stub.SubscribeToX509SVIDs(request, timeout=60)
 
     def jwt(self, *selectors: str, pid: int = 0, audience: tuple[str, ...] = ("models",)) -> Any:
         request = delegated_pb2.FetchJWTSVIDsRequest(audience=audience, selectors=map(_selector, selectors), pid=pid)
-        return self.stub.FetchJWTSVIDs(request, timeout=20)
+        return self.stub.FetchJWTSVIDs(request, timeout=60)
 
     def bundles(self) -> Any:
-        return self.stub.SubscribeToX509Bundles(delegated_pb2.SubscribeToX509BundlesRequest(), timeout=20)
+        return self.stub.SubscribeToX509Bundles(delegated_pb2.SubscribeToX509BundlesRequest(), timeout=60)
 
     def keys(self) -> Any:
-        return self.stub.SubscribeToJWTBundles(delegated_pb2.SubscribeToJWTBundlesRequest(), timeout=20)
+        return self.stub.SubscribeToJWTBundles(delegated_pb2.SubscribeToJWTBundlesRequest(), timeout=60)
 
 
 def _selector(text: str) -> types.Selector:

@@ -13,6 +13,7 @@ from firedoor.sidecar.dns import DnsRelay
 from firedoor.sidecar.errors import CaptureFailed, ConfigError
 from firedoor.sidecar.namespace.run import check_resolvers
 from firedoor.sidecar.resolv import ResolvConf, Resolvers
+from tests.ports import own_port
 
 MIN = "trust_domain: example.org\nbroker: [b:1]\ncapture:\n  uid: 990\n"
 RUN = "run: {name: web, network: 10.201.7.0/30}\n"
@@ -166,8 +167,8 @@ def test_from_another_network_namespace_a_stub_is_not_reached(
 def test_a_port_that_is_taken_is_missing_and_tried_again(tmp_path: Path) -> None:
     core = mtls.Core(data_threads=1)
     try:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
+        port = own_port()
+        with socket.create_server(("127.0.0.1", port)):
             section = f"  dns_port: {port}\n  dns: {{resolvers: [10.0.0.10]}}\n"
             one = DnsRelay(core, load(tmp_path, MIN + section).dns)
             one.adjust()
@@ -195,8 +196,7 @@ def test_where_nothing_is_captured_there_is_none() -> None:
 
 def test_new_resolvers_are_told_to_the_core(tmp_path: Path) -> None:
     core = mtls.Core(data_threads=1)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = own_port()
     found = [Resolvers(("10.0.0.1:53",))]
     one = DnsRelay(core, load(tmp_path, MIN + f"  dns_port: {port}\n").dns, lambda: found[0])
     for now in (found[0], Resolvers(("10.0.0.2:53", "[fd00::2]:53"), 2, 3), Resolvers(())):

@@ -28,7 +28,7 @@ import sys, grpc
 channel = grpc.insecure_channel("unix:" + sys.argv[1])
 call = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")
 try:
-    answer = next(call(b"", metadata=(("workload.spiffe.io", "true"),), timeout=15))
+    answer = next(call(b"", metadata=(("workload.spiffe.io", "true"),), timeout=60))
     print("OK", answer[:80].split(b"spiffe://")[1].split(bytes([18]))[0].decode())
 except grpc.RpcError as error:
     print(error.code().name, error.details())
@@ -37,7 +37,7 @@ ADMIN = """
 import sys, grpc
 channel = grpc.insecure_channel("unix:" + sys.argv[1])
 try:
-    print("OK", channel.unary_unary("/firedoor.admin.v1.SidecarAdmin/GetStatus")(b"", timeout=15)[2:].decode())
+    print("OK", channel.unary_unary("/firedoor.admin.v1.SidecarAdmin/GetStatus")(b"", timeout=60)[2:].decode())
 except grpc.RpcError as error:
     print(error.code().name, error.details())
 """
@@ -50,20 +50,20 @@ for method in ("spire.agent.debug.v1.Debug/GetInfo", "spire.api.agent.logger.v1.
                "spire.api.agent.logger.v1.Logger/SetLogLevel", "spire.api.agent.logger.v1.Logger/ResetLogLevel",
                "grpc.health.v1.Health/Check", "grpc.health.v1.Health/List"):
     try:
-        channel.unary_unary("/" + method)(b"", timeout=15)
+        channel.unary_unary("/" + method)(b"", timeout=60)
         said.append("OK")
     except grpc.RpcError as error:
         said.append(error.code().name)
 for method in ("grpc.health.v1.Health/Watch",):
     try:
-        next(channel.unary_stream("/" + method)(b"", timeout=15))
+        next(channel.unary_stream("/" + method)(b"", timeout=60))
         said.append("OK")
     except grpc.RpcError as error:
         said.append(error.code().name)
 for version in ("v1", "v1alpha"):
     try:
         next(channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")(
-            iter([b""]), timeout=15))
+            iter([b""]), timeout=60))
         said.append("OK")
     except grpc.RpcError as error:
         said.append(error.code().name)
@@ -79,7 +79,7 @@ while pid > 127:
 channel = grpc.insecure_channel("unix:" + socket)
 method = "/spire.api.agent.delegatedidentity.v1.DelegatedIdentity/SubscribeToX509SVIDs"
 try:
-    answer = next(channel.unary_stream(method)(bytes([16]) + varint + bytes([pid]), timeout=15))
+    answer = next(channel.unary_stream(method)(bytes([16]) + varint + bytes([pid]), timeout=60))
     print("OK", sorted({word for word in answer.replace(bytes([18]), b" ").split() if word.startswith(b"/segment/")}))
 except grpc.RpcError as error:
     print(error.code().name, error.details())

@@ -17,6 +17,9 @@ from firedoor.sidecar import probes
 from firedoor.sidecar.probes import Probe, ProbeServer
 from firedoor.wire import health_grpc, health_pb2
 
+# Of a probe that passes, seconds: a machine may stall meanwhile.
+LONG = 60
+
 
 class App:
     """Answers HTTP with what it is told, and counts its connections."""
@@ -93,7 +96,7 @@ async def status(port: int, name: str) -> int:
 )
 async def test_http(answer: bytes, expected: int) -> None:
     app = App(answer)
-    async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/healthz?full=1", 1)) as port:
+    async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/healthz?full=1", LONG)) as port:
         said = await ask(port, b"GET /probe/ready HTTP/1.1\r\nHost: evil\r\nX-Injected: 1\r\n\r\n")
     assert int(said.split(b" ")[1]) == expected
     assert b"secret" not in said.lower()
@@ -104,16 +107,19 @@ async def test_http(answer: bytes, expected: int) -> None:
 
 
 async def test_an_app_that_takes_its_time_does_not_pass() -> None:
-    app = App(b"HTTP/1.1 200 OK\r\n\r\n", pause=3)
+    app = App(b"HTTP/1.1 200 OK\r\n\r\n", pause=600)
     async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/", 1)) as port:
         assert await status(port, "ready") == 503
 
 
 async def test_tcp() -> None:
-    async with listening(App(b"")) as app_port, probing(Probe("a", "tcp", app_port, "", 1)) as port:
+    async with listening(App(b"")) as app_port, probing(Probe("a", "tcp", app_port, "", LONG)) as port:
         assert await status(port, "a") == 200
-    async with probing(Probe("a", "tcp", app_port, "", 1)) as port:
-        assert await status(port, "a") == 503
+    with socket.socket() as nobody:
+        # Bound, so that nobody else listens there meanwhile.
+        nobody.bind(("127.0.0.1", 0))
+        async with probing(Probe("a", "tcp", nobody.getsockname()[1], "", LONG)) as port:
+            assert await status(port, "a") == 503
 
 
 class Health(health_grpc.HealthServicer):
@@ -130,7 +136,7 @@ async def test_grpc() -> None:
     health_grpc.add_HealthServicer_to_server(Health(), server)
     app_port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    good, bad = Probe("good", "grpc", app_port, "pkg.Models", 5), Probe("bad", "grpc", app_port, "", 5)
+    good, bad = Probe("good", "grpc", app_port, "pkg.Models", LONG), Probe("bad", "grpc", app_port, "", LONG)
     async with probing(good, bad, Probe("none", "grpc", 1, "", 1)) as port:
         assert [await status(port, name) for name in ("good", "bad", "none")] == [200, 503, 503]
     server.stop(None).wait()
@@ -138,7 +144,7 @@ async def test_grpc() -> None:
 
 async def test_what_is_not_declared_is_not_there() -> None:
     app = App(b"HTTP/1.1 200 OK\r\n\r\n")
-    async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/", 1)) as port:
+    async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/", LONG)) as port:
         for request in (
             b"GET /probe/other HTTP/1.1\r\n\r\n",
             b"GET /probe/ready/x HTTP/1.1\r\n\r\n",
@@ -155,7 +161,7 @@ async def test_what_is_not_declared_is_not_there() -> None:
 async def test_the_app_is_not_asked_as_often_as_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "MEMORY_SECONDS", 3600.0)
     app = App(b"HTTP/1.1 200 OK\r\n\r\n")
-    async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/", 1)) as port:
+    async with listening(app) as app_port, probing(Probe("ready", "http", app_port, "/", LONG)) as port:
         assert set(await asyncio.gather(*(status(port, "ready") for _ in range(20)))) == {200}
         assert len(app.asked) == 1
         monkeypatch.setattr(probes, "MEMORY_SECONDS", 0.0)
@@ -165,13 +171,13 @@ async def test_the_app_is_not_asked_as_often_as_we_are(monkeypatch: pytest.Monke
 
 async def test_more_than_have_our_time_are_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "CONNECTIONS", 2)
-    async with listening(App(b"")) as app_port, probing(Probe("a", "tcp", app_port, "", 1)) as port:
+    async with listening(App(b"")) as app_port, probing(Probe("a", "tcp", app_port, "", LONG)) as port:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         assert await ask(port, b"GET /probe/a HTTP/1.1\r\n\r\n") == b""
         for _, writer in held:
             writer.close()
             await writer.wait_closed()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await ask(port, b"GET /probe/a HTTP/1.1\r\n\r\n"):
                 pass
 

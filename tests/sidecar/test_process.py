@@ -14,9 +14,11 @@ from firedoor.sidecar.clock import Clock
 from firedoor.sidecar.errors import AttestationRefused, ConfigError, StateError, TokenMissing
 from firedoor.sidecar.process import Process
 from firedoor.wire import control_pb2, policy_pb2, views
+from tests.ports import own_port
 from tests.sidecar.harness import Start, entry, ids, settings
 from tests.sidecar.spire_like import AGENT, SpireLike, wire_bundle
 from tests.simulator import SimulatedTrustDomain, odd_root
+from tests.waiting import SHORT
 
 POLICY = """\
 apiVersion: firedoor.dev/v1alpha1
@@ -58,8 +60,8 @@ async def test_status_lists_what_passes_by_the_sidecar(server: SpireLike, runnin
 
 async def test_status_says_whom_the_dns_relay_asks(server: SpireLike, running: Start, tmp_path: Path) -> None:
     """It is open before the server has answered anything."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = own_port()
+    with socket.create_server(("127.0.0.1", port)):
         flags = {"capture_uid": "990", "capture_dns_port": str(port), "capture_dns_resolvers": "10.0.0.10"}
         one = running(settings(tmp_path, capture_dns_names="**.example.org", **flags))
         missing = f"the DNS relay is not open: DNS relay: cannot listen on 127.0.0.1:{port}"
@@ -189,7 +191,7 @@ async def test_authority_that_is_revoked_before_it_was_followed(
 
 
 async def test_renews_at_half_life(server: SpireLike, running: Start, tmp_path: Path) -> None:
-    server.ttl = 4
+    server.ttl = 8
     one = running(settings(tmp_path))
     seen: set[str] = set()
 
@@ -202,7 +204,8 @@ async def test_renews_at_half_life(server: SpireLike, running: Start, tmp_path: 
 
 
 async def test_renews_the_agent(server: SpireLike, running: Start, tmp_path: Path) -> None:
-    server.agent_ttl = 3
+    # Who attested by a join token cannot do so again.
+    server.agent_ttl = SHORT
     one = running(settings(tmp_path))
     await one.until(lambda p: ids(p) == {"x"}, "an SVID")
     first = one.process.holder.agent
@@ -241,14 +244,14 @@ async def test_used_token_ends_the_process(server: SpireLike, running: Start, tm
     server.tokens.clear()
     one = running(settings(tmp_path))
     with pytest.raises(AttestationRefused, match="already been used; make a token with `firedoor token create`"):
-        await asyncio.wait_for(one.task, 20)
+        await asyncio.wait_for(one.task, 60)
 
 
 async def test_no_token_ends_the_process(server: SpireLike, running: Start, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(" \n")
     one = running(settings(tmp_path))
     with pytest.raises(TokenMissing, match="holds no join token"):
-        await asyncio.wait_for(one.task, 20)
+        await asyncio.wait_for(one.task, 60)
 
 
 async def test_server_of_another_trust_domain_is_not_talked_to(

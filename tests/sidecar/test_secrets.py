@@ -49,14 +49,14 @@ async def test_in_no_log(
     await one.until(lambda p: ids(p) == {"x", "y"}, "SVIDs")
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'auth.sock'}") as channel:
         stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
-        given = await stub.FetchJWTSVID(workload_pb2.JWTSVIDRequest(audience=["models"]), metadata=HEADER, timeout=10)
+        given = await stub.FetchJWTSVID(workload_pb2.JWTSVIDRequest(audience=["models"]), metadata=HEADER, timeout=60)
         token = given.svids[0].svid
         for wrong in (f"{token}x", token[:-4], "x"):
             request = workload_pb2.ValidateJWTSVIDRequest(svid=wrong, audience="models")
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.ValidateJWTSVID(request, metadata=HEADER, timeout=10)
+                await stub.ValidateJWTSVID(request, metadata=HEADER, timeout=60)
             assert wrong not in str(refused.value.details()) or wrong == "x"
-        svids = await stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=10).read()
+        svids = await stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=60).read()
         assert await health_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     key = svids.svids[0].x509_svid_key
     # The server goes away and comes back without the entries: that is worth a line or two, too.

@@ -51,12 +51,12 @@ async def stub(socket: str) -> AsyncIterator[Any]:
 
 def fetch(stub: Any, *audience: str, spiffe_id: object = "") -> Any:
     request = workload_pb2.JWTSVIDRequest(audience=audience, spiffe_id=str(spiffe_id))
-    return stub.FetchJWTSVID(request, metadata=HEADER, timeout=10)
+    return stub.FetchJWTSVID(request, metadata=HEADER, timeout=60)
 
 
 def validate(stub: Any, token: str, audience: str = "models") -> Any:
     request = workload_pb2.ValidateJWTSVIDRequest(svid=token, audience=audience)
-    return stub.ValidateJWTSVID(request, metadata=HEADER, timeout=10)
+    return stub.ValidateJWTSVID(request, metadata=HEADER, timeout=60)
 
 
 # --- py-spiffe ----------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ async def test_a_caller_without_an_identity_gets_nothing(stub: Any, bench: Bench
     bench.entitle(STRANGER)
     token = bench.trust.token("/segment/a/x", "models")
     denied = (grpc.StatusCode.PERMISSION_DENIED, "no identity issued")
-    bundles = stub.FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=HEADER, timeout=10)
+    bundles = stub.FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=HEADER, timeout=60)
     for call in (fetch(stub, "a"), fetch(stub, "a", spiffe_id=STRANGER.spiffe_id), validate(stub, token), bundles):
         assert await code_of(call) == denied
     assert not bench.fetched
@@ -130,7 +130,7 @@ async def test_a_caller_without_an_identity_gets_nothing(stub: Any, bench: Bench
 
 async def test_bundles_hold_keys_for_tokens_alone_and_follow_a_rotation(stub: Any, bench: Bench) -> None:
     bench.entitle(A)
-    stream = stub.FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=HEADER, timeout=20)
+    stream = stub.FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=HEADER, timeout=60)
     first = json.loads((await stream.read()).bundles["spiffe://example.org"])
     assert [(key["use"], key["kid"]) for key in first["keys"]] == [
         ("jwt-svid", bench.trust.jwt_issuers[0].authority_id)

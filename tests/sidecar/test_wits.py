@@ -48,7 +48,7 @@ async def stub(bench: Bench, settings: Config) -> AsyncIterator[Any]:
 
 def fetch(stub: Any, spiffe_id: object = "") -> Any:
     request = workload_pb2.WITSVIDRequest(spiffe_id=str(spiffe_id))
-    return stub.FetchWITSVID(request, metadata=HEADER, timeout=20)
+    return stub.FetchWITSVID(request, metadata=HEADER, timeout=60)
 
 
 def names(response: workload_pb2.WITSVIDResponse) -> list[str]:
@@ -104,7 +104,7 @@ async def test_a_stream_is_full_state_and_ends_with_the_entitlement(stub: Any, b
 
 async def test_bundles_hold_keys_for_wit_svids_alone(stub: Any, bench: Bench) -> None:
     bench.entitle(A)
-    stream = stub.FetchWITBundles(workload_pb2.WITBundlesRequest(), metadata=HEADER, timeout=20)
+    stream = stub.FetchWITBundles(workload_pb2.WITBundlesRequest(), metadata=HEADER, timeout=60)
     found = json.loads((await stream.read()).bundles["spiffe://example.org"])
     assert [one["use"] for one in found["keys"]] == ["wit-svid"]
     bench.trust.rotate_wit()

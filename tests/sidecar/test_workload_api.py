@@ -20,7 +20,7 @@ from firedoor.sidecar.streams import Streams
 from firedoor.wire import admin_grpc, admin_pb2, health_grpc, health_pb2, workload_grpc, workload_pb2
 from tests.sidecar.conftest import Bench, entry, identity
 from tests.simulator import SimulatedTrustDomain
-from tests.waiting import async_until
+from tests.waiting import PATIENCE, async_until
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ async def stub(socket: str) -> AsyncIterator[Any]:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    return await asyncio.wait_for(asyncio.to_thread(call), 20)
+    return await asyncio.wait_for(asyncio.to_thread(call), 60)
 
 
 def client(socket: str) -> spiffe.WorkloadApiClient:
@@ -137,13 +137,13 @@ CALLS = {
 @pytest.mark.parametrize("rpc", CALLS)
 async def test_security_header(stub: Any, bench: Bench, header: str, rpc: str) -> None:
     bench.entitle(A)
-    found = await code_of(getattr(stub, rpc)(CALLS[rpc], metadata=BAD_HEADERS[header], timeout=10))
+    found = await code_of(getattr(stub, rpc)(CALLS[rpc], metadata=BAD_HEADERS[header], timeout=60))
     assert found == (grpc.StatusCode.INVALID_ARGUMENT, "security header missing from request")
 
 
 async def test_security_header_twin(stub: Any, bench: Bench) -> None:
     bench.entitle(A)
-    stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=10)
+    stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=60)
     assert (await stream.read()).svids[0].spiffe_id == str(A.spiffe_id)
     stream.cancel()
 
@@ -151,12 +151,19 @@ async def test_security_header_twin(stub: Any, bench: Bench) -> None:
 @pytest.mark.parametrize("rpc", [one for one in CALLS if "WIT" in one])
 async def test_a_profile_that_the_server_lacks_is_unimplemented(stub: Any, bench: Bench, rpc: str) -> None:
     bench.entitle(A)
-    found = await code_of(getattr(stub, rpc)(CALLS[rpc], metadata=HEADER, timeout=10))
+    found = await code_of(getattr(stub, rpc)(CALLS[rpc], metadata=HEADER, timeout=60))
     assert found == (grpc.StatusCode.UNIMPLEMENTED, "the server of this sidecar issues no WIT-SVIDs")
 
 
 def fetch(stub: Any) -> Any:
-    return stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=20)
+    return stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=60)
+
+
+async def begun(stub: Any) -> None:
+    """Return when the calls before this one have been looked at: they came first on the same connection."""
+    for _ in range(3):
+        code, _ = await code_of(stub.ValidateJWTSVID(workload_pb2.ValidateJWTSVIDRequest(), metadata=HEADER))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_stream_is_full_state_and_ends_with_the_entitlement(stub: Any, bench: Bench) -> None:
@@ -182,7 +189,7 @@ async def test_no_message_without_a_change_for_the_caller(stub: Any, bench: Benc
 
 async def test_bundle_change_is_pushed(stub: Any, bench: Bench) -> None:
     bench.entitle(A)
-    stream = stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=HEADER, timeout=20)
+    stream = stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=HEADER, timeout=60)
     first = await stream.read()
     assert list(first.bundles) == ["spiffe://example.org"]
     bench.trust.rotate()
@@ -191,22 +198,24 @@ async def test_bundle_change_is_pushed(stub: Any, bench: Bench) -> None:
     stream.cancel()
 
 
-async def test_waits_for_an_svid_that_is_coming(stub: Any, bench: Bench) -> None:
+async def test_waits_for_an_svid_that_is_coming(stub: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firedoor.sidecar.streams.PENDING_SECONDS", PATIENCE)
     bench.entitle(A, issue=False)
     stream = fetch(stub)
     reading = asyncio.ensure_future(stream.read())
-    await asyncio.sleep(0.1)
+    await begun(stub)
     assert not reading.done()
     bench.rotate(A)
     assert (await reading).svids[0].spiffe_id == str(A.spiffe_id)
     stream.cancel()
 
 
-async def test_first_answer_waits_for_every_identity(stub: Any, bench: Bench) -> None:
+async def test_first_answer_waits_for_every_identity(stub: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firedoor.sidecar.streams.PENDING_SECONDS", PATIENCE)
     bench.entitle(A, B, issue=False)
     bench.rotate(B)
     reading = asyncio.ensure_future(fetch(stub).read())
-    await asyncio.sleep(0.1)
+    await begun(stub)
     assert not reading.done()
     bench.rotate(A)
     assert [one.spiffe_id for one in (await reading).svids] == [str(A.spiffe_id), str(B.spiffe_id)]
@@ -237,7 +246,7 @@ async def test_one_user_has_so_many_streams_and_no_more(bench: Bench, settings: 
     await sockets.open_auth(*bench.apis(streams=streams), lambda: bench.holder.view.synced)
     async with grpc.aio.insecure_channel(f"unix:{settings.auth_socket}") as channel:
         stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
-        bundles = stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=HEADER, timeout=20)
+        bundles = stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=HEADER, timeout=60)
         opened = [fetch(stub), fetch(stub), bundles]
         for one in opened:
             assert await one.read()
@@ -303,7 +312,7 @@ async def test_identity_headers_say_nothing(stub: Any, bench: Bench) -> None:
     bench.entitle(STRANGER)
     for name in ("x-forwarded-client-cert", "x-spiffe-id", "pid", "uid", "authorization"):
         call = stub.FetchX509SVID(
-            workload_pb2.X509SVIDRequest(), metadata=(*HEADER, (name, str(STRANGER.spiffe_id))), timeout=10
+            workload_pb2.X509SVIDRequest(), metadata=(*HEADER, (name, str(STRANGER.spiffe_id))), timeout=60
         )
         assert (await code_of(call))[0] == grpc.StatusCode.PERMISSION_DENIED
 

@@ -16,6 +16,7 @@ from tests.node_pki import NodePki
 from tests.sidecar.harness import Start, entry, ids, settings, write_files
 from tests.sidecar.spire_like import SpireLike
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import SHORT
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ async def test_a_renewed_certificate_is_another_agent(
 async def test_what_goes_wrong_while_the_svid_lives_ends_nothing(
     server: SpireLike, running: Start, tmp_path: Path, pki: NodePki, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    server.agent_ttl = 8
+    server.agent_ttl = SHORT
     good = pki.node()
     good.write(tmp_path)
     one = running(node_settings(tmp_path))
@@ -111,14 +112,14 @@ async def test_what_is_wrong_at_the_start_ends_the_process(
     (tmp_path / "node.key").chmod(0o644)
     one = running(node_settings(tmp_path))
     with pytest.raises(NodeCertificateUnusable, match="open to others"):
-        await asyncio.wait_for(one.task, 20)
+        await asyncio.wait_for(one.task, 60)
     (tmp_path / "node.key").chmod(0o600)
     server.node_cas = ()
     two = running(node_settings(tmp_path))
     with pytest.raises(
         AttestationRefused, match=r"does not chain to a CA .*; look at .*node\.pem \(x509pop\.certificate"
     ):
-        await asyncio.wait_for(two.task, 20)
+        await asyncio.wait_for(two.task, 60)
 
 
 async def test_goes_over_from_a_join_token(server: SpireLike, running: Start, tmp_path: Path, pki: NodePki) -> None:
