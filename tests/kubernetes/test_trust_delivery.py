@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import pytest
 from firedoor.broker.kubernetes.certificates_api import SIGNER
 from firedoor.broker.kubernetes.cluster_bundle import NAME
 from firedoor.certs import TrustBundle, TrustDomain
+from firedoor.cluster.api import ClusterApi
+from firedoor.cluster.errors import WrittenMeanwhile
 from tests.broker.harness import TD, RunningBroker, running
 from tests.kubernetes import controllers
 from tests.kubernetes.api import ApiError
@@ -197,6 +199,54 @@ async def test_a_cluster_trust_bundle_of_somebody_else_stays(
     async with delivery.broker():
         await until_answer(lambda: caplog.text, lambda text: f"{NAME} is not this broker's" in text, "it is said")
         assert _get(delivery.cluster, f"{BUNDLES}/{NAME}")["spec"] == spec
+
+
+async def test_what_somebody_else_writes_at_the_same_moment(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is answered with a conflict (409) by the API server, is read again, and nothing of the other's is lost."""
+    namespace, later = delivery.namespace(), delivery.namespace()
+    api = delivery.cluster.api()
+    tried: set[str] = set()
+    refused: set[str] = set()
+    monkeypatch.setattr("firedoor.broker.kubernetes.cluster_bundle._LOOK", 0.2)
+
+    def raced(call: Callable[..., Any], other: Callable[[str], object]) -> Callable[..., Any]:
+        async def late(self: ClusterApi, path: str, body: Mapping[str, Any]) -> Any:
+            if path in wanted_paths - tried:
+                tried.add(path)
+                await asyncio.to_thread(other, path)
+            try:
+                return await call(self, path, body)
+            except WrittenMeanwhile:
+                refused.add(path)
+                raise
+
+        return late
+
+    changed = {delivery.path(namespace), f"{BUNDLES}/{NAME}"}
+    made = f"/api/v1/namespaces/{later}/configmaps"
+    wanted_paths = {*changed, made}
+    label = {"metadata": {"labels": {"raced": "yes"}}}
+    own = {"metadata": {"name": MAP}, "data": {"bundle.json": "mine"}}
+    # The second is selected when it is too late.
+    api.patch(f"/api/v1/namespaces/{later}", {"metadata": {"labels": {delivery.label: None}}})
+    async with delivery.broker() as broker:
+        await delivery.has(broker, namespace)
+        await delivery.roots_are(broker)
+        monkeypatch.setattr(ClusterApi, "merge", raced(ClusterApi.merge, lambda path: api.patch(path, label)))
+        monkeypatch.setattr(ClusterApi, "create", raced(ClusterApi.create, lambda path: api.post(path, own)))
+        await asyncio.to_thread(
+            api.patch, f"/api/v1/namespaces/{later}", {"metadata": {"labels": {delivery.label: "yes"}}}
+        )
+        await broker.broker.authority.prepare()
+        await delivery.has(broker, namespace)
+        await delivery.roots_are(broker)
+        await until_answer(lambda: made in refused, bool, "somebody was first")
+        for path in changed:
+            assert api.get(path)["metadata"]["labels"]["raced"] == "yes"
+        assert delivery.map(later)["data"] == own["data"]
+    assert refused == wanted_paths
 
 
 async def test_one_of_two_brokers_writes_and_the_other_takes_over(delivery: Delivery) -> None:
