@@ -2,7 +2,7 @@
 """What a watch shows, kept as small records by key; whoever asked is told which of them changed.
 
 An object that cannot be read stays out, with a line in the log: one that somebody wrote wrongly must not hide the rest.
-So does what a namespace has beyond its share.
+So does what a namespace has beyond its share, until there is room.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar, final
 
-from firedoor.broker.kubernetes.shares import MOST_KEYS, Shares
+from firedoor.broker.kubernetes.shares import MOST_IN_LINE, MOST_KEYS, Line, Shares
 from firedoor.cluster.errors import ObjectsUnreadable
 from firedoor.cluster.objects import Seen
 
@@ -43,10 +43,12 @@ class Mirror(Generic[R]):
         self.records: dict[str, R] = {}
         self._listing: dict[str, R] = {}
         # Of a list, what is new: how many by namespace, and by key the namespaces of those that may find room, and that
-        # certainly find none.
+        # certainly find none; with as many records of these as may stand in line.
         self._new: Counter[str] = Counter()
         self._waiting: dict[str, str] = {}
-        self._beyond: dict[str, str] = {}
+        self._beyond: dict[str, tuple[str, R | None]] = {}
+        # What is left out, and next when there is room.
+        self._line: Line[R] = Line()
 
     def begin(self) -> None:
         """Begin a list."""
@@ -56,11 +58,11 @@ class Mirror(Generic[R]):
         """Take some objects of a list. Raise ObjectsUnreadable."""
         for item in items:
             key, record = self._made(item)
-            if record is not None and not self._is_beyond(key, _namespace(item)):
+            if record is not None and not self._is_beyond(key, _namespace(item), record):
                 self._listing[key] = record
         self._check(len(self._listing))
 
-    def _is_beyond(self, key: str, namespace: str) -> bool:
+    def _is_beyond(self, key: str, namespace: str, record: R) -> bool:
         """Say whether so many of its namespace have been listed that there is no room, whoever else is gone."""
         if self._shares is None or self._shares.has(key):
             return False
@@ -69,7 +71,7 @@ class Mirror(Generic[R]):
             self._waiting[key] = namespace
             return False
         if len(self._beyond) < MOST_KEYS:
-            self._beyond[key] = namespace
+            self._beyond[key] = namespace, record if len(self._beyond) < MOST_IN_LINE else None
         return True
 
     def end(self) -> None:
@@ -86,9 +88,17 @@ class Mirror(Generic[R]):
     def _share_out(self, shares: Shares) -> None:
         """Leave room first for those who were there before."""
         shares.keep_only(self._listing.keys() | self._beyond.keys())
-        self._listing = {key: one for key, one in self._listing.items() if shares.take(key, self._waiting.get(key, ""))}
-        for key, namespace in self._beyond.items():
+        listed, self._listing, self._line = self._listing, {}, Line()
+        for key, record in listed.items():
+            namespace = self._waiting.get(key, "")
+            if shares.take(key, namespace):
+                self._listing[key] = record
+            else:
+                self._line.put(key, namespace, record)
+        for key, (namespace, waits) in self._beyond.items():
             shares.take(key, namespace)
+            if waits is not None:
+                self._line.put(key, namespace, waits)
         self._waiting, self._beyond = {}, {}
 
     def put(self, seen: Seen) -> None:
@@ -96,26 +106,34 @@ class Mirror(Generic[R]):
         key, record = self._made(seen)
         old = self.records.get(key)
         if record is None:
-            self._gone(key)
-        elif self._shares is not None and not self._shares.take(key, _namespace(seen)):
+            self._gone(seen, key)
             return
-        else:
-            self._check(len(self.records) + (old is None))
-            self.records[key] = record
+        if self._shares is not None and not self._shares.take(key, _namespace(seen)):
+            self._line.put(key, _namespace(seen), record)
+            return
+        self._line.forget(key, _namespace(seen))
+        self._check(len(self.records) + (old is None))
+        self.records[key] = record
         if old != record:
             self._changed(key, old, record)
 
     def drop(self, seen: Seen) -> None:
         """Take one object away. Raise ObjectsUnreadable."""
-        key = self._keyed(seen)
-        old = self._gone(key)
-        if old is not None:
-            self._changed(key, old, None)
+        self._gone(seen, self._keyed(seen))
 
-    def _gone(self, key: str) -> R | None:
+    def _gone(self, seen: Seen, key: str) -> None:
+        """Take one away, and the next of its namespace in its place."""
+        namespace, old = _namespace(seen), self.records.pop(key, None)
+        self._line.forget(key, namespace)
         if self._shares is not None:
             self._shares.forget(key)
-        return self.records.pop(key, None)
+        if old is not None:
+            self._changed(key, old, None)
+        while self._shares is not None and self._shares.has_room(namespace) and (found := self._line.next(namespace)):
+            following, record = found
+            self._shares.take(following, namespace)
+            self.records[following] = record
+            self._changed(following, None, record)
 
     def _made(self, seen: Seen) -> tuple[str, R | None]:
         key = self._keyed(seen)

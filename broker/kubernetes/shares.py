@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many objects of one kind a namespace may have, so that those of one leave room for the others'. Pure.
 
-Who was there first stays. What is left out is known by its key alone; it is looked at again when it changes, and with
-the next list.
+Who was there first stays, and of what is left out the first is next when there is room. As much of that as a `Line`
+holds is there at once; the rest is known by its key alone, and looked at again when it changes, and with the next list.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Final, final
+from typing import Final, Generic, TypeVar, final
 
 _log = logging.getLogger("firedoor.broker.kubernetes")
 # Keys that are remembered of what is left out; Kubernetes itself is made for fewer pods.
 MOST_KEYS: Final = 200_000
+# Records that are kept of it, of all namespaces together: a tenth of what is kept of pods in all.
+MOST_IN_LINE: Final = 20_000
+R = TypeVar("R")
 
 
 @final
@@ -37,7 +40,7 @@ class Shares:
         """Have one kept, if it is already or there is room; say whether it is."""
         if key in self._kept:
             return True
-        if self._counts[namespace] < self.most:
+        if self.has_room(namespace):
             self._back(key)
             self._kept[key] = namespace
             self._counts[namespace] += 1
@@ -51,6 +54,10 @@ class Shares:
             self._out[namespace] += 1
             self._told(key, namespace, True)
         return False
+
+    def has_room(self, namespace: str) -> bool:
+        """Say whether one more would be kept."""
+        return self._counts[namespace] < self.most
 
     def forget(self, key: str) -> None:
         """Take one away, kept or left out."""
@@ -70,6 +77,42 @@ class Shares:
         if namespace is not None:
             _less(self._out, namespace)
             self._told(key, namespace, False)
+
+
+@final
+class Line(Generic[R]):
+    """What waits for room, by namespace, in the order in which it came; no more than MOST_IN_LINE in all."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, dict[str, R]] = {}
+        self._count = 0
+
+    def put(self, key: str, namespace: str, record: R) -> None:
+        """Have one wait, or take what is new of one that does; nothing when the line is full."""
+        line = self._records.get(namespace, {})
+        if key not in line and self._count >= MOST_IN_LINE:
+            return
+        self._count += key not in line
+        line[key] = record
+        self._records[namespace] = line
+
+    def forget(self, key: str, namespace: str) -> None:
+        """Take one away, if it waits."""
+        line = self._records.get(namespace, {})
+        if line.pop(key, None) is not None:
+            self._count -= 1
+            if not line:
+                del self._records[namespace]
+
+    def next(self, namespace: str) -> tuple[str, R] | None:
+        """Take the one away that came first."""
+        line = self._records.get(namespace)
+        if not line:
+            return None
+        key = next(iter(line))
+        record = line[key]
+        self.forget(key, namespace)
+        return key, record
 
 
 def _less(counts: Counter[str], namespace: str) -> None:

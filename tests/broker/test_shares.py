@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firedoor.broker.kubernetes import mirror, shares
 from firedoor.broker.kubernetes.mirror import Mirror, identified
 from firedoor.broker.kubernetes.pods import Pod
 from firedoor.broker.kubernetes.shares import Shares
@@ -70,17 +71,44 @@ def test_a_namespace_has_no_more_than_its_share() -> None:
     seen.listed([thing("a9", "a"), thing("a3", "a"), thing("a2", "a", 5), thing("a0", "a"), thing("b2", "b")])
     assert seen.known == {"a0": 0, "a2": 5, "a9": 0, "b2": 0}
     assert set(seen.left_out) == {"a3"}
-    # Room is taken by the next that changes.
-    seen.mirror.put(thing("a4", "a"))
-    seen.mirror.drop(thing("a0", "a"))
-    assert set(seen.left_out) == {"a3", "a4"}
-    seen.mirror.put(thing("a4", "a", 1))
-    assert (sorted(seen.known), set(seen.left_out)) == (["a2", "a4", "a9", "b2"], {"a3"})
     # What is left out can go, and can end.
-    seen.mirror.drop(thing("a3", "a"))
-    seen.mirror.put(thing("a5", "a"))
-    seen.mirror.put(thing("a5", "a", -1))
-    assert seen.left_out == {}
+    for key in ("a5", "a6"):
+        seen.mirror.put(thing(key, "a"))
+    seen.mirror.drop(thing("a5", "a"))
+    seen.mirror.put(thing("a6", "a", -1))
+    assert set(seen.left_out) == {"a3"}
+
+
+def test_who_waits_is_next_when_one_of_the_share_goes() -> None:
+    seen = Seen()
+    seen.listed([*(thing(f"a{number}", "a") for number in range(6)), thing("b0", "b")])
+    seen.mirror.put(thing("a6", "a"))
+    # As it was seen last.
+    seen.mirror.put(thing("a4", "a", 7))
+    seen.mirror.drop(thing("b0", "b"))
+    assert sorted(seen.known) == ["a0", "a1", "a2"]
+    for gone, (key, value) in {"a0": ("a3", 0), "a1": ("a4", 7), "a4": ("a5", 0), "a2": ("a6", 0)}.items():
+        seen.mirror.put(thing(gone, "a", -1))
+        assert seen.known[key] == value
+    assert (sorted(seen.known), seen.left_out) == (["a3", "a5", "a6"], {})
+    # Those that a list leaves out stand behind those that it had no room for.
+    seen.listed([thing(f"a{number}", "a") for number in range(9)])
+    assert set(seen.left_out) == {"a0", "a1", "a2", "a4", "a7", "a8"}
+    for number, key in ((3, "a0"), (5, "a1"), (6, "a2"), (0, "a4")):
+        seen.mirror.drop(thing(f"a{number}", "a"))
+        assert key in seen.known
+
+
+def test_of_a_line_without_end_the_rest_waits_for_its_next_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "MOST_IN_LINE", 2)
+    monkeypatch.setattr(mirror, "MOST_IN_LINE", 2)
+    seen = Seen()
+    seen.listed([thing(f"a{number}", "a") for number in range(8)])
+    for number in range(3):
+        seen.mirror.drop(thing(f"a{number}", "a"))
+    assert (sorted(seen.known), sorted(seen.left_out)) == (["a3", "a4"], ["a5", "a6", "a7"])
+    seen.mirror.put(thing("a7", "a"))
+    assert (sorted(seen.known), sorted(seen.left_out)) == (["a3", "a4", "a7"], ["a5", "a6"])
 
 
 def test_namespaces_together_are_bounded_as_before() -> None:
@@ -115,6 +143,10 @@ def test_whatever_comes_each_is_kept_or_left_out(steps: list[tuple[str, int, str
         assert not seen.known.keys() & seen.left_out.keys()
         assert all(count <= MOST for count in Counter(there[one] for one in seen.known).values())
         assert seen.mirror.records == seen.known
+        # Nobody waits where there is room.
+        assert {seen.left_out[one][0] for one in seen.left_out} <= {
+            space for space, count in Counter(there[one] for one in seen.known).items() if count == MOST
+        }
 
 
 def test_a_pod_that_is_left_out_is_not_gone() -> None:

@@ -113,6 +113,35 @@ async def test_large_objects_are_listed_a_few_at_a_time(
     assert server.limits[-1] > 1
 
 
+@pytest.mark.parametrize("bound", ["_MOST_PAGES", "_MOST_OBJECTS"])
+async def test_a_list_without_end_is_trouble_and_no_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    """The same page again and again, as a sink that counts names would take for ever."""
+    monkeypatch.setattr(watch, bound, 20)
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        more = {"resourceVersion": "9", "continue": "more"}
+        return web.json_response({"kind": "PodList", "metadata": more, "items": [_object(0, 1), _object(1, 1)]})
+
+    app, sink = web.Application(), Kept()
+    app.router.add_get("/{tail:.*}", page)
+    async with serving(app, tmp_path, shutdown_timeout=0.1) as url:
+        api = cluster_api("test", Access(url, tmp_path / "ca.pem", tmp_path / "token"))
+        watched = Watch(api, "/api/v1/pods", "Pod", "pods", sink)
+        task = asyncio.create_task(watched.run())
+        try:
+            await until(lambda: bool(watched.trouble), SECONDS)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await api.close()
+    assert "its list of pods has no end: " in watched.trouble
+    assert not sink.lists
+    assert watched.told.is_set()
+    assert not watched.listed.is_set()
+
+
 async def test_one_that_is_too_large_by_itself_is_trouble_and_no_empty_list(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
