@@ -15,6 +15,7 @@ from typing import Final
 
 from firedoor.broker.errors import InvalidRequest
 from firedoor.certs import IssueError, Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain, check_dns_name
+from firedoor.segments.names import is_name
 from firedoor.wire import types
 
 MAX_HINT_BYTES: Final = 1024
@@ -26,7 +27,6 @@ MAX_FEDERATES: Final = 64
 MAX_SEGMENTS: Final = 64
 # A year. No SVID outlives its authority anyway; this keeps sums inside 32 bits.
 MAX_TTL: Final = 366 * 86400
-_SEGMENT: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _ID: Final = re.compile(r"[a-zA-Z0-9_.-]{1,255}")
 
 
@@ -143,7 +143,7 @@ def parse_segments(text: str) -> tuple[str, ...]:
     if len(names) > MAX_SEGMENTS:
         raise InvalidRequest(f"a downstream entry lists at most {MAX_SEGMENTS} segments")
     for name in names:
-        if not _SEGMENT.fullmatch(name):
+        if not is_name(name):
             raise InvalidRequest(f"{name[:64]!r} is no segment's name")
     return tuple(sorted(set(names)))
 

@@ -31,10 +31,10 @@ from firedoor.certs import (
     Selector,
     TrustDomain,
 )
+from firedoor.certs.evidence import NONCE_BYTES
 from firedoor.certs.http_challenge import MAX_NONCE_BYTES
 
 _log = logging.getLogger("firedoor.broker.http_challenge")
-_NONCE_BYTES: Final = 32
 # Hosts that are being asked at once, and how often one of them is: nobody makes us flood it.
 _ASKED: Final = 16
 _ASKED_EACH: Final = 2
@@ -85,7 +85,7 @@ class HttpChallengeAttestor:
         except EvidenceError as error:
             raise InvalidRequest(f"failed to attest: http_challenge: {error}") from None
         self._rules.check(node)
-        challenge = HttpChallenge.of(secrets.token_bytes(_NONCE_BYTES))
+        challenge = HttpChallenge.of(secrets.token_bytes(NONCE_BYTES))
 
         async def answer(_: bytes) -> AttestedNode:
             with self._asked.hold(f"{node.hostname}:{node.port}"):

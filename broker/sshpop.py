@@ -30,11 +30,11 @@ from firedoor.certs import (
     read_ssh_evidence,
     verify_ssh_certificate,
 )
+from firedoor.certs.evidence import NONCE_BYTES
 
 T = TypeVar("T")
 
 _log = logging.getLogger("firedoor.broker.sshpop")
-_NONCE_BYTES: Final = 32
 _SETTING: Final = "sshpop.cert_authorities"
 
 
@@ -80,7 +80,7 @@ class SshPopAttestor:
             return verify_ssh_certificate(read_ssh_evidence(payload), authorities, now, self._domain)
 
         node = await asyncio.get_running_loop().run_in_executor(self._thread, _told, check)
-        challenge = SshChallenge.of(secrets.token_bytes(_NONCE_BYTES))
+        challenge = SshChallenge.of(secrets.token_bytes(NONCE_BYTES))
 
         async def answer(message: bytes) -> AttestedNode:
             _told(lambda: challenge.check(message, node.key))

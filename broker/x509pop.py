@@ -11,7 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from firedoor.broker.agent_path import X509Path
 from firedoor.broker.attest import Asked, AttestedNode, attested
@@ -26,10 +26,9 @@ from firedoor.certs import (
     TrustDomain,
     read_evidence,
 )
+from firedoor.certs.evidence import NONCE_BYTES
 
 T = TypeVar("T")
-
-_NONCE_BYTES: Final = 32
 
 
 class X509PopAttestor:
@@ -51,7 +50,7 @@ class X509PopAttestor:
             return verify(read_evidence(payload), now)
 
         vouched = await asyncio.get_running_loop().run_in_executor(self._thread, _told, check)
-        challenge = Challenge.to(vouched.node.key, secrets.token_bytes(_NONCE_BYTES))
+        challenge = Challenge.to(vouched.node.key, secrets.token_bytes(NONCE_BYTES))
 
         async def answer(message: bytes) -> AttestedNode:
             _told(lambda: challenge.check(message, vouched.node.key))

@@ -54,7 +54,8 @@ def _is_node_key(key: object) -> bool:
             return False
 
 
-def _is_ca_key(key: object) -> bool:
+def is_known_key(key: object) -> bool:
+    """Say whether a key of this kind and size may stand in a certificate of others'. Cheap, as above."""
     return isinstance(key, ed25519.Ed25519PublicKey) or _is_node_key(key)
 
 
@@ -120,7 +121,7 @@ NODE_CA: Final[tuple[Row, ...]] = (
     _row(
         "subjectPublicKeyInfo",
         "ours: what nobody can make slow",
-        Rule("unsupported_key", "ours", lambda certificate: not _is_ca_key(certificate.key)),
+        Rule("unsupported_key", "ours", lambda certificate: not is_known_key(certificate.key)),
     ),
     _row(
         "basicConstraints",
@@ -274,7 +275,7 @@ def check_node_chain(chain: Sequence[bytes]) -> list[Certificate]:
     if not _is_node_key(leaf.key):
         raise NodeCertificateError("unsupported_key", "that of the node's certificate")
     for number, certificate in enumerate(others, 1):
-        if not _is_ca_key(certificate.key):
+        if not is_known_key(certificate.key):
             raise NodeCertificateError("unsupported_key", f"that of intermediate certificate {number}")
     broken = first_broken(NODE, leaf)
     if broken is not None:

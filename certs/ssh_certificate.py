@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import SSHCertificate, SSHCertificateType
 
 from firedoor.certs.errors import BundleError, EvidenceError, SshCertificateError
-from firedoor.certs.keys import MAX_RSA_BITS, MIN_RSA_BITS
-from firedoor.certs.node_certificate import MAX_NODE_EXPONENT
+from firedoor.certs.node_certificate import is_known_key
 
 SSHPOP: Final = "sshpop"
 # With keys and a signature of RSA-8192, and 256 principals of 48 characters each.
@@ -47,19 +46,6 @@ _FOREVER: Final = 2**64 - 1
 _OPENSSH: Final = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
 SshKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-
-
-def is_ssh_key(key: object) -> bool:
-    """Say whether a key of this kind and size may stand in a certificate. Cheap: nothing is computed with it."""
-    match key:
-        case ed25519.Ed25519PublicKey():
-            return True
-        case ec.EllipticCurvePublicKey():
-            return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1)
-        case rsa.RSAPublicKey():
-            return MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS and key.public_numbers().e <= MAX_NODE_EXPONENT
-        case _:
-            return False
 
 
 @final
@@ -101,7 +87,7 @@ def _authority(line: bytes, number: int) -> bytes:
         key = serialization.load_ssh_public_key(line.strip())
     except _UNREADABLE:
         raise BundleError("malformed_ssh_key", f"line {number}") from None
-    if not is_ssh_key(key):
+    if not is_known_key(key):
         raise BundleError("unsupported_ssh_key", f"line {number}")
     return key.public_bytes(*_OPENSSH)
 
@@ -138,9 +124,9 @@ def verify_ssh_certificate(certificate: bytes, authorities: Collection[bytes], a
 def check_ssh_certificate(certificate: bytes) -> SSHCertificate:
     """Check what needs neither time nor CAs. Raise as `verify_ssh_certificate` does."""
     read = _read(certificate)
-    if not is_ssh_key(read.public_key()):
+    if not is_known_key(read.public_key()):
         raise SshCertificateError("unsupported_key", "that of the host")
-    if not is_ssh_key(_signer(read)):
+    if not is_known_key(_signer(read)):
         raise SshCertificateError("unsupported_key", "that of the CA")
     if read.type is not SSHCertificateType.HOST:
         raise SshCertificateError("not_a_host")

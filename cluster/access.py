@@ -68,6 +68,13 @@ class Access:
         return text.decode("ascii")
 
 
+def server_address(value: str) -> str:
+    """Take where an API server is, of a setting. Raise ValueError."""
+    if not value.startswith("https://") or "?" in value or "#" in value or "@" in value:
+        raise ValueError("must be an address such as https://10.0.0.1:6443")
+    return value
+
+
 def _read(setting: str, path: Path) -> bytes:
     try:
         with path.open("rb") as file:

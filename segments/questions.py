@@ -23,10 +23,10 @@ from firedoor.certs import IdPattern, SpiffeId, SpiffeIdError
 from firedoor.segments.errors import QuestionError
 from firedoor.segments.listeners import Protocol
 from firedoor.segments.model import Address, PolicySet, Segment
+from firedoor.segments.names import is_name
 
 _HTTP: Final = re.compile(r"([A-Za-z-]+) +(?:https?://)?([^/\s]*)(/\S*)")
 _GRPC: Final = re.compile(r"grpc +/?([A-Za-z0-9_.]+)/([A-Za-z0-9_]+)")
-_SEGMENT: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @final
@@ -88,7 +88,7 @@ def parse_destination(text: str) -> tuple[SpiffeId | Address | str, int]:
             return SpiffeId.parse(name), port
         except SpiffeIdError as error:
             raise QuestionError(f"the destination is not a SPIFFE ID: {error}") from None
-    if _SEGMENT.fullmatch(name):
+    if is_name(name):
         return name, port
     try:
         return ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name), port

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from firedoor.segments.model import API_VERSION
+from firedoor.segments.names import NAME
 
 Schema = dict[str, Any]
 GROUP, VERSION = API_VERSION.split("/")
 
-_NAME: Final = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_NAME: Final = f"^{NAME}$"
 _NAME_SAID: Final = "a name has up to 63 of a-z, 0-9 and dashes inside"
 # The API server bounds what its checks may cost by how much there could be to check, so that some bounds are lower than
 # in files: lengths of patterns, actions of a flow, peers of a port.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from firedoor.certs import CertsError, is_cluster_name
+from firedoor.segments.names import is_name
 
 # What the functions here, and the parsers of `certs`, raise.
 SETTING_ERRORS: Final = (ValueError, CertsError)
@@ -31,6 +32,13 @@ def text(value: str) -> str:
         raise ValueError("must not be empty")
     if "\0" in value:
         raise ValueError("must not hold a NUL character")
+    return value
+
+
+def name(value: str) -> str:
+    """Take a name that somebody gives to something of ours."""
+    if not is_name(value):
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and dashes, with no dash at either end")
     return value
 
 

@@ -13,10 +13,10 @@ from typing import Final
 
 from firedoor.certs import IdPattern, PatternError, Selector, SelectorError
 from firedoor.segments.document import Node, Scalar, Sequence
+from firedoor.segments.names import is_name
 from firedoor.segments.paths import PROBLEMS, PathPattern, PathProblem
 from firedoor.segments.schema import Bad, Read, Reading, clip, list_of, scalar
 
-_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 # RFC 9110 section 9.1: methods are case-sensitive, and all registered ones are upper-case.
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 _AUTHORITY: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?(?::[1-9][0-9]{0,4})?")
@@ -70,7 +70,7 @@ def name(node: Node, _: Reading) -> str:
         )
     if is_address(text):
         raise no_address(node, text)
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise Bad(
             "bad_name", node, f"`{clip(text)}` is not a name", "use a-z, 0-9 and dashes inside, 63 characters at most"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from firedoor.certs import TrustDomain
 from firedoor.sidecar.errors import UpdateRefused
+from firedoor.sidecar.parts import by_kind
 from firedoor.wire import control_pb2, views
 
 # Views of before that the server may build upon: it may not have heard the latest news of us yet.
@@ -79,7 +80,7 @@ def whole(base: control_pb2.Update, update: control_pb2.Update, trust_domain: Tr
         made.CopyFrom(base)
         made.generation.CopyFrom(update.generation)
         return made
-    put, before = _by_kind(delta.put), _by_kind(base.parts)
+    put, before = by_kind(delta.put), by_kind(base.parts)
     kinds = [kind for kind in KINDS if kind not in OPTIONAL or kind in before]
     if put.keys() - set(kinds) or (delta.removed.crls and "crls" not in kinds):
         raise _malformed("changes revocation lists of a view that has none")
@@ -97,18 +98,6 @@ def whole(base: control_pb2.Update, update: control_pb2.Update, trust_domain: Tr
 
 def _malformed(sentence: str) -> UpdateRefused:
     return UpdateRefused("malformed_delta", f"the update {sentence}")
-
-
-def _by_kind(parts: Iterable[control_pb2.Part]) -> dict[str, control_pb2.Part]:
-    found: dict[str, control_pb2.Part] = {}
-    for part in parts:
-        kind = part.WhichOneof("kind")
-        if kind is None:
-            raise UpdateRefused("unknown_part", "the update has a part of a kind that this sidecar does not know")
-        if kind in found:
-            raise UpdateRefused("repeated_part", f"the update has two parts of the kind {kind}")
-        found[kind] = part
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from firedoor.certs import IdPattern, SpiffeId, TrustDomain
 from firedoor.segments import document as yaml_text
+from firedoor.segments import setting_values
 from firedoor.segments.setting_values import MAX_PORT, choice, host_port, integer, ip_port, loopback_port
 from firedoor.segments.settings import Findings, Section
 from firedoor.sidecar import settings
@@ -43,7 +44,6 @@ HTTP_LIMITS = {
 }
 _INBOUND = (*_COMMON, *LIMITS, *HTTP_LIMITS, "app")
 _OUTBOUND = (*_COMMON, *LIMITS, *HTTP_LIMITS, "expect", "addresses", "mode")
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MODE = re.compile(r"0?[0-7]{3}")
 
 
@@ -164,7 +164,7 @@ def parse_outbound(node: yaml_text.Node, key: str, trust_domain: TrustDomain, fi
 def _common(section: Section, trust_domain: TrustDomain, listen: Any) -> dict[str, Any]:
     protocol = section.require("protocol", choice(*PROTOCOLS), "tcp")
     return {
-        "name": section.require("name", _name, ""),
+        "name": section.require("name", setting_values.name, ""),
         "identity": section.require("as", settings.own_workload_id(trust_domain), trust_domain.id),
         "listen": section.require("listen", listen, ""),
         "protocol": protocol,
@@ -184,12 +184,6 @@ def _limits(section: Section, protocol: str) -> tuple[tuple[str, int], ...]:
             section.findings.add(given.at, section.path(name), "has a meaning for http and grpc only")
         found.append((name, section.parse(name, integer(least, most), 0)))
     return tuple(found)
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError("must be 1 to 63 of a-z, 0-9 and dashes, with no dash at either end")
-    return value
 
 
 def uid(value: str) -> int | None:

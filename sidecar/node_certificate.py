@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from firedoor.certs import X509POP, CertsError, Challenge, PrivateKey, check_node_chain, write_evidence
+from firedoor.certs.evidence import NONCE_BYTES
 from firedoor.sidecar.errors import AttestationRefused
 from firedoor.sidecar.evidence import Shown
 from firedoor.sidecar.node_files import read_file, unusable
 
-_NONCE_BYTES: Final = 32
 _DER: Final = serialization.Encoding.DER
 _PUBLIC: Final = (_DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
@@ -64,7 +64,7 @@ class X509Pop:
 def _answer(challenge: bytes, key: PrivateKey) -> bytes:
     """Sign a server's challenge. Raise AttestationRefused when it is none for this key."""
     try:
-        return Challenge.read(challenge).answer(key, secrets.token_bytes(_NONCE_BYTES))
+        return Challenge.read(challenge).answer(key, secrets.token_bytes(NONCE_BYTES))
     except CertsError as error:
         raise AttestationRefused(f"the server's challenge cannot be answered: {error}") from error
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from firedoor.certs.pod_token import is_object_name
-from firedoor.cluster.access import IN_CLUSTER
+from firedoor.cluster.access import IN_CLUSTER, server_address
 from firedoor.segments.setting_values import choice, host_port, integer
 from firedoor.segments.settings import Option, Section
 from firedoor.sidecar import settings
@@ -69,7 +69,9 @@ def _access(section: Section) -> PodAccess:
     return PodAccess(
         node=node,
         asks="kubelet" if by_kubelet else "api-server",
-        address=section.parse("kubelet", host_port, KUBELET) if by_kubelet else section.parse("server", _server, ""),
+        address=section.parse("kubelet", host_port, KUBELET)
+        if by_kubelet
+        else section.parse("server", server_address, ""),
         server_name=section.parse("kubelet_name", _node, node) if by_kubelet else "",
         ca=section.parse("ca", settings.path, IN_CLUSTER / "ca.crt"),
         token=section.parse("token", settings.path, IN_CLUSTER / "token"),
@@ -79,10 +81,4 @@ def _access(section: Section) -> PodAccess:
 def _node(value: str) -> str:
     if not is_object_name(value):
         raise ValueError("must be the name of a node: lower case letters, digits, dots and dashes")
-    return value
-
-
-def _server(value: str) -> str:
-    if not value.startswith("https://") or "?" in value or "#" in value or "@" in value:
-        raise ValueError("must be an address such as https://10.0.0.1:6443")
     return value

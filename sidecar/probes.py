@@ -23,6 +23,7 @@ import grpc
 import grpc.aio
 
 from firedoor.segments import document as yaml_text
+from firedoor.segments import setting_values
 from firedoor.segments.setting_values import MAX_PORT, integer
 from firedoor.segments.settings import Findings, Section
 from firedoor.sidecar.short_talks import LARGEST_HEAD_BYTES, ShortTalks
@@ -39,7 +40,6 @@ MEMORY_SECONDS: Final = 0.5
 CONNECTIONS: Final = 32
 REQUEST_SECONDS: Final = 5.0
 _HOST: Final = "127.0.0.1"
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _SERVICE: Final = re.compile(r"[A-Za-z0-9_.]{0,255}")
 # kubelet's rule for HTTP probes.
@@ -112,7 +112,7 @@ def parse(section: Section) -> tuple[Probe, ...]:
 
 def _probe(node: yaml_text.Node, key: str, findings: Findings) -> Probe:
     one = Section(node, key, ("name", "seconds", *KINDS), findings)
-    name = one.require("name", _name, "")
+    name = one.require("name", setting_values.name, "")
     seconds = one.parse("seconds", integer(1, MOST_SECONDS), SECONDS)
     kinds = [kind for kind in KINDS if one.get(kind) is not None]
     if len(kinds) != 1:
@@ -132,12 +132,6 @@ def _path_of(section: Section) -> str:
 
 def _service_of(section: Section) -> str:
     return section.parse("service", _service, "")
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError("must be 1 to 63 of a-z, 0-9 and dashes, with no dash at either end")
-    return value
 
 
 def _path(value: str) -> str:

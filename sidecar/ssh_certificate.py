@@ -26,11 +26,11 @@ from firedoor.certs import (
     check_ssh_certificate,
     write_ssh_evidence,
 )
+from firedoor.certs.evidence import NONCE_BYTES
 from firedoor.sidecar.errors import AttestationRefused
 from firedoor.sidecar.evidence import Shown
 from firedoor.sidecar.node_files import read_file, unusable
 
-_NONCE_BYTES: Final = 32
 _PUBLIC: Final = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
 
@@ -70,7 +70,7 @@ _unusable = partial(unusable, SSHPOP)
 def _answer(challenge: bytes, key: SshPrivateKey) -> bytes:
     """Sign a server's challenge. Raise AttestationRefused when it is none."""
     try:
-        return SshChallenge.read(challenge).answer(key, secrets.token_bytes(_NONCE_BYTES))
+        return SshChallenge.read(challenge).answer(key, secrets.token_bytes(NONCE_BYTES))
     except CertsError as error:
         raise AttestationRefused(f"the server's challenge cannot be answered: {error}") from error
 

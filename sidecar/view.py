@@ -20,6 +20,7 @@ from firedoor.mtls import Revocation
 from firedoor.segments import Membership, membership_of
 from firedoor.sidecar import bundles
 from firedoor.sidecar.errors import UpdateRefused
+from firedoor.sidecar.parts import by_kind
 from firedoor.wire import control_pb2, policy_pb2, types, views
 
 Generation = tuple[int, int]
@@ -206,14 +207,7 @@ def read_checked(
 
 
 def _parts(update: control_pb2.Update) -> dict[str, control_pb2.Part]:
-    found: dict[str, control_pb2.Part] = {}
-    for part in update.parts:
-        kind = part.WhichOneof("kind")
-        if kind is None:
-            raise UpdateRefused("unknown_part", "the update has a part of a kind that this sidecar does not know")
-        if kind in found:
-            raise UpdateRefused("repeated_part", f"the update has two parts of the kind {kind}")
-        found[kind] = part
+    found = by_kind(update.parts)
     return {kind: found.get(kind, control_pb2.Part()) for kind in _PARTS}
 
 

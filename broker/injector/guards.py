@@ -14,6 +14,7 @@ from firedoor.broker.injector import cel, containers, demands, exclusions, sente
 from firedoor.broker.injector.policy import API, PARAM_KIND, PARAM_REF, bindings, pods
 from firedoor.segments import well_known
 from firedoor.segments.model import API_VERSION
+from firedoor.segments.names import NAME
 
 _KEPT: Final = (
     ("labels", well_known.SEGMENT),
@@ -314,7 +315,7 @@ def _wishes() -> list[Validation]:
             f"'{note(well_known.DNS)}: ' + {names}[0] + ' must be a name such as s3.example.org, or **.example.org'",
         ),
         _refused(
-            "variables.segment.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",
+            f"variables.segment.matches('^{NAME}$')",
             f"{note(well_known.SEGMENT)}: it is no name of a segment",
         ),
         _refused(said, f"metadata.labels[{well_known.SEGMENT}]: it is not what the annotation of that name says"),

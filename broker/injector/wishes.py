@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import Exclusion, InjectionRefused
+from firedoor.segments.names import is_name
 from firedoor.segments.pod_ports import MAX_PORTS, PodPort, port_words
 from firedoor.segments.well_known import (
     CAPTURE,
@@ -41,8 +42,6 @@ from firedoor.segments.well_known import (
 CAPTURED: Final = (EXCLUDE, UDP, DNS)
 KNOWN: Final = frozenset({SEGMENT, PORTS, CAPTURE, *CAPTURED, OUTBOUND, STATUS})
 
-SEGMENT_NAME: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_SEGMENT_NAME: Final = re.compile(SEGMENT_NAME)
 MAX_NAMES: Final = 100
 _MAX_NAME: Final = 253
 LABEL: Final = "[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?"
@@ -135,7 +134,7 @@ def segment_of(pod: Mapping[str, Any], namespace: str) -> str:
 
 
 def _segment(name: str) -> str:
-    if not _SEGMENT_NAME.fullmatch(name):
+    if not is_name(name):
         raise InjectionRefused(f"{SEGMENT}: {name[:100]!r} is no name of a segment")
     return name
 

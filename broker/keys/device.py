@@ -8,7 +8,7 @@ one faulty RSA signature can be enough to compute the key. Checking costs a tent
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NoReturn, Protocol, Self, TypeAlias, runtime_checkable
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -36,7 +36,21 @@ class Device(KeyManager, Protocol):
 
 
 class DeviceKey:
-    """What marks a key that a device signs with: slowly, and not always."""
+    """A key that a device signs with: slowly, and not always. Its private half stays there, and does nothing else."""
+
+    def private_numbers(self) -> NoReturn:
+        """Refuse: the device keeps them."""
+        raise _kept()
+
+    def private_bytes(self, *_: Any) -> NoReturn:
+        """Refuse: the device keeps them."""
+        raise _kept()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Self:
+        return self
 
 
 class DeviceEcKey(DeviceKey, ec.EllipticCurvePrivateKey):
@@ -74,20 +88,6 @@ class DeviceEcKey(DeviceKey, ec.EllipticCurvePrivateKey):
         """Refuse: the key is for signatures alone."""
         raise _kept()
 
-    def private_numbers(self) -> NoReturn:
-        """Refuse: the device keeps them."""
-        raise _kept()
-
-    def private_bytes(self, *_: Any) -> NoReturn:
-        """Refuse: the device keeps them."""
-        raise _kept()
-
-    def __copy__(self) -> DeviceEcKey:
-        return self
-
-    def __deepcopy__(self, _: Any) -> DeviceEcKey:
-        return self
-
 
 class DeviceRsaKey(DeviceKey, rsa.RSAPrivateKey):
     """An RSA key, for PKCS #1 v1.5 signatures."""
@@ -119,20 +119,6 @@ class DeviceRsaKey(DeviceKey, rsa.RSAPrivateKey):
     def decrypt(self, *_: Any) -> NoReturn:
         """Refuse: the key is for signatures alone."""
         raise _kept()
-
-    def private_numbers(self) -> NoReturn:
-        """Refuse: the device keeps them."""
-        raise _kept()
-
-    def private_bytes(self, *_: Any) -> NoReturn:
-        """Refuse: the device keeps them."""
-        raise _kept()
-
-    def __copy__(self) -> DeviceRsaKey:
-        return self
-
-    def __deepcopy__(self, _: Any) -> DeviceRsaKey:
-        return self
 
 
 def device_key(public: object, sign_digest: SignDigest, key_id: str) -> PrivateKey:

@@ -31,7 +31,7 @@ from firedoor.broker.kubernetes.registering import Attesting
 from firedoor.broker.read_files import ReadFiles, read_capped
 from firedoor.certs import BundleError, ClusterKeys
 from firedoor.certs.pod_token import is_namespace, is_object_name
-from firedoor.cluster.access import IN_CLUSTER, Access
+from firedoor.cluster.access import IN_CLUSTER, Access, server_address
 from firedoor.cluster.errors import AccessUnusable
 from firedoor.segments.setting_values import boolean, cluster_name, text
 from firedoor.segments.settings import Option, Section
@@ -244,7 +244,7 @@ def _psat(section: Section) -> PsatRules:
 
 
 def _access(section: Section) -> Access:
-    server = section.parse("server", _server, "")
+    server = section.parse("server", server_address, "")
     files: Mapping[str, Path] = {"ca": IN_CLUSTER / "ca.crt", "token": IN_CLUSTER / "token"}
     if server:
         for key in files:
@@ -264,12 +264,6 @@ def _check(access: Access, setting: str) -> None:
 def _audience(value: str) -> str:
     if not value or len(value) > 255:
         raise ValueError("must have 1 to 255 characters")
-    return value
-
-
-def _server(value: str) -> str:
-    if not value.startswith("https://") or "?" in value or "#" in value or "@" in value:
-        raise ValueError("must be an address such as https://10.0.0.1:6443")
     return value
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, final
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.certs import SpiffeId, SpiffeIdError, TrustDomain
+from firedoor.segments.names import is_name
 from firedoor.segments.pod_ports import MAX_PORTS, PodPort, port_words
 from firedoor.segments.well_known import EXCLUDE, PORTS, SEGMENT
 from firedoor.wire import policy_pb2
@@ -27,7 +28,6 @@ Seen = Mapping[str, Any]
 Key = tuple[str, str]
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_SEGMENT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _ENDED: Final = ("Succeeded", "Failed")
 _MAX_PORT: Final = 65535
 # The API server takes 1000 endpoints and 100 ports a slice, and 100 addresses an endpoint, of which one is used.
@@ -119,7 +119,7 @@ def read_pod(seen: Seen) -> PodRecord | None:
     """Read a pod; None when nobody can be expected at it."""
     metadata, spec, status = (_mapping(seen.get(part)) for part in ("metadata", "spec", "status"))
     segment, account = _text(_mapping(metadata.get("labels")).get(SEGMENT)), _name(spec.get("serviceAccountName"))
-    if not _SEGMENT_NAME.fullmatch(segment) or spec.get("hostNetwork") or status.get("phase") in _ENDED:
+    if not is_name(segment) or spec.get("hostNetwork") or status.get("phase") in _ENDED:
         return None
     uid, (namespace, name) = uid_of(seen), key_of(seen)
     listed = [_text(_mapping(one).get("ip")) for one in _items(status.get("podIPs"), _MAX_ADDRESSES)]

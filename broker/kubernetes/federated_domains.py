@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from firedoor.broker.errors import BrokerError, InvalidRequest
+from firedoor.broker.kubernetes.conditions import condition, known, timed
 from firedoor.broker.kubernetes.mirror import mapping, text
 from firedoor.broker.kubernetes.registrar import origin_prefix
-from firedoor.broker.kubernetes.registration_status import condition, timed_conditions
 from firedoor.broker.kubernetes.rules import Rule, Unfit
 from firedoor.broker.kubernetes.spire_identities import SpireRules
 from firedoor.broker.relationship import Relationship, parse_relationship
@@ -169,8 +169,10 @@ class FederatedDomains:
             return
         if why:
             _log.warning("%s %s: %s", KIND, one.rule.name, why)
-        said = condition(one.rule, "Registered", "False" if why else "True", "Refused" if why else "Registered", why)
-        status = {"conditions": timed_conditions([said], one.rule.status)}
+        said = condition(
+            one.rule.generation, "Registered", "False" if why else "True", "Refused" if why else "Registered", why
+        )
+        status = {"conditions": timed([said], known(one.rule.status))}
         try:
             await self._api.put_status(f"{self._path}/{one.rule.name}", status)
         except ClusterUnavailable as error:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from firedoor.broker.entry import MAX_DNS_NAMES, Entry
-from firedoor.broker.injector.wishes import SEGMENT_NAME
 from firedoor.broker.kubernetes.mirror import mapping, short, text
 from firedoor.broker.kubernetes.rules import (
     Place,
@@ -30,6 +29,7 @@ from firedoor.broker.kubernetes.rules import (
 )
 from firedoor.certs import Selector, TrustDomain
 from firedoor.cluster.objects import Seen
+from firedoor.segments.names import is_name
 from firedoor.segments.setting_values import duration
 from firedoor.segments.well_known import SEGMENT
 
@@ -41,7 +41,6 @@ DEFAULT_ID: Final = "spiffe://{td}/segment/{segment}/ns/{ns}/sa/{sa}"
 PLACEHOLDERS: Final = ("td", "cluster", "segment", "ns", "sa", "pod")
 MAX_TEMPLATE: Final = 1024
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
-_SEGMENT_NAME: Final = re.compile(SEGMENT_NAME)
 _YEAR: Final = 366 * 86400
 
 
@@ -132,7 +131,7 @@ def _template(what: str, said: str) -> str:
 
 def _check_segment(said: str) -> None:
     """Pods say theirs in annotations, and a slash there would make more steps of an ID. Raise Unfit."""
-    if not _SEGMENT_NAME.fullmatch(said):
+    if not is_name(said):
         raise Unfit(f"its {SEGMENT} is {short(said)!r}, and no name of a segment")
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from firedoor.broker.errors import ConfigError
+from firedoor.broker.kubernetes.conditions import known
 from firedoor.broker.policy_origin import MAX_TOTAL_BYTES
 from firedoor.cluster.api import ClusterApi
 from firedoor.cluster.errors import ObjectsUnreadable
@@ -56,11 +57,9 @@ class Resource:
         said = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": seen.get("spec")}
         # Written as it is, not escaped, so that what cannot be seen is refused as in a file.
         text = json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True)
-        conditions = status.get("conditions") or ()
-        known = tuple(one for one in conditions if isinstance(one, dict)) if isinstance(conditions, list) else ()
         generation = metadata.get("generation")
         number = generation if isinstance(generation, int) else 0
-        return cls(kind, name, number, Document(f"{kind}/{name}", text), known)
+        return cls(kind, name, number, Document(f"{kind}/{name}", text), known(status))
 
 
 @final

@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, final
 
 from firedoor.broker.errors import DatabaseError
 from firedoor.broker.followers import Looked, News
+from firedoor.broker.kubernetes.conditions import Condition, condition, timed
 from firedoor.cluster.errors import ClusterUnavailable
 from firedoor.segments import PolicyErrors
 
@@ -36,8 +36,6 @@ _SLICE: Final = 100
 _AT_ONCE: Final = 8
 # Sidecars that are named, and characters of a message.
 _NAMED: Final = 5
-_MAX_MESSAGE: Final = 4096
-Condition = dict[str, Any]
 
 
 @final
@@ -95,7 +93,7 @@ class PolicyStatus:
         self._written = seen
 
     async def _write(self, one: Resource, wanted: list[Condition]) -> None:
-        await self._api.put_status(one.path, {"conditions": _timed(wanted, one.conditions)})
+        await self._api.put_status(one.path, {"conditions": timed(wanted, one.conditions)})
 
     async def _missing(self) -> str:
         """Say who has not acknowledged the set in force; nothing when all have."""
@@ -115,39 +113,28 @@ class PolicyStatus:
     def _conditions(self, one: Resource, missing: str) -> list[Condition]:
         accepted = self._accepted(one)
         if accepted["status"] != "True":
-            pending = _condition(one, "Enforced", "False", "NotInForce", "what it says is not in force")
+            pending = condition(one.generation, "Enforced", "False", "NotInForce", "what it says is not in force")
         elif missing and one.document not in self._enforced and not _was_enforced(one):
-            pending = _condition(one, "Enforced", "False", "Pending", missing)
+            pending = condition(one.generation, "Enforced", "False", "Pending", missing)
         else:
-            pending = _condition(one, "Enforced", "True", "Acknowledged", "every sidecar has acknowledged it")
+            pending = condition(one.generation, "Enforced", "True", "Acknowledged", "every sidecar has acknowledged it")
         return [accepted, pending]
 
     def _accepted(self, one: Resource) -> Condition:
         if one.document in self._keeper.documents:
-            return _condition(one, "Accepted", "True", "InForce", "it is part of the policy in force")
+            return condition(one.generation, "Accepted", "True", "InForce", "it is part of the policy in force")
         refused = self._keeper.refused
         if refused is None:
-            return _condition(one, "Accepted", "Unknown", "Pending", "it has not been looked at yet")
+            return condition(one.generation, "Accepted", "Unknown", "Pending", "it has not been looked at yet")
         if not isinstance(refused, PolicyErrors):
-            return _condition(one, "Accepted", "False", "SetRefused", str(refused))
+            return condition(one.generation, "Accepted", "False", "SetRefused", str(refused))
         own = [found for found in refused.findings if found.at.file == one.document.name]
         if own:
             said = "; ".join(f"{found.message}: {found.fix} [{found.code}]" for found in own)
-            return _condition(one, "Accepted", "False", "Refused", said)
+            return condition(one.generation, "Accepted", "False", "Refused", said)
         first = refused.findings[0]
         message = f"another object of the set has an error, and the set is taken as a whole: {first}"
-        return _condition(one, "Accepted", "False", "SetRefused", message)
-
-
-def _condition(one: Resource, kind: str, status: str, reason: str, message: str) -> Condition:
-    said = message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…"
-    return {
-        "type": kind,
-        "status": status,
-        "observedGeneration": one.generation,
-        "reason": reason,
-        "message": said,
-    }
+        return condition(one.generation, "Accepted", "False", "SetRefused", message)
 
 
 def _was_enforced(one: Resource) -> bool:
@@ -168,15 +155,3 @@ def _same(wanted: list[Condition], there: tuple[Mapping[str, Any], ...]) -> bool
 def _essence(one: Mapping[str, Any]) -> dict[str, Any]:
     left_out = ("lastTransitionTime", "message") if one.get("reason") == "Pending" else ("lastTransitionTime",)
     return {key: value for key, value in one.items() if key not in left_out}
-
-
-def _timed(wanted: list[Condition], there: tuple[Mapping[str, Any], ...]) -> list[Condition]:
-    """Add when each last changed: the API's convention is that only another `status` is a change."""
-    before = {one.get("type"): one for one in there}
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    made = []
-    for one in wanted:
-        old = before.get(one["type"], {})
-        kept = old.get("lastTransitionTime") if old.get("status") == one["status"] else None
-        made.append({**one, "lastTransitionTime": kept or now})
-    return made

@@ -13,9 +13,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, final
 
+from firedoor.broker.kubernetes.conditions import condition, known, timed
 from firedoor.cluster.errors import ClusterUnavailable
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _log = logging.getLogger("firedoor.broker.registration")
 # Seconds between two statuses of one object, and statuses that are written at once.
 _SECONDS: Final = 1.0
 _AT_ONCE: Final = 8
-_MAX_MESSAGE: Final = 4096
 Status = dict[str, Any]
 
 
@@ -138,8 +137,8 @@ class RegistrationStatus:
         before = self._written.get(who)
         if before == said or (before is None and _says_already(rule.status, said)):
             return
-        timed = {**said, "conditions": timed_conditions(said["conditions"], rule.status)}
-        await self._api.put_status(f"{self._paths[rule.kind]}/{rule.name}", timed)
+        status = {**said, "conditions": timed(said["conditions"], known(rule.status))}
+        await self._api.put_status(f"{self._paths[rule.kind]}/{rule.name}", status)
         self._written[who] = said
 
 
@@ -152,51 +151,23 @@ def conditions(rule: Rule, found: Tally) -> list[dict[str, Any]]:
     """Return what is so about an object."""
     if rule.trouble:
         return [
-            condition(rule, "Accepted", "False", "Invalid", rule.trouble),
-            condition(rule, "Registered", "False", "Invalid", "it cannot be read"),
+            condition(rule.generation, "Accepted", "False", "Invalid", rule.trouble),
+            condition(rule.generation, "Registered", "False", "Invalid", "it cannot be read"),
         ]
-    accepted = condition(rule, "Accepted", "True", "Read", "it can be read")
+    accepted = condition(rule.generation, "Accepted", "True", "Read", "it can be read")
     there = found.entries + found.masked
     if found.crowd:
         said = f"{there} pods have their entry; namespace {found.crowd} has more pods than are registered of one"
-        return [accepted, condition(rule, "Registered", "False", "TooManyPods", said)]
+        return [accepted, condition(rule.generation, "Registered", "False", "TooManyPods", said)]
     if there == found.pods:
         masked = f", {found.masked} of them by an older object" if found.masked else ""
         said = f"all {found.pods} pods have their entry{masked}" if found.pods else "it selects no pod"
-        return [accepted, condition(rule, "Registered", "True", "Registered", said)]
+        return [accepted, condition(rule.generation, "Registered", "True", "Registered", said)]
     said = f"{there} of {found.pods} pods have their entry; {found.why}"
-    return [accepted, condition(rule, "Registered", "False", "Refused", said)]
-
-
-def condition(rule: Rule, kind: str, status: str, reason: str, message: str) -> dict[str, Any]:
-    """Return one condition, without its time."""
-    said = message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…"
-    return {
-        "type": kind,
-        "status": status,
-        "observedGeneration": rule.generation,
-        "reason": reason,
-        "message": said,
-    }
+    return [accepted, condition(rule.generation, "Registered", "False", "Refused", said)]
 
 
 def _says_already(there: Mapping[str, Any], said: Status) -> bool:
     """Say whether another broker, or this one before it was restarted, has written it."""
-    known = [
-        {key: value for key, value in one.items() if key != "lastTransitionTime"}
-        for one in there.get("conditions") or ()
-        if isinstance(one, dict)
-    ]
-    return {**there, "conditions": known} == said
-
-
-def timed_conditions(wanted: list[dict[str, Any]], there: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Add when each last changed: the API's convention is that only another `status` is a change."""
-    before = {one.get("type"): one for one in there.get("conditions") or () if isinstance(one, dict)}
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    made = []
-    for one in wanted:
-        old = before.get(one["type"], {})
-        kept = old.get("lastTransitionTime") if old.get("status") == one["status"] else None
-        made.append({**one, "lastTransitionTime": kept or now})
-    return made
+    untimed = [{key: value for key, value in one.items() if key != "lastTransitionTime"} for one in known(there)]
+    return {**there, "conditions": untimed} == said

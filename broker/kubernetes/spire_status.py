@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from firedoor.broker.kubernetes.conditions import condition
 from firedoor.broker.kubernetes.registrar import Registrar
-from firedoor.broker.kubernetes.registration_status import Status, Tally, condition, conditions
+from firedoor.broker.kubernetes.registration_status import Status, Tally, conditions
 from firedoor.broker.kubernetes.rules import Rule
 
 _log: Final = logging.getLogger("firedoor.broker.registration")
@@ -47,11 +48,11 @@ def static_entry_status(rule: Rule, found: Tally) -> Status:
 def _static_conditions(rule: Rule, found: Tally) -> list[dict[str, Any]]:
     if rule.trouble:
         return conditions(rule, found)
-    accepted = condition(rule, "Accepted", "True", "Read", "it can be read")
+    accepted = condition(rule.generation, "Accepted", "True", "Read", "it can be read")
     if found.entries:
-        return [accepted, condition(rule, "Registered", "True", "Registered", "its entry is there")]
+        return [accepted, condition(rule.generation, "Registered", "True", "Registered", "its entry is there")]
     why = "an older object asks for the same entry" if found.masked else found.why
-    return [accepted, condition(rule, "Registered", "False", "Refused", why)]
+    return [accepted, condition(rule.generation, "Registered", "False", "Refused", why)]
 
 
 def _said(rule: Rule, why: str) -> None:

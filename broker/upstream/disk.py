@@ -11,27 +11,24 @@ import logging
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.files import stamp
 from firedoor.broker.upstream import Follow, Minted, TokenKind, with_roots
+from firedoor.broker.upstream.roots import read_roots
 from firedoor.broker.web_certificate import CertificateFiles
 from firedoor.certs import (
-    BundleError,
     CertsError,
     JwtKey,
     PrivateKey,
-    TrustBundle,
     TrustDomain,
     X509Issuer,
     issue_downstream_ca,
 )
 
 _log = logging.getLogger("firedoor.broker.upstream")
-_MAX_FILE: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +47,10 @@ class UpstreamFiles:
         except CertsError as error:
             raise ConfigError(f"upstream.certificate: {self.ca.certificate} cannot be used: {error}") from None
         if self.bundle is not None:
-            return issuer, self._roots(trust_domain, self.bundle)
+            return issuer, read_roots(trust_domain, self.bundle)
         if issuer.above:
             raise ConfigError(f"upstream.bundle: is missing, and {self.ca.certificate} is no root")
-        return issuer, self._roots(trust_domain, self.ca.certificate)
-
-    def _roots(self, trust_domain: TrustDomain, path: Path) -> tuple[bytes, ...]:
-        try:
-            with path.open("rb") as file:
-                roots = TrustBundle.from_pem(trust_domain, file.read(_MAX_FILE + 1)).x509_roots
-        except OSError as error:
-            raise ConfigError(f"upstream.bundle: {path} cannot be read: {error.strerror}") from error
-        except BundleError as error:
-            raise ConfigError(f"upstream.bundle: {path}: {error}") from None
-        if not roots:
-            raise ConfigError(f"upstream.bundle: {path} holds no certificate in PEM")
-        return tuple(root.der for root in roots)
+        return issuer, read_roots(trust_domain, self.ca.certificate)
 
     def stamp(self) -> tuple[object, ...]:
         """Return what differs when a file was edited or replaced."""

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives import serialization
 
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.files import stamp
-from firedoor.broker.read_files import read_capped
 from firedoor.broker.upstream import Follow, Minted, TokenKind, with_roots
+from firedoor.broker.upstream.roots import read_roots
 from firedoor.broker.upstream.vault_client import VaultClient, web_context
 from firedoor.broker.upstream.vault_login import Login, TokenFile
-from firedoor.certs import BundleError, JwtKey, PrivateKey, TrustBundle, TrustDomain, make_csr, public_key_der
+from firedoor.certs import JwtKey, PrivateKey, TrustDomain, make_csr, public_key_der
 from firedoor.certs.certificate import Certificate, read_certificate
 from firedoor.certs.paths import Paths, TooManySignatures, valid_at
 from firedoor.certs.profile import CA, MAX_CHAIN, first_broken
@@ -61,13 +61,7 @@ class UpstreamVault:
 
     def read_roots(self, trust_domain: TrustDomain) -> tuple[bytes, ...]:
         """Read the roots. Raise ConfigError."""
-        try:
-            found = TrustBundle.from_pem(trust_domain, read_capped("upstream.bundle", self.roots)).x509_roots
-        except BundleError as error:
-            raise ConfigError(f"upstream.bundle: {self.roots}: {error}") from None
-        if not found:
-            raise ConfigError(f"upstream.bundle: {self.roots} holds no certificate in PEM")
-        return tuple(root.der for root in found)
+        return read_roots(trust_domain, self.roots)
 
 
 class VaultUpstream:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from firedoor.certs.pod_token import is_namespace
 from firedoor.segments.errors import ExportError
 from firedoor.segments.exports.cilium import cilium_policies
 from firedoor.segments.exports.cluster_policies import cluster_policies
 from firedoor.segments.exports.edges import Options, Plan, about_accounts, plan
 from firedoor.segments.exports.network_policies import network_policies
-from firedoor.segments.exports.places import is_namespace
 from firedoor.segments.findings import Finding, Position, in_order
 from firedoor.segments.linter import usable
 from firedoor.segments.model import PolicySet

@@ -14,17 +14,14 @@ A `Place` is a box of such pods; boxes meet in boxes, so that nothing here is gu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
 from firedoor.certs import IdPattern, Selector, TrustDomain
+from firedoor.certs.pod_token import is_namespace, is_object_name
 from firedoor.segments.model import Segment, Subject
 
-# RFC 1123: the names that Kubernetes takes for namespaces, and for service accounts.
-_NAMESPACE_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_ACCOUNT_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 # What brokers and SPIRE agents attest about a pod, by selector type and the key before the value.
 _NAMESPACE: Final = (("k8s_pod", "ns"), ("k8s", "ns"))
 _ACCOUNT: Final = (("k8s_pod", "sa"), ("k8s", "sa"))
@@ -54,7 +51,7 @@ class Place:
     @property
     def can_be(self) -> bool:
         """Whether Kubernetes has namespaces and accounts of these names."""
-        fits = self.account is None or _ACCOUNT_NAME.fullmatch(self.account) is not None
+        fits = self.account is None or is_object_name(self.account)
         return fits and (self.namespace is None or is_namespace(self.namespace))
 
     @property
@@ -81,11 +78,6 @@ def home(segment: Segment, own: TrustDomain) -> tuple[Place, ...]:
         admitted = met
     found = [everywhere] if segment.fallback else [p for m in segment.members for p in _pods(m, segment.name, own)]
     return least(met for place in found if (met := place.meet(admitted)) and met.can_be)
-
-
-def is_namespace(name: str) -> bool:
-    """Say whether a namespace can have this name."""
-    return _NAMESPACE_NAME.fullmatch(name) is not None
 
 
 def end(segment: Segment, at_home: tuple[Place, ...], subject: Subject, own: TrustDomain) -> tuple[Place, ...]:
