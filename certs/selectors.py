@@ -13,7 +13,9 @@ Values can be secrets (labels, environment variables): logs and errors take `red
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -83,3 +85,12 @@ class Selector:
 
     def __repr__(self) -> str:
         return f"Selector({self.redacted!r})"
+
+
+def selectors_of(kind: str, values: Iterable[str]) -> frozenset[Selector]:
+    """Make selectors of what was seen of a pod; what one cannot hold is left out: no API server takes it as a label."""
+    found = set()
+    for value in values:
+        with contextlib.suppress(SelectorError):
+            found.add(Selector.of(kind, value))
+    return frozenset(found)

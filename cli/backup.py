@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from firedoor.cli.daemon import broker_config, usage_error
 from firedoor.cli.errors import Refused, UsageError
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
@@ -51,7 +52,7 @@ def run_backup(options: argparse.Namespace) -> int:
     """Write a backup."""
     from firedoor.broker.backup import back_up
 
-    config = _load(options)
+    config = broker_config(options)
     if options.unencrypted and options.backup_passphrase_file:
         raise UsageError("--unencrypted and --backup-passphrase-file are two answers to one question")
     passphrase = None if options.unencrypted else _passphrase(options, new=True)
@@ -69,7 +70,7 @@ def run_restore(options: argparse.Namespace) -> int:
     """Restore one."""
     from firedoor.broker.restore import is_encrypted, restore
 
-    config, source = _load(options), Path(options.file)
+    config, source = broker_config(options), Path(options.file)
     with _told():
         encrypted = is_encrypted(source)
     passphrase = _passphrase(options, new=False) if encrypted else None
@@ -129,17 +130,6 @@ def _as_json(made: "Manifest") -> dict[str, Any]:
     }
 
 
-def _load(options: argparse.Namespace) -> "Config":
-    from firedoor.broker import config
-    from firedoor.broker.errors import ConfigError
-    from firedoor.cli.daemon import load_config, usage_error
-
-    try:
-        return load_config(config.load, config.OPTIONS, options, config.ENVIRONMENT)
-    except ConfigError as error:
-        raise usage_error(error.findings) from None
-
-
 def _passphrase(options: argparse.Namespace, *, new: bool) -> bytes:
     """Return the passphrase: from the file, or asked for, twice for a new one."""
     if options.backup_passphrase_file:
@@ -173,7 +163,6 @@ def _told() -> Iterator[None]:
     """Turn the broker's errors into ours."""
     from firedoor.broker.errors import BrokerError, ConfigError
     from firedoor.certs import CertsError
-    from firedoor.cli.daemon import usage_error
 
     try:
         yield

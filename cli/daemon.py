@@ -13,6 +13,7 @@ from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json
 
 if TYPE_CHECKING:
+    from firedoor.broker.config import Config as BrokerConfig
     from firedoor.segments.settings import Option
 
 Config = TypeVar("Config")
@@ -31,6 +32,17 @@ def load_config(load: Load[Config], options: Iterable["Option"], given: argparse
     file = given.config or os.environ.get(f"{environment}CONFIG")
     flags = {option.name: getattr(given, option.name) for option in options}
     return load(Path(file) if file else None, os.environ, flags)
+
+
+def broker_config(given: argparse.Namespace) -> "BrokerConfig":
+    """Load the broker's. Raise UsageError."""
+    from firedoor.broker import config
+    from firedoor.broker.errors import ConfigError
+
+    try:
+        return load_config(config.load, config.OPTIONS, given, config.ENVIRONMENT)
+    except ConfigError as error:
+        raise usage_error(error.findings) from None
 
 
 def report(findings: Iterable[object], output: str) -> int:

@@ -64,3 +64,18 @@ class Event:
         if not isinstance(version, str) or not version:
             raise ObjectsUnreadable("it sent an event without a version")
         return cls(what, seen, version)
+
+
+def metadata(seen: Seen) -> Mapping[str, Any]:
+    """Return an object's metadata, empty when it has none."""
+    return mapping(seen.get("metadata"))
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Take a mapping for what it is, and anything else for an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def text(value: object) -> str:
+    """Take a text for what it is, and anything else for an empty one."""
+    return value if isinstance(value, str) else ""

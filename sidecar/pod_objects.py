@@ -12,12 +12,13 @@ digest that the runtime found.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from firedoor.certs import Selector, SelectorError
+from firedoor.certs import Selector
 from firedoor.certs.pod_token import is_namespace, is_object_name
+from firedoor.certs.selectors import selectors_of
 from firedoor.sidecar.pod_cgroup import PodContainer
 
 TYPE: Final = "k8s"
@@ -73,11 +74,11 @@ class Pod:
     @property
     def selectors(self) -> frozenset[Selector]:
         """What the pod is, whichever of its containers asks."""
-        return _selectors(self._values())
+        return selectors_of(TYPE, self._values())
 
     def selectors_in(self, container: Container) -> frozenset[Selector]:
         """What the pod is, and which container of it."""
-        return self.selectors | _selectors(container.values)
+        return self.selectors | selectors_of(TYPE, container.values)
 
     def container(self, container_id: str) -> Container | None:
         """Return the container with this ID, if it runs."""
@@ -93,17 +94,6 @@ class Pod:
         yield from (f"pod-label:{key}:{value}" for key, value in self.labels)
         for kind, name, uid in self.owners:
             yield from (f"pod-owner:{kind}:{name}", f"pod-owner-uid:{kind}:{uid}")
-
-
-def _selectors(values: Iterable[str]) -> frozenset[Selector]:
-    """Make selectors; what one cannot hold is left out."""
-    found = set()
-    for value in values:
-        try:
-            found.add(Selector.of(TYPE, value))
-        except SelectorError:
-            continue
-    return frozenset(found)
 
 
 def read_pods(answer: Mapping[str, Any], node: str) -> tuple[Pod, ...]:

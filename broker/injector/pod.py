@@ -20,6 +20,7 @@ from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.broker.injector.probes import Rewritten
 from firedoor.broker.injector.settings import InjectorRules
 from firedoor.certs.pod_token import is_namespace, is_object_name
+from firedoor.cluster.objects import mapping
 from firedoor.segments import well_known
 
 # What lets a container take the rules away, send what they do not see, or read files and memory of the node, in which
@@ -108,7 +109,7 @@ def _is_pod(pod: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
 
 
 def _is_container(one: Mapping[str, Any]) -> bool:
-    capabilities = _mapping(_mapping(one.get("securityContext")).get("capabilities"))
+    capabilities = mapping(mapping(one.get("securityContext")).get("capabilities"))
     return all(_are_objects(one.get(key)) for key in ("env", "volumeMounts", "ports")) and all(
         isinstance(capabilities.get(key) or [], list) for key in ("add", "drop")
     )
@@ -151,7 +152,7 @@ def _check(spec: Mapping[str, Any], rules: InjectorRules, demands: Demands, *, c
         raise InjectionRefused(
             "its containers see each other's processes (shareProcessNamespace or hostPID), the sidecar's keys too"
         )
-    whole = _mapping(spec.get("securityContext"))
+    whole = mapping(spec.get("securityContext"))
     for one in _containers(spec):
         _check_container(one, whole, rules, captured=captured)
     if holds_users(demands, rules):
@@ -161,9 +162,9 @@ def _check(spec: Mapping[str, Any], rules: InjectorRules, demands: Demands, *, c
 def _check_tokens(spec: Mapping[str, Any], audience: str) -> None:
     """Refuse a token in a pod's other volumes by which one could attest as its sidecar does."""
     for volume in spec.get("volumes") or ():
-        sources = _mapping(_mapping(volume).get("projected")).get("sources")
+        sources = mapping(mapping(volume).get("projected")).get("sources")
         for source in sources if isinstance(sources, list) else ():
-            if _mapping(_mapping(source).get("serviceAccountToken")).get("audience") == audience:
+            if mapping(mapping(source).get("serviceAccountToken")).get("audience") == audience:
                 raise InjectionRefused(
                     f"volume {str(volume.get('name', ''))[:63]} projects a token for {audience}, which proves who the "
                     "pod is: that is its sidecar's alone"
@@ -171,7 +172,7 @@ def _check_tokens(spec: Mapping[str, Any], audience: str) -> None:
 
 
 def _check_container(one: Mapping[str, Any], whole: Mapping[str, Any], rules: InjectorRules, *, captured: bool) -> None:
-    own, name = _mapping(one.get("securityContext")), str(one.get("name", ""))[:63]
+    own, name = mapping(one.get("securityContext")), str(one.get("name", ""))[:63]
     user = own.get("runAsUser", whole.get("runAsUser"))
     if user == rules.uid:
         raise InjectionRefused(f"container {name} runs as user {rules.uid}, the sidecar's own, which passes the rules")
@@ -192,9 +193,9 @@ def _check_container(one: Mapping[str, Any], whole: Mapping[str, Any], rules: In
 
 def _check_users(spec: Mapping[str, Any], rules: InjectorRules, *, captured: bool) -> None:
     """Refuse containers whose user only their image names, and those that may become another."""
-    whole = _mapping(spec.get("securityContext"))
+    whole = mapping(spec.get("securityContext"))
     for one in _containers(spec):
-        user = _mapping(one.get("securityContext")).get("runAsUser", whole.get("runAsUser"))
+        user = mapping(one.get("securityContext")).get("runAsUser", whole.get("runAsUser"))
         if not isinstance(user, int):
             name = str(one.get("name", ""))[:63]
             raise InjectionRefused(
@@ -216,7 +217,7 @@ def _drops_all(own: Mapping[str, Any]) -> bool:
 
 
 def _named(own: Mapping[str, Any], key: str) -> list[str]:
-    return [str(each) for each in _mapping(own.get("capabilities")).get(key) or ()]
+    return [str(each) for each in mapping(own.get("capabilities")).get(key) or ()]
 
 
 def _raised(name: str) -> str:
@@ -232,7 +233,7 @@ def _root_warnings(spec: Mapping[str, Any]) -> list[str]:
     """
     found = []
     for one in _containers(spec):
-        own = _mapping(one.get("securityContext"))
+        own = mapping(one.get("securityContext"))
         # Of what was dropped, what is added is there.
         stays = _drops_all(own) and "SETUID" not in _capabilities(own, "add")
         if own.get("allowPrivilegeEscalation") is not False or not stays:
@@ -285,8 +286,8 @@ def _check_ours(
 
 def _plain(one: Mapping[str, Any]) -> bool:
     """Whether what it may use up is no device, and no file lies over one of its own."""
-    resources = _mapping(one.get("resources"))
-    limits = _mapping(resources.get("limits")), _mapping(resources.get("requests"))
+    resources = mapping(one.get("resources"))
+    limits = mapping(resources.get("limits")), mapping(resources.get("requests"))
     return (
         one.get("terminationMessagePath", containers.MESSAGE) == containers.MESSAGE
         and not resources.get("claims")
@@ -341,7 +342,3 @@ def _note(pod: dict[str, Any], spiffe_id: str, asked: wishes.Wishes) -> None:
         **(metadata.get("annotations") or {}),
         well_known.STATUS: json.dumps(status, separators=(",", ":")),
     }
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, final
 
 from firedoor.broker.kubernetes.certificates_api import BUNDLES, GROUP, SIGNER, served
 from firedoor.broker.kubernetes.ownership import is_ours, mark
 from firedoor.cluster.errors import ClusterUnavailable, WrittenMeanwhile
+from firedoor.cluster.objects import mapping
 
 if TYPE_CHECKING:
     from firedoor.broker.kubernetes.lease import Lease
@@ -84,11 +85,11 @@ class ClusterBundle:
             await self._api.create(path, whole)
             _log.info("ClusterTrustBundle %s has the roots of %s", NAME, self._trust_domain)
             return True
-        metadata = _mapping(found.get("metadata"))
+        metadata = mapping(found.get("metadata"))
         if not is_ours(metadata, self._trust_domain):
             self._say(f"ClusterTrustBundle {NAME} is not this broker's: it stays as it is")
             return False
-        if _mapping(found.get("spec")).get("trustBundle") != wanted:
+        if mapping(found.get("spec")).get("trustBundle") != wanted:
             body = {"metadata": {"resourceVersion": metadata.get("resourceVersion")}, "spec": {"trustBundle": wanted}}
             await self._api.merge(f"{path}/{NAME}", body)
             _log.info("ClusterTrustBundle %s has the roots of the trust bundle as it is", NAME)
@@ -98,7 +99,3 @@ class ClusterBundle:
         if what != self._said:
             _log.warning("%s", what)
         self._said = what
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -18,6 +18,7 @@ from typing import Any, Final, final
 from firedoor.broker.injector import exclusions
 from firedoor.broker.injector.exclusions import InjectionRefused
 from firedoor.certs import SpiffeId, SpiffeIdError, TrustDomain
+from firedoor.cluster.objects import mapping, text
 from firedoor.segments.names import is_name
 from firedoor.segments.pod_ports import MAX_PORTS, PodPort, port_words
 from firedoor.segments.well_known import EXCLUDE, PORTS, SEGMENT
@@ -106,42 +107,42 @@ def _id(text: str) -> str:
 
 def key_of(seen: Seen) -> Key:
     """Return an object's namespace and name; empty texts where it has none."""
-    metadata = _mapping(seen.get("metadata"))
+    metadata = mapping(seen.get("metadata"))
     return _name(metadata.get("namespace")), _name(metadata.get("name"))
 
 
 def uid_of(seen: Seen) -> str:
     """Return an object's UID."""
-    return _text(_mapping(seen.get("metadata")).get("uid"))[:64]
+    return text(mapping(seen.get("metadata")).get("uid"))[:64]
 
 
 def read_pod(seen: Seen) -> PodRecord | None:
     """Read a pod; None when nobody can be expected at it."""
-    metadata, spec, status = (_mapping(seen.get(part)) for part in ("metadata", "spec", "status"))
-    segment, account = _text(_mapping(metadata.get("labels")).get(SEGMENT)), _name(spec.get("serviceAccountName"))
+    metadata, spec, status = (mapping(seen.get(part)) for part in ("metadata", "spec", "status"))
+    segment, account = text(mapping(metadata.get("labels")).get(SEGMENT)), _name(spec.get("serviceAccountName"))
     if not is_name(segment) or spec.get("hostNetwork") or status.get("phase") in _ENDED:
         return None
     uid, (namespace, name) = uid_of(seen), key_of(seen)
-    listed = [_text(_mapping(one).get("ip")) for one in _items(status.get("podIPs"), _MAX_ADDRESSES)]
+    listed = [text(mapping(one).get("ip")) for one in _items(status.get("podIPs"), _MAX_ADDRESSES)]
     addresses = tuple(dict.fromkeys(found for text in listed if (found := packed(text)) is not None))
     if not (uid and namespace and name and account and addresses):
         return None
-    annotations = _mapping(metadata.get("annotations"))
-    ports, excluded = _annotated(_text(annotations.get(PORTS))), _excluded(_text(annotations.get(EXCLUDE)))
+    annotations = mapping(metadata.get("annotations"))
+    ports, excluded = _annotated(text(annotations.get(PORTS))), _excluded(text(annotations.get(EXCLUDE)))
     created, going = _created(metadata), metadata.get("deletionTimestamp") is not None
     return PodRecord(uid, namespace, account, segment, addresses, ports, excluded, created, going)
 
 
 def read_service(seen: Seen) -> ServiceRecord | None:
     """Read a Service. Of its addresses those count that the API server gave it: no external, no load balancer's."""
-    metadata, spec = _mapping(seen.get("metadata")), _mapping(seen.get("spec"))
+    metadata, spec = mapping(seen.get("metadata")), mapping(seen.get("spec"))
     key = key_of(seen)
     if not all(key) or spec.get("type") == "ExternalName":
         return None
     listed = _items(spec.get("clusterIPs"), _MAX_ADDRESSES) or [spec.get("clusterIP")]
-    addresses = tuple(dict.fromkeys(found for text in listed if (found := packed(_text(text))) is not None))
+    addresses = tuple(dict.fromkeys(found for one in listed if (found := packed(text(one))) is not None))
     ports = [
-        (name, number, _APP_PROTOCOLS.get(_text(one.get("appProtocol")), 0))
+        (name, number, _APP_PROTOCOLS.get(text(one.get("appProtocol")), 0))
         for name, number, one in _tcp_ports(spec, _MAX_SERVICE_PORTS)
     ]
     return ServiceRecord(key, addresses, tuple(sorted(ports)), _created(metadata)) if ports else None
@@ -150,7 +151,7 @@ def read_service(seen: Seen) -> ServiceRecord | None:
 def read_slice(seen: Seen) -> SliceRecord | None:
     """Read an EndpointSlice; None when it is no Service's or names no pod of its own namespace."""
     key = namespace, _ = key_of(seen)
-    service = _name(_mapping(_mapping(seen.get("metadata")).get("labels")).get(SERVICE_NAME))
+    service = _name(mapping(mapping(seen.get("metadata")).get("labels")).get(SERVICE_NAME))
     if not all(key) or not service or seen.get("addressType") not in ("IPv4", "IPv6"):
         return None
     ports = [(name, number) for name, number, _ in _tcp_ports(seen, _MAX_PORTS)]
@@ -161,12 +162,12 @@ def read_slice(seen: Seen) -> SliceRecord | None:
 
 
 def _endpoints(seen: Seen, namespace: str) -> Iterator[tuple[str, tuple[bytes, ...]]]:
-    for one in map(_mapping, _items(seen.get("endpoints"), _MAX_ENDPOINTS)):
-        target = _mapping(one.get("targetRef"))
-        uid = _text(target.get("uid"))[:64]
+    for one in map(mapping, _items(seen.get("endpoints"), _MAX_ENDPOINTS)):
+        target = mapping(one.get("targetRef"))
+        uid = text(target.get("uid"))[:64]
         if target.get("kind") != "Pod" or target.get("namespace") not in (None, "", namespace) or not uid:
             continue
-        listed = (packed(_text(text)) for text in _items(one.get("addresses"), _MAX_ADDRESSES))
+        listed = (packed(text(each)) for each in _items(one.get("addresses"), _MAX_ADDRESSES))
         addresses = tuple(found for found in listed if found is not None)
         if addresses:
             yield uid, addresses
@@ -209,29 +210,21 @@ def _excluded(text: str) -> frozenset[int]:
 
 def _tcp_ports(of: Seen, most: int) -> Iterator[tuple[str, int, Seen]]:
     """Yield name, number and all of each TCP port; none of another protocol, and none without a number."""
-    for one in map(_mapping, _items(of.get("ports"), most)):
+    for one in map(mapping, _items(of.get("ports"), most)):
         number = one.get("port")
         if one.get("protocol") in (None, "", "TCP") and isinstance(number, int) and 0 < number <= _MAX_PORT:
-            yield _text(one.get("name"))[:63], number, one
+            yield text(one.get("name"))[:63], number, one
 
 
 def _created(metadata: Seen) -> str:
     # Without a time it came last.
-    return _text(metadata.get("creationTimestamp"))[:32] or "9"
+    return text(metadata.get("creationTimestamp"))[:32] or "9"
 
 
 def _name(value: object) -> str:
-    text = _text(value)
-    return text if _NAME.fullmatch(text) else ""
+    found = text(value)
+    return found if _NAME.fullmatch(found) else ""
 
 
 def _items(value: object, most: int) -> list[Any]:
     return value[:most] if isinstance(value, list) else []
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

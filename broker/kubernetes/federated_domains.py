@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from firedoor.broker.errors import BrokerError, InvalidRequest
 from firedoor.broker.kubernetes.conditions import condition, known, timed
-from firedoor.broker.kubernetes.mirror import mapping, text
 from firedoor.broker.kubernetes.registrar import origin_prefix
 from firedoor.broker.kubernetes.rules import Rule, Unfit
 from firedoor.broker.kubernetes.spire_identities import SpireRules
 from firedoor.broker.relationship import Relationship, parse_relationship
 from firedoor.certs import BundleError, TrustBundle, TrustDomain
 from firedoor.cluster.errors import ClusterUnavailable
-from firedoor.cluster.objects import Seen
+from firedoor.cluster.objects import Seen, mapping, text
 from firedoor.wire import types
 
 if TYPE_CHECKING:

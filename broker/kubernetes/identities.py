@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from firedoor.broker.entry import MAX_DNS_NAMES, Entry
-from firedoor.broker.kubernetes.mirror import mapping, short, text
+from firedoor.broker.kubernetes.mirror import short
 from firedoor.broker.kubernetes.rules import (
     Place,
     Rule,
@@ -28,7 +28,7 @@ from firedoor.broker.kubernetes.rules import (
     texts,
 )
 from firedoor.certs import Selector, TrustDomain
-from firedoor.cluster.objects import Seen
+from firedoor.cluster.objects import Seen, mapping, text
 from firedoor.segments.names import is_name
 from firedoor.segments.setting_values import duration
 from firedoor.segments.well_known import SEGMENT

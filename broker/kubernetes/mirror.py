@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Generic, TypeVar, final
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar, final
 
 from firedoor.broker.kubernetes.shares import MOST_IN_LINE, MOST_KEYS, Line, Shares
 from firedoor.cluster.errors import ObjectsUnreadable
-from firedoor.cluster.objects import Seen
+from firedoor.cluster.objects import Seen, metadata, text
 
 R = TypeVar("R")
 _log = logging.getLogger("firedoor.broker.kubernetes")
@@ -154,23 +154,8 @@ class Mirror(Generic[R]):
             raise ObjectsUnreadable(f"there are more than {self._most} {self._what}")
 
 
-def metadata(seen: Seen) -> Mapping[str, Any]:
-    """Return an object's metadata, empty when it has none."""
-    return mapping(seen.get("metadata"))
-
-
 def _namespace(seen: Seen) -> str:
     return text(metadata(seen).get("namespace"))
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """Take a mapping for what it is, and anything else for an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def text(value: object) -> str:
-    """Take a text for what it is, and anything else for an empty one."""
-    return value if isinstance(value, str) else ""
 
 
 def named(seen: Seen) -> str:

@@ -6,11 +6,13 @@ A token lives longer than its pod may. So the pod is looked up, and has to be th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from firedoor.certs import K8S_POD, K8S_PSAT, PodClaims, PodTokenError, Selector, SelectorError
+from firedoor.certs import K8S_POD, K8S_PSAT, PodClaims, PodTokenError, Selector
+from firedoor.certs.selectors import selectors_of
+from firedoor.cluster.objects import mapping, text
 
 # Kubernetes bounds all annotations of an object, its labels only by its size.
 _MAX_LABELS: Final = 256
@@ -30,20 +32,20 @@ class PodFacts:
         """Read a pod, and hold it against the token that names it. Raise PodTokenError."""
         if pod is None:
             raise PodTokenError("pod_gone")
-        metadata, spec, status = (_mapping(pod.get(part)) for part in ("metadata", "spec", "status"))
-        node = _text(spec.get("nodeName"))
+        metadata, spec, status = (mapping(pod.get(part)) for part in ("metadata", "spec", "status"))
+        node = text(spec.get("nodeName"))
         same = metadata.get("uid") == claims.pod_uid and spec.get("serviceAccountName") == claims.service_account
         # A pod without a node has no container that could show anything.
         if not same or not node or claims.node_name not in ("", node):
             raise PodTokenError("pod_differs")
         if metadata.get("deletionTimestamp") is not None or status.get("phase") in _ENDED:
             raise PodTokenError("pod_ended")
-        return cls(node, _text(status.get("hostIP")), _labels(metadata))
+        return cls(node, text(status.get("hostIP")), _labels(metadata))
 
 
 def namespace_labels(namespace: Mapping[str, Any] | None) -> Mapping[str, str]:
     """Return a namespace's labels. Raise PodTokenError when it is gone or going."""
-    metadata = _mapping((namespace or {}).get("metadata"))
+    metadata = mapping((namespace or {}).get("metadata"))
     if namespace is None or metadata.get("deletionTimestamp") is not None:
         raise PodTokenError("namespace_gone")
     return _labels(metadata)
@@ -51,8 +53,8 @@ def namespace_labels(namespace: Mapping[str, Any] | None) -> Mapping[str, str]:
 
 def node_facts(node: Mapping[str, Any] | None) -> tuple[str, Mapping[str, str]]:
     """Return a node's UID and labels. Raise PodTokenError."""
-    metadata = _mapping((node or {}).get("metadata"))
-    uid = _text(metadata.get("uid"))
+    metadata = mapping((node or {}).get("metadata"))
+    uid = text(metadata.get("uid"))
     if not uid:
         raise PodTokenError("pod_differs")
     return uid, _labels(metadata)
@@ -72,7 +74,7 @@ def pod_selectors(
         *(f"label:{key}:{value}" for key, value in (facts.labels if facts else {}).items()),
         *(f"ns-label:{key}:{value}" for key, value in of_namespace.items()),
     ]
-    return frozenset(_selectors(K8S_POD, values))
+    return selectors_of(K8S_POD, values)
 
 
 def psat_selectors(
@@ -96,28 +98,11 @@ def psat_selectors(
         *(f"agent_pod_label:{key}:{facts.labels[key]}" for key in pod_labels if key in facts.labels),
         *(f"agent_node_label:{key}:{node[1][key]}" for key in node_labels if key in node[1]),
     ]
-    return frozenset(_selectors(K8S_PSAT, values))
-
-
-def _selectors(kind: str, values: Collection[str]) -> Iterator[Selector]:
-    """What no selector can hold no API server takes as a label either; it is left out."""
-    for value in values:
-        try:
-            yield Selector.of(kind, value)
-        except SelectorError:
-            continue
+    return selectors_of(K8S_PSAT, values)
 
 
 def _labels(metadata: Mapping[str, Any]) -> Mapping[str, str]:
-    found = {key: value for key, value in _mapping(metadata.get("labels")).items() if isinstance(value, str)}
+    found = {key: value for key, value in mapping(metadata.get("labels")).items() if isinstance(value, str)}
     if len(found) > _MAX_LABELS:
         raise PodTokenError("too_many_labels")
     return found
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

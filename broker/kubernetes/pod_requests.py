@@ -26,8 +26,10 @@ from typing import Any, ClassVar, Final, final
 
 from firedoor.broker.injector import InjectionRefused, wishes
 from firedoor.broker.kubernetes.pod_facts import PodFacts, namespace_labels, pod_selectors
-from firedoor.certs import K8S_POD, PodClaims, PodTokenError, Selector, SelectorError, SpiffeId, TrustDomain
+from firedoor.certs import K8S_POD, PodClaims, PodTokenError, Selector, SpiffeId, TrustDomain
+from firedoor.certs.selectors import selectors_of
 from firedoor.cluster.errors import ObjectsUnreadable
+from firedoor.cluster.objects import mapping
 from firedoor.segments.well_known import FORM
 
 UNSUPPORTED_KEY: Final = "UnsupportedKeyType"
@@ -102,15 +104,15 @@ class PodRequest:
 
 def read(seen: Mapping[str, Any]) -> tuple[str, PodRequest | None]:
     """Return a request's key, and what it asks for; None when it has its answer. Raise ObjectsUnreadable."""
-    metadata, spec, status = (_mapping(seen.get(part)) for part in ("metadata", "spec", "status"))
+    metadata, spec, status = (mapping(seen.get(part)) for part in ("metadata", "spec", "status"))
     namespace, name = _text(metadata.get("namespace")), _text(metadata.get("name"))
     if not namespace or not name:
         raise ObjectsUnreadable("it showed a PodCertificateRequest without a name")
     conditions = status.get("conditions")
-    if isinstance(conditions, list) and any(_mapping(one).get("type") in _SETTLED for one in conditions):
+    if isinstance(conditions, list) and any(mapping(one).get("type") in _SETTLED for one in conditions):
         return f"{namespace}/{name}", None
     life = spec.get("maxExpirationSeconds")
-    annotations = _mapping(spec.get("unverifiedUserAnnotations"))
+    annotations = mapping(spec.get("unverifiedUserAnnotations"))
     made = PodRequest(
         namespace=namespace,
         name=name,
@@ -172,7 +174,7 @@ def requesting_pod(trust_domain: TrustDomain, cluster: str, asked: PodRequest, t
         ("service account", there.account, asked.account_uid),
         ("node", there.node, asked.node_uid),
     ):
-        if not uid or _mapping((found or {}).get("metadata")).get("uid") != uid:
+        if not uid or mapping((found or {}).get("metadata")).get("uid") != uid:
             raise RequestRefused(DIFFERS, f"the {what} of that name has another UID than the request says, or is gone")
     made = object.__new__(RequestingPod)
     values = {
@@ -213,13 +215,7 @@ def _workload(asked: PodRequest, facts: PodFacts) -> frozenset[Selector]:
         f"node-name:{facts.node_name}",
         *(f"pod-label:{key}:{value}" for key, value in facts.labels.items()),
     ]
-    found = set()
-    for value in values:
-        try:
-            found.add(Selector.of(_K8S, value))
-        except SelectorError:
-            continue
-    return frozenset(found)
+    return selectors_of(_K8S, values)
 
 
 def _bytes(value: object) -> bytes:
@@ -238,10 +234,6 @@ def _time(value: object) -> int:
         return calendar.timegm(time.strptime(_text(value), "%Y-%m-%dT%H:%M:%SZ"))
     except ValueError:
         return 0
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:

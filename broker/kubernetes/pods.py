@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from firedoor.broker.kubernetes.certificates_api import SIGNER
-from firedoor.broker.kubernetes.mirror import mapping, metadata, text
-from firedoor.cluster.objects import Seen
+from firedoor.cluster.objects import Seen, mapping, metadata, text
 from firedoor.segments.well_known import SEGMENT
 
 _ENDED: Final = ("Succeeded", "Failed")

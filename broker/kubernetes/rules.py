@@ -14,10 +14,10 @@ from typing import Any, Final, Protocol, final
 from firedoor.broker.entry import MAX_FEDERATES, MAX_HINT_BYTES, MAX_TTL, Entry, check_dns_names, check_workload_id
 from firedoor.broker.errors import InvalidRequest
 from firedoor.broker.kubernetes.label_selectors import LabelSelector
-from firedoor.broker.kubernetes.mirror import mapping, metadata, short, text
+from firedoor.broker.kubernetes.mirror import short
 from firedoor.broker.kubernetes.pods import Node, Pod
 from firedoor.certs import K8S_POD, Selector, SpiffeId, SpiffeIdError, TrustDomain
-from firedoor.cluster.objects import Seen
+from firedoor.cluster.objects import Seen, mapping, metadata, text
 
 # An object that is meant for nobody sorts last.
 LAST: Final = "~"

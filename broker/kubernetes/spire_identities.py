@@ -15,7 +15,7 @@ from typing import Any, Final, final
 from firedoor.broker.entry import MAX_DNS_NAMES, MAX_SELECTORS, Entry, check_workload_id
 from firedoor.broker.errors import InvalidRequest
 from firedoor.broker.kubernetes.go_templates import Fields, Template, TemplateError, parse, render
-from firedoor.broker.kubernetes.mirror import mapping, short, text
+from firedoor.broker.kubernetes.mirror import short
 from firedoor.broker.kubernetes.pods import Node, Pod
 from firedoor.broker.kubernetes.rules import (
     Cluster,
@@ -30,7 +30,7 @@ from firedoor.broker.kubernetes.rules import (
     texts,
 )
 from firedoor.certs import Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain
-from firedoor.cluster.objects import Seen
+from firedoor.cluster.objects import Seen, mapping, text
 
 GROUP: Final = "/apis/spire.spiffe.io/v1alpha1"
 CLUSTER_SPIFFE_ID: Final = "ClusterSPIFFEID"

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from firedoor.cli import backup, places
 from firedoor.cli.admin import admin
-from firedoor.cli.daemon import add_options, load_config, report, usage_error
+from firedoor.cli.daemon import add_options, broker_config, report
 from firedoor.cli.exits import Exit
 from firedoor.cli.output import show, show_json, when
 from firedoor.cli.parsing import Group
 from firedoor.wire import debug_grpc, debug_pb2, health_grpc, health_pb2
 
 if TYPE_CHECKING:
-    from firedoor.broker.config import Config
+    pass
 
 RUN_EXAMPLE = """\
 $ firedoor broker run --trust-domain example.org --listen 127.0.0.1:8081 \\
@@ -49,7 +49,7 @@ def run_broker(options: argparse.Namespace) -> int:
     """Run until SIGTERM."""
     from firedoor import broker
 
-    return int(broker.run(_load(options)) or Exit.DONE)
+    return int(broker.run(broker_config(options)) or Exit.DONE)
 
 
 def run_status(options: argparse.Namespace) -> int:
@@ -80,14 +80,4 @@ def run_validate(options: argparse.Namespace) -> int:
     """Load everything that `run` would, and start nothing."""
     from firedoor.broker import config
 
-    return report(config.validate(_load(options)), options.output)
-
-
-def _load(options: argparse.Namespace) -> "Config":
-    from firedoor.broker import config
-    from firedoor.broker.errors import ConfigError
-
-    try:
-        return load_config(config.load, config.OPTIONS, options, config.ENVIRONMENT)
-    except ConfigError as error:
-        raise usage_error(error.findings) from None
+    return report(config.validate(broker_config(options)), options.output)
