@@ -131,7 +131,7 @@ async def test_a_list_without_end_is_trouble_and_no_list(
         watched = Watch(api, "/api/v1/pods", "Pod", "pods", sink)
         task = asyncio.create_task(watched.run())
         try:
-            await until(lambda: bool(watched.trouble), SECONDS)
+            await async_until(lambda: bool(watched.trouble))
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

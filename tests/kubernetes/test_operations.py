@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.cluster import DEADLINE
 from tests.kubernetes.test_start import NAMESPACES, SIDECAR, SYSTEM, Newcomer, arriving
-from tests.spire.programs import wait_for
+from tests.waiting import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(500)]
 
@@ -79,7 +78,7 @@ class Operator:
 
         with ThreadPoolExecutor(1) as pool:
             waits = pool.submit(self.types, command)
-            found = wait_for(ending, "its end", DEADLINE)
+            found = until(ending, "its end")
             self.api.put(f"{path}/finalize", {**found, "spec": {"finalizers": []}})
             waits.result()
 
@@ -101,10 +100,10 @@ def operator(tmp_path: Path) -> Iterator[Operator]:
         newcomer.does("helm install")
         newcomer.start_broker()
         newcomer.does("kubectl apply --server-side")
-        wait_for(newcomer.in_force, "the policy is in force", DEADLINE)
+        until(newcomer.in_force, "the policy is in force")
         newcomer.does("kubectl get segments,flows")
         newcomer.does("kubectl label namespace inference registry")
-        wait_for(lambda: all(map(newcomer.takes_in, NAMESPACES)), "sidecars, guards and trust bundles", DEADLINE)
+        until(lambda: all(map(newcomer.takes_in, NAMESPACES)), "sidecars, guards and trust bundles")
         while not newcomer.left[0].startswith("firedoor segment export"):
             newcomer.left.pop(0)
         newcomer.does("firedoor segment export kubernetes")
@@ -123,14 +122,14 @@ def upgrades(operator: Operator) -> None:
     definitions, upgrade, status, restart, last = UPGRADE
     operator.types(definitions)
     operator.types(upgrade)
-    wait_for(lambda: operator.images() == {NEW}, "new pods have the new sidecar", DEADLINE)
+    until(lambda: operator.images() == {NEW}, "new pods have the new sidecar")
     assert operator.images(before) == {OLD}
     operator.rolls_out()
     assert "complete" in operator.types(status).stdout
     operator.types(restart)
     assert operator.restarted()
     operator.types(last)
-    wait_for(lambda: not operator.images(before), "the old sidecar is refused", DEADLINE)
+    until(lambda: not operator.images(before), "the old sidecar is refused")
     assert operator.images() == {NEW}
 
 
@@ -146,8 +145,8 @@ def goes(operator: Operator) -> None:
     operator.types(labels)
     for space in NAMESPACES:
         said = ("configmap", "firedoor-bundle", "--namespace", space)
-        wait_for(lambda said=said: not newcomer.there(*said), "the broker has deleted its ConfigMap", DEADLINE)
-    wait_for(lambda: "initContainers" not in operator.makes(), "pods without sidecars", DEADLINE)
+        until(lambda said=said: not newcomer.there(*said), "the broker has deleted its ConfigMap")
+    until(lambda: "initContainers" not in operator.makes(), "pods without sidecars")
     operator.types(restart)
     assert operator.restarted() != since
     assert rest[0].startswith("helm uninstall")
