@@ -91,7 +91,7 @@ def _take_a_token_twice() -> None:
     attest.spend_token = spend
 
 
-def _drop_a_record() -> None:
+def _write_records_wrongly() -> None:
     from firedoor.sidecar.records import Stream
 
     writes = Stream.write
@@ -99,6 +99,11 @@ def _drop_a_record() -> None:
     def write(self: Stream, lines: bytes, writable: Callable[[int], None]) -> None:
         if planted("drop"):
             _, _, lines = lines.partition(b"\n")
+        if planted("ahead"):
+            # As if it had decided by what no broker has committed.
+            lines = re.sub(
+                rb'("generation": ?\[\d+, ?)(\d+)', lambda found: found[1] + b"%d" % (int(found[2]) + 10**6), lines
+            )
         writes(self, lines, writable)
 
     Stream.write = write  # type: ignore[method-assign]
@@ -130,7 +135,7 @@ def main() -> None:
     _sign_for_anybody()
     _serve_an_older_bundle()
     _take_a_token_twice()
-    _drop_a_record()
+    _write_records_wrongly()
     _take_what_is_revoked()
     from firedoor.cli.main import main as firedoor
 

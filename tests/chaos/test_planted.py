@@ -86,6 +86,7 @@ def test_each_planted_fault_trips_its_invariant(judged: Judged) -> None:
         token_twice,
         anothers_entry,
         revoked_and_accepted,
+        generation_of_nobody,
         record_dropped,
         signed_without_admission,
     )
@@ -132,6 +133,11 @@ def revoked_and_accepted(judged: Judged) -> None:
     # Who heard of it under the fault does not look again by itself.
     revoke(world, "inference")
     until(lambda: obtained(world, "inference") > before, "another certificate", seconds=PATIENCE)
+
+
+def generation_of_nobody(judged: Judged) -> None:
+    with judged.planted("ahead"):
+        judged.trips("generation")
 
 
 def record_dropped(judged: Judged) -> None:
