@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from tests.waiting import PATIENCE
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 CLONE_NEWNET = 0x40000000
-SECONDS = 30
 
 
 def missing() -> str:
@@ -55,7 +56,7 @@ class Place:
 
     def run(self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Call something in the namespace."""
-        return self._thread.submit(call, *arguments, **options).result(timeout=SECONDS)
+        return self._thread.submit(call, *arguments, **options).result(timeout=PATIENCE)
 
     def nft(self, rules: str) -> None:
         """Load a ruleset."""
@@ -76,7 +77,7 @@ class Place:
             input=text,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, f"{words}: {done.stderr}"

@@ -24,7 +24,7 @@ import psycopg
 from psycopg import sql
 
 from tests.ports import own_port
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 MISSING = "PostgreSQL is not installed: apt-get install postgresql"
 # Data outlives a killed process, not a power cut; nothing here waits for a disk.
@@ -122,7 +122,7 @@ class Server:
         """Stop it: at once with every connection ended, or by SIGQUIT without a word, as in a crash."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def crash(self) -> None:
@@ -135,7 +135,7 @@ class Server:
         for one in (number, *children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
         self._process = None
         # As long as one of them is left to hold the shared memory, no server starts on the data.
         until(lambda: not any(map(_lives, children)), "the end of the server's processes")

@@ -10,6 +10,8 @@ import contextlib
 import threading
 from typing import Self
 
+from tests.waiting import PATIENCE
+
 
 class SlowNetwork:
     """A port before another; what goes through it takes `seconds` each way."""
@@ -36,14 +38,14 @@ class SlowNetwork:
     def __enter__(self) -> Self:
         self._thread.start()
         starting = asyncio.start_server(self._carry, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(10)
+        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(PATIENCE)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
     async def _end(self) -> None:

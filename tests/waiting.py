@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Seconds. Nobody waits for them where things work; a whole test may take 120 (pyproject.toml). Clients that tests make
+# Seconds. Nobody waits for them where things work; a whole test may take 300 (pyproject.toml). Clients that tests make
 # have the same.
 PATIENCE = 60.0
 # As short as an SVID or a window of time is that something has to begin in, seconds: a machine may stall meanwhile.

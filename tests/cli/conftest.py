@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 FILES = Path(__file__).parent / "files"
 
 
@@ -54,7 +56,7 @@ def stop(process: "subprocess.Popen[str]") -> int:
     """End a process as an init system does, and return its exit code."""
     process.terminate()
     try:
-        return process.wait(20)
+        return process.wait(PATIENCE)
     finally:
         process.kill()
         if process.stdout is not None:

@@ -12,6 +12,7 @@ import pytest
 
 from firedoor.cli import tree
 from firedoor.cli.main import COMMANDS
+from tests.waiting import PATIENCE
 
 # Line typed so far, what is among the offers, what is not.
 CASES = [
@@ -59,7 +60,7 @@ def offers(name: str, script: Path, line: str) -> set[str]:
     command = [shell(name), *{"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[name], "-c", HARNESS[name]]
     typed = ["firedoor", *line.split(" ")]
     words = [str(script), *typed] if name == "fish" else [name, str(script), *typed]
-    ran = subprocess.run([*command, *words], capture_output=True, text=True, timeout=30, cwd=script.parent)
+    ran = subprocess.run([*command, *words], capture_output=True, text=True, timeout=PATIENCE, cwd=script.parent)
     assert ran.stderr == "", ran.stderr
     found = {one.partition("\t")[0] for one in ran.stdout.splitlines()}
     # zsh itself leaves out what does not begin as the word that was typed.
@@ -86,7 +87,7 @@ def test_bash_completes_every_word_and_flag(scripts: Path) -> None:
 
 @pytest.mark.parametrize("name", HARNESS)
 def test_the_shell_takes_the_script(name: str, scripts: Path) -> None:
-    ran = subprocess.run([shell(name), "-n", str(scripts / name)], capture_output=True, text=True, timeout=30)
+    ran = subprocess.run([shell(name), "-n", str(scripts / name)], capture_output=True, text=True, timeout=PATIENCE)
     assert (ran.returncode, ran.stderr) == (0, "")
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 SECONDS = 110
 ORDINARY_UID = 60999
 
@@ -135,7 +137,7 @@ def test_it_stays_up_and_follows_the_policy(folder: Path) -> None:
         assert len(processes) > 8
     finally:
         running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=30)
+        running.communicate(timeout=PATIENCE)
     assert running.returncode == 0
     assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
     for name in ("broker.yaml", "sidecar-inference.yaml", "commands.sh", "policy/flows.yaml", "bundle.json"):

@@ -13,6 +13,7 @@ import pytest
 
 from tests.client.conftest import Sidecar
 from tests.sidecar.auth_socket import X
+from tests.waiting import PATIENCE
 
 TEXT = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 ID = str(X.spiffe_id)
@@ -48,7 +49,9 @@ def test_curl(sidecar: Sidecar) -> None:
     found = []
     for command in block.split("$ curl ")[1:]:
         env = {**os.environ, "SOCKET": sidecar.url.removeprefix("unix://")}
-        ran = subprocess.run(["sh", "-c", f"curl -sS {command}"], env=env, capture_output=True, text=True, timeout=30)
+        ran = subprocess.run(
+            ["sh", "-c", f"curl -sS {command}"], env=env, capture_output=True, text=True, timeout=PATIENCE
+        )
         found.append(json.loads(ran.stdout))
     assert found[0]["identities"][0]["spiffe_id"] == found[1]["spiffe_id"] == ID
     assert found[2]["allowed"]

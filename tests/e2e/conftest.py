@@ -178,8 +178,10 @@ class World:
         from firedoor.certs import TrustBundle, TrustDomain
 
         with self.admin() as channel:
-            bundle = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=10)
-            token = agent_grpc.AgentStub(channel).CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=600), timeout=10)
+            bundle = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=PATIENCE)
+            token = agent_grpc.AgentStub(channel).CreateJoinToken(
+                agent_pb2.CreateJoinTokenRequest(ttl=600), timeout=PATIENCE
+            )
         roots = [one.asn1 for one in bundle.x509_authorities]
         text = TrustBundle.of(TrustDomain.parse(self.trust_domain), roots).to_json()
         (self.folder / "bundle.json").write_bytes(text)
@@ -207,7 +209,9 @@ class World:
         )
         with self.admin() as channel:
             stub = entry_grpc.EntryStub(channel)
-            (result,) = stub.BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=[entry]), timeout=10).results
+            (result,) = stub.BatchCreateEntry(
+                entry_pb2.BatchCreateEntryRequest(entries=[entry]), timeout=PATIENCE
+            ).results
         assert result.status.code == 0, result.status.message
         return result.entry.id
 
@@ -215,25 +219,25 @@ class World:
         """Delete an entry."""
         with self.admin() as channel:
             request = entry_pb2.BatchDeleteEntryRequest(ids=[entry_id])
-            (result,) = entry_grpc.EntryStub(channel).BatchDeleteEntry(request, timeout=10).results
+            (result,) = entry_grpc.EntryStub(channel).BatchDeleteEntry(request, timeout=PATIENCE).results
         assert result.status.code == 0, result.status.message
 
     def ban(self, agent: str) -> None:
         """Ban an agent."""
         with self.admin() as channel:
             one = types.SPIFFEID(trust_domain=self.trust_domain, path=agent)
-            agent_grpc.AgentStub(channel).BanAgent(agent_pb2.BanAgentRequest(id=one), timeout=10)
+            agent_grpc.AgentStub(channel).BanAgent(agent_pb2.BanAgentRequest(id=one), timeout=PATIENCE)
 
     def evict(self, agent: str) -> None:
         """Make the broker forget an agent."""
         with self.admin() as channel:
             one = types.SPIFFEID(trust_domain=self.trust_domain, path=agent)
-            agent_grpc.AgentStub(channel).DeleteAgent(agent_pb2.DeleteAgentRequest(id=one), timeout=10)
+            agent_grpc.AgentStub(channel).DeleteAgent(agent_pb2.DeleteAgentRequest(id=one), timeout=PATIENCE)
 
     def agents(self) -> list[str]:
         """Return the paths of all attested agents."""
         with self.admin() as channel:
-            found = agent_grpc.AgentStub(channel).ListAgents(agent_pb2.ListAgentsRequest(), timeout=10).agents
+            found = agent_grpc.AgentStub(channel).ListAgents(agent_pb2.ListAgentsRequest(), timeout=PATIENCE).agents
         return [one.id.path for one in found]
 
     def status(self, name: str = "s") -> admin_pb2.GetStatusResponse | None:
@@ -246,7 +250,7 @@ class World:
 
     def api(self, name: str = "s") -> spiffe.WorkloadApiClient:
         """Return py-spiffe's client of a sidecar's auth socket."""
-        return spiffe.WorkloadApiClient(f"unix://{self.auth_socket(name)}", default_timeout=10)
+        return spiffe.WorkloadApiClient(f"unix://{self.auth_socket(name)}", default_timeout=PATIENCE)
 
     def close(self) -> None:
         """End every program."""

@@ -19,7 +19,7 @@ from tests.e2e.test_datapath import CLIENT, SERVER, App, app, ask, inbound, list
 from tests.e2e.test_identity import PATH
 from tests.postgres import Server, binaries
 from tests.slow_network import SlowNetwork
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 __all__ = ["app"]
 
@@ -64,7 +64,7 @@ def asking(path: Path) -> Iterator[list[bytes]]:
         yield answers
     finally:
         over.set()
-        thread.join(30)
+        thread.join(PATIENCE)
 
 
 def svids(world: World, name: str) -> int:

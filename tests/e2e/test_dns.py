@@ -22,7 +22,7 @@ from tests import netns
 from tests.e2e import namespaces, resolver
 from tests.e2e.namespaces import APP_UID, OUTSIDE_V4, OUTSIDE_V6, SIDECAR_UID, Namespace
 from tests.e2e.resolver import NAME, V4, V6, Resolver, dnsmasq
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 PORT = 14053
 BIG = "big.example.org"
@@ -214,7 +214,7 @@ def test_an_answer_of_somebody_else_is_not_taken(relayed: Relayed) -> None:
         ):
             real.bind((OUTSIDE_V4, 5300))
             stranger.bind((STRANGER, 5300))
-            real.settimeout(20)
+            real.settimeout(PATIENCE)
             query, peer = real.recvfrom(4096)
             answer = bytearray(query)
             answer[2] |= 0x80

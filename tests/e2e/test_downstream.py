@@ -21,7 +21,7 @@ from firedoor.certs import KeyType, TrustDomain, X509Issuer, generate_key, issue
 from firedoor.wire import svid_grpc, svid_pb2
 from tests.e2e.conftest import UID, World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, inbound, listening, records
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 TD = TrustDomain.parse("example.org")
 BELOW = "/segment/inference/host/h3/svc/spire"
@@ -78,7 +78,7 @@ def ca(world: World, app: App) -> X509Issuer:
     key = generate_key(KeyType.EC_P256)
     with speaking(world, "d") as channel:
         request = svid_pb2.NewDownstreamX509CARequest(csr=make_csr(key))
-        chain = svid_grpc.SVIDStub(channel).NewDownstreamX509CA(request, timeout=20).ca_cert_chain
+        chain = svid_grpc.SVIDStub(channel).NewDownstreamX509CA(request, timeout=PATIENCE).ca_cert_chain
     return X509Issuer.load(TD, chain[0], key, chain[1:])
 
 
@@ -112,7 +112,7 @@ def connected(address: str, pem: Path) -> ssl.SSLSocket:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.load_cert_chain(pem)
     host, _, port = address.rpartition(":")
-    return context.wrap_socket(socket.create_connection((host, int(port)), timeout=20))
+    return context.wrap_socket(socket.create_connection((host, int(port)), timeout=PATIENCE))
 
 
 def last(world: World, count: int) -> dict[str, object]:

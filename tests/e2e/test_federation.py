@@ -17,7 +17,7 @@ from firedoor.wire import localauthority_grpc
 from firedoor.wire import localauthority_pb2 as pb
 from tests.e2e.conftest import UID, World
 from tests.e2e.test_datapath import App, ask, listening, records
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(240)]
 
@@ -156,7 +156,7 @@ class Domain(World):
         with self.admin() as channel:
             method = getattr(localauthority_grpc.LocalAuthorityStub(channel), f"{what}X509Authority")
             request = getattr(pb, f"{what}X509AuthorityRequest")
-            answer = method(request(authority_id=authority_id) if authority_id else request(), timeout=10)
+            answer = method(request(authority_id=authority_id) if authority_id else request(), timeout=PATIENCE)
         (about,) = (one for _, one in answer.ListFields())
         return str(about.authority_id)
 
@@ -164,7 +164,9 @@ class Domain(World):
         """Return the authority that signs."""
         with self.admin() as channel:
             stub = localauthority_grpc.LocalAuthorityStub(channel)
-            return str(stub.GetX509AuthorityState(pb.GetX509AuthorityStateRequest(), timeout=10).active.authority_id)
+            return str(
+                stub.GetX509AuthorityState(pb.GetX509AuthorityStateRequest(), timeout=PATIENCE).active.authority_id
+            )
 
     def signed_by(self, name: str) -> str:
         """Return the authority that signed what a sidecar hands to its workload."""

@@ -17,7 +17,7 @@ from spiffe.workloadapi.errors import FetchJwtSvidError, FetchX509SvidError, Val
 from firedoor.certs import parse_x509_svid
 from firedoor.wire import workload_grpc, workload_pb2
 from tests.e2e.conftest import UID, Program, World
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.peer
 
@@ -98,7 +98,7 @@ def test_py_spiffe_sees_rotations(world: World) -> None:
 
     try:
         source.subscribe_for_updates(updated)
-        assert three.wait(30), serials
+        assert three.wait(PATIENCE), serials
     finally:
         source.close()
 
@@ -107,7 +107,7 @@ def test_lost_entitlement_ends_the_stream(world: World, agent: str) -> None:
     extra = world.create_entry(agent, PATH + "-2")
     with grpc.insecure_channel(f"unix:{world.auth_socket()}") as channel:
         stub = workload_grpc.SpiffeWorkloadAPIStub(channel)
-        stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=30)
+        stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=PATIENCE)
         while len(next(stream).svids) != 2:
             pass
         world.delete_entry(extra)
@@ -173,7 +173,7 @@ def test_started_again_while_the_broker_is_down(world: World, keep: str) -> None
         status = world.status()
         assert status is not None
         address = status.listeners[0].listen
-        with socket.create_connection((address.rpartition(":")[0], int(address.rpartition(":")[2])), timeout=5):
+        with socket.create_connection((address.rpartition(":")[0], int(address.rpartition(":")[2])), timeout=PATIENCE):
             pass
     else:
         found = until(lambda: (one := world.status()) and one.missing and one, "a status that says what is missing")

@@ -30,7 +30,7 @@ from tests.e2e.namespaces import APP_UID, INSIDE_V4, OUTSIDE_V4, SIDECAR_UID, Na
 from tests.e2e.stand_in import StandIn
 from tests.pod_policy import pod_segment
 from tests.service_accounts import ISSUER, TokenIssuer
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 
 def missing() -> str:
@@ -98,7 +98,7 @@ class Injected:
                         entry(IDENTITY, NODE, ["k8s:ns:inference", "k8s:sa:vllm"]),
                     ]
                 ),
-                timeout=30,
+                timeout=PATIENCE,
             )
         assert [one.status.code for one in found.results] == [0, 0], found
 

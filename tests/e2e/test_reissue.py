@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import POLICY, UID, World
 from tests.e2e.test_datapath import SERVER, App, ask, inbound, listening, outbound, records
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 FALLBACK = (
     POLICY.replace("{segment: inference}", "{segment: estate}")
@@ -51,7 +51,7 @@ class Asking:
 
     def stop(self) -> None:
         self._ended.set()
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import World
 from tests.e2e.test_datapath import CLIENT, SERVER, App, ask, inbound, listening, outbound
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 
 class Waiting(App):
@@ -60,7 +60,7 @@ def revoke(world: World, *words: str) -> Any:
 
 def open_connection(world: World) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX)
-    peer.settimeout(20)
+    peer.settimeout(PATIENCE)
     peer.connect(str(world.folder / "out.sock"))
     peer.sendall(b"you")
     assert peer.recv(100) == b"hello you"

@@ -15,6 +15,7 @@ from firedoor.sidecar.view import View
 from tests.sidecar.auth_socket import X, inbound, opened
 from tests.sidecar.conftest import TD, Bench
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(PATIENCE)
     yield str(one.auth_socket)
     loop.call_soon_threadsafe(done.set)
-    thread.join(10)
+    thread.join(PATIENCE)
     loop.close()
     core.stop()

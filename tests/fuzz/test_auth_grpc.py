@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from firedoor.wire import auth_pb2
 from tests.sidecar.auth_socket import PEER, X
+from tests.waiting import PATIENCE
 
 CORPUS = Path(__file__).parent / "corpus" / "auth_grpc"
 HEADER = (("workload.spiffe.io", "true"),)
@@ -45,7 +46,7 @@ def channel(path: str) -> Iterator[grpc.Channel]:
 
 def call(channel: grpc.Channel, method: str, message: bytes, metadata: Any = HEADER) -> tuple[Any, bytes]:
     try:
-        return OK, channel.unary_unary(f"/firedoor.auth.v1.Auth/{method}")(message, metadata=metadata, timeout=10)
+        return OK, channel.unary_unary(f"/firedoor.auth.v1.Auth/{method}")(message, metadata=metadata, timeout=PATIENCE)
     except grpc.RpcError as error:
         return error.code(), b""  # type: ignore[attr-defined]
 
@@ -132,7 +133,7 @@ frames = st.builds(
 @given(made=st.lists(frames, max_size=8).map(b"".join) | st.binary(max_size=200))
 def test_any_frames(channel: grpc.Channel, path: str, made: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as one, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        one.settimeout(10)
+        one.settimeout(PATIENCE)
         one.connect(path)
         one.sendall(PREFACE + made)
         one.shutdown(socket.SHUT_WR)

@@ -20,6 +20,7 @@ from firedoor.sidecar.auth_http import read_json
 from firedoor.sidecar.errors import RequestRefused
 from firedoor.wire import auth_pb2
 from tests.sidecar.auth_socket import PEER
+from tests.waiting import PATIENCE
 
 CORPUS = Path(__file__).parent / "corpus" / "auth_http"
 WHO_AM_I = b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -44,7 +45,7 @@ good = st.fixed_dictionaries(
 def send(path: str, data: bytes, *, more: bool = False) -> bytes:
     """Send, say that there is no more unless there could be, and return all that comes back."""
     with socket.socket(socket.AF_UNIX) as one:
-        one.settimeout(10)
+        one.settimeout(PATIENCE)
         one.connect(path)
         found = b""
         try:

@@ -30,6 +30,7 @@ from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import ISSUER, Cluster
 from tests.pod_policy import INFERENCE
 from tests.sidecar.harness import Running
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes/injector.yaml"
@@ -57,12 +58,9 @@ class Injector:
 
     async def trusted(self, labels: Mapping[str, str] | None = None) -> None:
         """Wait until the broker has written its CAs into them, and the API server goes by that."""
-        async with asyncio.timeout(60):
-            while not all("caBundle" in hook["clientConfig"] for hook in self._hooks()):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-            namespace = await self.namespace("first", "enabled", labels)
-            while not await self._works(namespace):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.2)
+        await async_until(lambda: all("caBundle" in hook["clientConfig"] for hook in self._hooks()), "the CAs")
+        namespace = await self.namespace("first", "enabled", labels)
+        await async_until(lambda: self._works(namespace), "that it works")
 
     async def _works(self, namespace: str) -> bool:
         with contextlib.suppress(ApiError):
@@ -243,9 +241,7 @@ async def test_without_an_answer_no_pod_is_made_where_sidecars_are_wanted(inject
     # It answers again, and pods are made again.
     again = await reopened(webhook)
     try:
-        async with asyncio.timeout(60):
-            while not await injector._works(asked):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.2)
+        await async_until(lambda: injector._works(asked), "that it works again")
     finally:
         await again.stop()
 

@@ -34,6 +34,7 @@ from firedoor.sidecar.pod_source import ListedPods
 from firedoor.sidecar.pod_watch import WatchedPods
 from tests.broker.harness import RunningBroker, running
 from tests.cgroups import Tree, tree
+from tests.kubernetes.asking import PATIENCE
 from tests.kubernetes.cluster import ISSUER, Cluster, running_cluster
 from tests.kubernetes.test_injection import allow, put
 from tests.pods import Kubelet, cgroup_of, container_id, kubelet, status
@@ -262,6 +263,17 @@ async def told(program: Any) -> list[str]:
     return [word.rpartition("/")[2] for word in words]
 
 
+async def becomes(program: Any, wanted: list[str], log: Callable[[], str]) -> None:
+    """Wait until a program is told this, which it is denied so long."""
+
+    async def answer() -> list[str]:
+        words = await told(program)
+        assert words in (wanted, ["UNAVAILABLE"], ["PERMISSION_DENIED"]), log()
+        return words
+
+    await async_until(answer, f"{wanted}", when=lambda words: words == wanted, state=log, seconds=PATIENCE)
+
+
 @asynccontextmanager
 async def brokers(cluster: Cluster, folder: Path, namespace: str, name: str) -> AsyncIterator[RunningBroker]:
     """Run a broker at which agents with this service account attest."""
@@ -291,10 +303,7 @@ async def test_the_sidecar_of_a_node_serves_the_pods_of_that_node(
                 assert program.stdout
                 await asyncio.to_thread(program.stdout.readline)
                 node.put(program.pid, one, container)
-                async with asyncio.timeout(120):
-                    while (words := await told(program)) != ["vllm"]:
-                        assert words in (["UNAVAILABLE"], ["PERMISSION_DENIED"]), sidecar.text
-                        await asyncio.sleep(0.2)
+                await becomes(program, ["vllm"], lambda: sidecar.text)
                 node.put(program.pid, two, other)
                 assert await told(program) == ["web"]
                 cgroups.move(program.pid, "elsewhere")
@@ -350,10 +359,7 @@ async def test_a_stock_agent_gives_a_process_the_same_selectors(
                 assert program.stdout
                 await asyncio.to_thread(program.stdout.readline)
                 node.put(program.pid, pod, container)
-                async with asyncio.timeout(120):
-                    while (words := await told(program)) != ["all"]:
-                        assert words in (["UNAVAILABLE"], ["PERMISSION_DENIED"]), agent.text[-3000:]
-                        await asyncio.sleep(0.2)
+                await becomes(program, ["all"], lambda: agent.text[-3000:])
                 # Ours, told by the same kubelet of the same process.
                 assert {str(one) for one in await attested(node, told_by, program)} >= set(selectors)
         finally:

@@ -17,6 +17,7 @@ from tests.broker.harness import running, spiffe_id
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.test_injection import allow, put, served
 from tests.spire.programs import SpireAgent
+from tests.waiting import async_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 UID = f"unix:uid:{os.geteuid()}"
@@ -52,9 +53,8 @@ async def test_a_stock_agent_attests_and_serves(cluster: Cluster, tmp_path: Path
             shown = await broker.agents.GetAgent(agent_pb2.GetAgentRequest(id=spiffe_id(path)))
             assert (shown.attestation_type, shown.can_reattest) == ("k8s_psat", True)
             await broker.entry("/segment/web/x", path, [UID])
-            async with asyncio.timeout(60):
-                while await identities(agent) != ["spiffe://example.org/segment/web/x"]:  # noqa: ASYNC110 - it polls
-                    await asyncio.sleep(0.5)
+            wanted = ["spiffe://example.org/segment/web/x"]
+            await async_until(lambda: identities(agent), "its SVID", when=lambda found: found == wanted)
         finally:
             await asyncio.to_thread(agent.close)
 

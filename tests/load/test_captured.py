@@ -20,7 +20,7 @@ from tests.load.traffic import Load, Running, Traffic
 from tests.waiting import until
 
 MISSING = missing()
-pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 HTTP, OPAQUE = 9000, 9001
 # By a family each: captured are both.

@@ -87,7 +87,6 @@ def streams(running: Estate) -> Iterator[Streams]:
     found.close()
 
 
-@pytest.mark.timeout(60)
 def test_a_generation_that_drops_a_flow_ends_one_of_two_streams_of_a_connection(
     running: Estate, streams: Streams
 ) -> None:
@@ -106,7 +105,6 @@ def test_a_generation_that_drops_a_flow_ends_one_of_two_streams_of_a_connection(
     assert streams.reset == [dropped]
 
 
-@pytest.mark.timeout(60)
 async def test_a_banned_agent_loses_its_control_stream(running: Estate) -> None:
     admin = Admin(running.folder / "b.sock")
     roots = await admin.roots()

@@ -92,7 +92,6 @@ def watched(estate: Estate) -> Iterator[Watched]:
         yield found
 
 
-@pytest.mark.timeout(120)
 def test_a_reader_that_stalls(watched: Watched, traffic: Traffic, pool: KeepAlive) -> None:
     reader = watched.readers[-1]
     load = traffic.start("keep-alive", RATE, pool.request)
@@ -112,7 +111,6 @@ def test_a_reader_that_stalls(watched: Watched, traffic: Traffic, pool: KeepAliv
     assert all(one["decision"] == "allowed" for one in watched.found())
 
 
-@pytest.mark.timeout(120)
 def test_a_reader_that_is_killed(watched: Watched, traffic: Traffic, pool: KeepAlive) -> None:
     watched.settled()
     before = {name: watched.count(name) for name in ("decisions", "records_lost", "records_written")}
@@ -135,7 +133,6 @@ def test_a_reader_that_is_killed(watched: Watched, traffic: Traffic, pool: KeepA
     assert len(watched.found()) - read <= now["records_written"]
 
 
-@pytest.mark.timeout(120)
 def test_what_must_be_recorded_is_denied_while_it_cannot_be(
     watched: Watched, traffic: Traffic, pool: KeepAlive
 ) -> None:

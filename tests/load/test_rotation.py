@@ -22,7 +22,7 @@ from tests.e2e.test_datapath import records
 from tests.load.conftest import IDS, Estate
 from tests.load.programs import Body, KeepAlive, Stream, get_once, say_once
 from tests.load.traffic import Traffic
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 SECONDS = float(os.environ.get("FIREDOOR_LOAD_SECONDS", "60"))
 # Requests a second, by kind.
@@ -61,7 +61,7 @@ class Leaves:
     def close(self) -> None:
         self._stream.cancel()
         self._channel.close()
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
 
 
 class Short:
@@ -148,7 +148,7 @@ def test_rotation_loses_nothing(estate: Estate, leaves: dict[str, Leaves], traff
     assert not any(one.done() for one in streaming)
     for one, ending in zip(long, streaming, strict=True):
         traffic.call(one.end())
-        ending.result(20)
+        ending.result(PATIENCE)
         assert one.received > 0
     for load in done:
         assert load.failures == []

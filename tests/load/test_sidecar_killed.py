@@ -86,7 +86,6 @@ def without_broker(running: Estate) -> Iterator[None]:
         until(lambda name=name: (one := running.status(name)) and one.connected, "the broker's notice")  # type: ignore[misc]
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_with_a_broker_it_serves_again_by_itself(running: Estate, traffic: Traffic, loads: Broken, name: str) -> None:
     agents = running.agents()
@@ -99,7 +98,6 @@ def test_with_a_broker_it_serves_again_by_itself(running: Estate, traffic: Traff
     assert running.agents() == agents
 
 
-@pytest.mark.timeout(90)
 def test_killed_at_its_start_it_serves_at_the_next(running: Estate, traffic: Traffic) -> None:
     agents, chosen = running.agents(), random.Random(5)
     kill(running, "server")
@@ -112,7 +110,6 @@ def test_killed_at_its_start_it_serves_at_the_next(running: Estate, traffic: Tra
     assert running.agents() == agents
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.usefixtures("without_broker")
 def test_without_a_broker_it_serves_what_is_on_disk(running: Estate, traffic: Traffic, loads: Broken) -> None:
     killed = kill(running, "server")
@@ -131,7 +128,6 @@ def refused(running: Estate) -> bool:
         return False
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.usefixtures("without_broker")
 def test_without_a_broker_and_keys_it_binds_nothing_and_says_so(
     running: Estate, traffic: Traffic, loads: Broken

@@ -32,7 +32,7 @@ from tests.e2e.namespaces import INSIDE_V4, OUTSIDE_V4, Namespace
 from tests.load.conftest import FLOW, GET, SEGMENT
 from tests.load.programs import App
 from tests.postgres import Server
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 SEGMENTS = ("training", "inference", "registry", "storage")
 IDS = {name: f"/segment/{name}/host/h/svc/x" for name in SEGMENTS}
@@ -211,7 +211,7 @@ class Zones(Brokers):
         mask = types.EntryMask(x509_svid_ttl=True, jwt_svid_ttl=True)
         with self.admin() as channel:
             request = entry_pb2.BatchUpdateEntryRequest(entries=entries, input_mask=mask)
-            answer = entry_grpc.EntryStub(channel).BatchUpdateEntry(request, timeout=20)
+            answer = entry_grpc.EntryStub(channel).BatchUpdateEntry(request, timeout=PATIENCE)
         assert {one.status.code for one in answer.results} == {0}, answer
 
     def renewed(self) -> dict[str, admin_pb2.SvidStatus]:
@@ -243,7 +243,7 @@ class Zones(Brokers):
 
     def _with(self, path: str) -> Iterable[str]:
         with self.admin() as channel:
-            found = entry_grpc.EntryStub(channel).ListEntries(entry_pb2.ListEntriesRequest(), timeout=20).entries
+            found = entry_grpc.EntryStub(channel).ListEntries(entry_pb2.ListEntriesRequest(), timeout=PATIENCE).entries
         return {one.id for one in found if one.spiffe_id.path == path}
 
     # --- what is proved ---------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Zones(Brokers):
         """Take the stray program's SVID and key, as whoever reads its memory would."""
         with grpc.insecure_channel(f"unix:{self.auth_socket('training')}") as channel:
             fetch = workload_grpc.SpiffeWorkloadAPIStub(channel).FetchX509SVID
-            answer = next(iter(fetch(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=20)))
+            answer = next(iter(fetch(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=PATIENCE)))
         (svid,) = (one for one in answer.svids if one.spiffe_id.endswith(STRAY))
         return client_context(self.folder / "stolen.pem", svid)
 

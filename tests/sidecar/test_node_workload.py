@@ -471,9 +471,7 @@ async def test_a_sidecar_gives_each_pod_of_its_node_its_own(
         cgroups.move(program.pid, cgroup_of(node.items[2], new))
         assert await told() == ["UNAVAILABLE"]
         node.instead = None
-        async with asyncio.timeout(60):
-            while await told() != ["node", "vllm"]:
-                assert node.asked
+        await async_until(told, "the new pod's", when=lambda found: found == ["node", "vllm"])
 
 
 async def test_it_is_not_ready_while_no_pod_can_be_told(

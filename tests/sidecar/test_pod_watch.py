@@ -166,9 +166,7 @@ async def test_after_what_is_broken_the_watch_goes_on(server: Scripted, source: 
     server.items, server.scripts = [pod("a")], [BROKEN[case], [event("ADDED", pod("b"), 101), STAYS]]
     assert await names(source) == {"a"}
     await async_until(lambda: len(server.watched) == 2, "another watch")
-    async with asyncio.timeout(60):
-        while await names(source) != {"a", "b"}:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
+    await async_until(lambda: names(source), "both", when=lambda found: found == {"a", "b"})
     assert (server.lists, source.trouble) == (1, "")
 
 

@@ -12,6 +12,7 @@ import spiffe
 
 from tests.e2e.conftest import World
 from tests.spire.programs import Cli, SpireAgent, SpireServer, Workload
+from tests.waiting import PATIENCE
 
 TD = "example.org"
 UID = f"unix:uid:{os.geteuid()}"
@@ -74,7 +75,7 @@ def agent_path(agent: SpireAgent) -> str:
 
 def api(agent: SpireAgent) -> spiffe.WorkloadApiClient:
     """Return py-spiffe's client of a stock agent."""
-    return spiffe.WorkloadApiClient(f"unix://{agent.socket}", default_timeout=10)
+    return spiffe.WorkloadApiClient(f"unix://{agent.socket}", default_timeout=PATIENCE)
 
 
 def own_serial(estate: Estate) -> str:

@@ -16,10 +16,10 @@ import pytest
 from tests.ports import own_port
 from tests.spire.conftest import Estate
 from tests.spire.programs import Daemon, needed
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from tests.web_pki import WebPki
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.peer
 
 HOST = "oidc.example.org"
 WELL_KNOWN, KEYS = "/.well-known/openid-configuration", "/keys"
@@ -79,7 +79,7 @@ def ours(estate: Estate, path: str) -> Any:
     host, _, port = estate.said("oidc").rpartition(":")
     context = ssl.create_default_context(cafile=str(estate.folder / "web-ca.pem"))
     connection = http.client.HTTPSConnection(HOST, int(port), context=context)
-    with socket.create_connection((host, int(port)), 10) as plain:
+    with socket.create_connection((host, int(port)), PATIENCE) as plain:
         connection.sock = context.wrap_socket(plain, server_hostname=HOST)
         connection.request("GET", path)
         answer = connection.getresponse()

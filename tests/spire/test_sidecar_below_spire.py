@@ -23,7 +23,7 @@ from tests.node_pki import NodePki
 from tests.simulator import SimulatedTrustDomain
 from tests.spire.conftest import TD
 from tests.spire.programs import SpireServer, Workload
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -86,7 +86,7 @@ class Node:
         return {"SPIFFE_ENDPOINT_SOCKET": f"unix://{self.folder / 'auth.sock'}"}
 
     def api(self) -> spiffe.WorkloadApiClient:
-        return spiffe.WorkloadApiClient(f"unix://{self.folder / 'auth.sock'}", default_timeout=10)
+        return spiffe.WorkloadApiClient(f"unix://{self.folder / 'auth.sock'}", default_timeout=PATIENCE)
 
     def held(self) -> list[str]:
         """Return the IDs that this process gets."""
@@ -98,7 +98,7 @@ class Node:
 
     def status(self) -> admin_pb2.GetStatusResponse:
         with grpc.insecure_channel(f"unix:{self.folder / 'admin.sock'}") as channel:
-            return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=10)
+            return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=PATIENCE)
 
     def close(self) -> None:
         if self.program is not None:

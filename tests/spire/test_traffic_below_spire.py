@@ -20,7 +20,7 @@ from tests.spire.conftest import TD, api
 from tests.spire.programs import SpireAgent, SpireServer, Workload
 from tests.spire.test_sidecar_below_spire import UID, Node, signers
 from tests.spire.test_stock_agent import held
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -257,7 +257,7 @@ def _refused(to: str, pem: Path) -> bool:
     context.load_cert_chain(pem)
     host, _, port = to.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain) as tls:
+        with socket.create_connection((host, int(port)), PATIENCE) as plain, context.wrap_socket(plain) as tls:
             tls.sendall(b"you")
             return tls.recv(100) == b""
     except OSError:
