@@ -97,7 +97,7 @@ async def test_a_csr_that_another_key_signed_is_refused(broker: RunningBroker) -
     token = await broker.token()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await client.attest(token, bytes(forged))
-    assert refused.value.details() in ("invalid CSR signature", "malformed CSR")
+    assert refused.value.details() == "invalid CSR signature"
     assert await client.attest(token, good)
 
 
