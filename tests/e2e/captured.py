@@ -142,16 +142,18 @@ capture:
 
     def recorded(self, **wanted: object) -> Record:
         """Return the next record, which comes in its time, that says all this."""
+        return self.recorded_until(**wanted)[-1]
+
+    def recorded_until(self, **wanted: object) -> list[Record]:
+        """Return that one after all that came before it."""
         seen: list[Record] = []
 
-        def found() -> Record | None:
+        def found() -> list[Record]:
             seen.extend(self.records())
-            return next((one for one in seen if wanted.items() <= one.items()), None)
+            place = next((n for n, one in enumerate(seen) if wanted.items() <= one.items()), None)
+            return [] if place is None else seen[: place + 1]
 
-        try:
-            return until(found, "a record") or {}
-        except AssertionError as error:
-            raise AssertionError(f"{wanted} is not among {seen}") from error
+        return until(found, f"a record: {wanted}", state=lambda: seen)
 
 
 class Captured(World):
@@ -200,8 +202,9 @@ class Captured(World):
         until(lambda: all(self.generation(name) > old for name, old in before.items()), "another generation")
 
     def generation(self, name: str) -> tuple[int, int]:
-        status = self.status(name)
-        return (status.generation.epoch, status.generation.number) if status else (0, 0)
+        status = until(lambda: self.status(name), f"the status of {name}")
+        assert status
+        return status.generation.epoch, status.generation.number
 
     def program(self, name: str, space: Namespace, *words: object, uid: int = APP_UID, talks: bool = False) -> Child:
         """Start a program that somebody else wrote."""

@@ -179,9 +179,8 @@ class World:
 
         with self.admin() as channel:
             bundle = bundle_grpc.BundleStub(channel).GetBundle(bundle_pb2.GetBundleRequest(), timeout=PATIENCE)
-            token = agent_grpc.AgentStub(channel).CreateJoinToken(
-                agent_pb2.CreateJoinTokenRequest(ttl=600), timeout=PATIENCE
-            )
+            request = agent_pb2.CreateJoinTokenRequest(ttl=600)
+            token = agent_grpc.AgentStub(channel).CreateJoinToken(request, timeout=PATIENCE)
         roots = [one.asn1 for one in bundle.x509_authorities]
         text = TrustBundle.of(TrustDomain.parse(self.trust_domain), roots).to_json()
         (self.folder / "bundle.json").write_bytes(text)
@@ -209,9 +208,8 @@ class World:
         )
         with self.admin() as channel:
             stub = entry_grpc.EntryStub(channel)
-            (result,) = stub.BatchCreateEntry(
-                entry_pb2.BatchCreateEntryRequest(entries=[entry]), timeout=PATIENCE
-            ).results
+            request = entry_pb2.BatchCreateEntryRequest(entries=[entry])
+            (result,) = stub.BatchCreateEntry(request, timeout=PATIENCE).results
         assert result.status.code == 0, result.status.message
         return result.entry.id
 
@@ -244,7 +242,7 @@ class World:
         """Return a sidecar's status; None when it does not answer."""
         with grpc.insecure_channel(f"unix:{self.admin_socket(name)}") as channel:
             try:
-                return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5)
+                return admin_grpc.SidecarAdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=PATIENCE)
             except grpc.RpcError:
                 return None
 

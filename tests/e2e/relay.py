@@ -37,16 +37,24 @@ def _accept(listening: socket.socket, port: int) -> None:
         except OSError:
             near.close()
             continue
-        for one, other in ((near, far), (far, near)):
-            threading.Thread(target=_carry, args=(one, other), daemon=True).start()
+        threading.Thread(target=_carry, args=(near, far), daemon=True).start()
 
 
-def _carry(one: socket.socket, other: socket.socket) -> None:
+def _carry(near: socket.socket, far: socket.socket) -> None:
+    back = threading.Thread(target=_copy, args=(far, near), daemon=True)
+    back.start()
+    _copy(near, far)
+    # Not before neither is in use: the number of a closed one is the next connection's.
+    back.join()
+    for one in (near, far):
+        one.close()
+
+
+def _copy(one: socket.socket, other: socket.socket) -> None:
     with suppress(OSError):
         while data := one.recv(65536):
             other.sendall(data)
-    # Either end of it: the whole is over. Both threads come here, and the second finds them closed.
+    # Either end of it: the whole is over.
     for each in (one, other):
         with suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
-        each.close()

@@ -54,7 +54,7 @@ def breakglass(world: World, who: str, *words: str, code: int = 0) -> Any:
 
 
 def test_a_running_stream_is_cut_when_the_time_is_over(world: World, app: App) -> None:
-    (world.folder / "policy.yaml").write_text(WITH_EMERGENCY)
+    world.write_policy(WITH_EMERGENCY)
     world.start_broker("--operator-ids", "spiffe://example.org/segment/inference/user/*")
     world.create_entry(world.enrol(), SERVER)
     world.start_sidecar("--inbound", inbound(app), name="r").ready()
@@ -79,7 +79,7 @@ def test_a_running_stream_is_cut_when_the_time_is_over(world: World, app: App) -
         assert peer.recv(100) == b"hello you"
         assert "this grant is" in breakglass(world, ANN, "take", grant, "--write", str(world.folder / "x"), code=4)
         assert ended(peer)
-    assert cuts(world, "r") == 1
+    assert until(lambda: cuts(world, "r"), "the cut is counted") == 1
     (used,) = until(lambda: [one for one in records(world, "r") if one["decision"] == "allowed"], "its record")
     assert (used["alert"], used["source"]) == (True, f"spiffe://example.org/segment/emergency/grant/{grant}")
     status = world.status("r")

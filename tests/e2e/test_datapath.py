@@ -4,16 +4,18 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import POLICY, World
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 CLIENT = "/segment/inference/host/h2/svc/vllm"
 SERVER = "/segment/registry/host/h1/svc/models"
@@ -24,7 +26,7 @@ class App:
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
-        self.accepted = 0
+        self._accepted, self._counting = 0, threading.Lock()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -32,16 +34,30 @@ class App:
     def address(self) -> str:
         return f"127.0.0.1:{self.socket.getsockname()[1]}"
 
+    @property
+    def accepted(self) -> int:
+        """How many got as far as accept(): also who has just come, and whom the thread has not seen yet."""
+        while True:
+            with self._counting:
+                if not select.select([self.socket], [], [], 0)[0]:
+                    return self._accepted
+            time.sleep(0.01)
+
     def _serve(self) -> None:
         while True:
             try:
-                peer, _ = self.socket.accept()
-            except OSError:
+                select.select([self.socket], [], [])
+                with self._counting:
+                    peer, _ = self.socket.accept()
+                    self._accepted += 1
+            except (OSError, ValueError):
                 return
-            self.accepted += 1
-            # Who was let in may be cut off before it has heard us.
-            with peer, contextlib.suppress(OSError):
-                peer.sendall(b"hello " + peer.recv(100))
+            threading.Thread(target=self._answer, args=(peer,), daemon=True).start()
+
+    def _answer(self, peer: socket.socket) -> None:
+        # Who was let in may be cut off before it has heard us.
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(b"hello " + peer.recv(100))
 
     def close(self) -> None:
         self.socket.shutdown(socket.SHUT_RDWR)
@@ -84,7 +100,7 @@ def outbound(folder: Path, address: str, listen: str = "") -> str:
 def ask(address: str | Path) -> bytes:
     """Connect, say who, and return the whole answer; empty when there is none."""
     with socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET) as peer:
-        peer.settimeout(10)
+        peer.settimeout(PATIENCE)
         try:
             if isinstance(address, Path):
                 peer.connect(str(address))
@@ -108,7 +124,9 @@ def listening(world: World, name: str) -> str:
 def records(world: World, name: str) -> list[dict[str, object]]:
     """Return a sidecar's decision records."""
     file = world.folder / name / "decisions.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    # The last line may be half there.
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 @pytest.fixture
@@ -126,7 +144,7 @@ def pair(world: World, app: App) -> World:
 
 def reread(world: World, policy: str) -> None:
     """Change the policy in force."""
-    (world.folder / "policy.yaml").write_text(policy)
+    world.write_policy(policy)
     world.programs[0].process.send_signal(signal.SIGHUP)
 
 
@@ -161,7 +179,7 @@ def test_entry_deleted_closes_the_listener(pair: World, app: App) -> None:
     assert status is not None
     pair.delete_entry(status.svids[0].entry_id)
     until(lambda: (one := pair.status("i")) and not one.listeners[0].open, "the listener's end")
-    assert not (pair.folder / "out.sock").exists()
+    until(lambda: not (pair.folder / "out.sock").exists(), "the end of its socket")
     assert ask(pair.folder / "out.sock") == b""
     assert app.accepted == 0
 

@@ -80,12 +80,17 @@ class Relayed:
         self.asks(OUTSIDE_V4)
         return self.relay
 
-    def asks(self, *resolvers: str, seconds: int = 2, attempts: int = 1) -> None:
+    def close_relay(self) -> None:
+        """Stop the relay, and wait until nobody listens where it did: it lets go in its own time."""
+        self.relay.stop()
+        until(lambda: f":{PORT} " not in self.inside.run("ss", "-Hltnu"), "the end of the relay")
+
+    def asks(self, *resolvers: str, seconds: int = 20, attempts: int = 1) -> None:
         self.relay.update([resolv.resolver(one) for one in resolvers], seconds=seconds, attempts=attempts)
 
     def dig(self, *words: str, uid: int = APP_UID) -> str:
         """Ask as the app, patiently and once."""
-        return self.inside.run("dig", "+time=10", "+tries=1", *words, uid=uid)
+        return self.inside.run("dig", "+time=30", "+tries=1", *words, uid=uid)
 
     def records(self) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.core.drain_records(100_000).splitlines()]
@@ -169,7 +174,7 @@ def test_a_name_that_is_none_is_said_to_be_none(relayed: Relayed) -> None:
 
 def test_without_the_relay_the_app_reaches_no_resolver(relayed: Relayed) -> None:
     before = relayed.resolver.asked(NAME)
-    relayed.relay.stop()
+    relayed.close_relay()
     try:
         words = ("+time=1", "+tries=1", "+short", NAME)
         for how in ("+notcp", "+tcp"):
@@ -207,13 +212,15 @@ def test_only_listed_names_are_asked_for(relayed: Relayed) -> None:
 def test_an_answer_of_somebody_else_is_not_taken(relayed: Relayed) -> None:
     """A resolver that says nothing until a stranger, who has seen the query, has lied about it."""
 
+    def bound(host: str) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((host, 5300))
+        return made
+
+    real, stranger = (relayed.stranger.submit(bound, host).result() for host in (OUTSIDE_V4, STRANGER))
+
     def lie() -> None:
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as real,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
-        ):
-            real.bind((OUTSIDE_V4, 5300))
-            stranger.bind((STRANGER, 5300))
+        with real, stranger:
             real.settimeout(PATIENCE)
             query, peer = real.recvfrom(4096)
             answer = bytearray(query)
@@ -234,7 +241,7 @@ def test_an_answer_of_somebody_else_is_not_taken(relayed: Relayed) -> None:
 
 def test_a_resolver_that_is_down_is_left_for_the_next(relayed: Relayed) -> None:
     # Nobody has the address; at the port nobody listens.
-    relayed.asks(NOBODY, f"{OUTSIDE_V4}:5399", OUTSIDE_V6, seconds=6)
+    relayed.asks(NOBODY, f"{OUTSIDE_V4}:5399", OUTSIDE_V6, seconds=24)
     for how in ("+notcp", "+tcp"):
         assert relayed.dig("+short", how, f"@{OUTSIDE_V4}", NAME) == f"{V4}\n"
     assert {one["peer_address"] for one in relayed.records()} == {f"[{OUTSIDE_V6}]:53"}

@@ -164,9 +164,8 @@ class Domain(World):
         """Return the authority that signs."""
         with self.admin() as channel:
             stub = localauthority_grpc.LocalAuthorityStub(channel)
-            return str(
-                stub.GetX509AuthorityState(pb.GetX509AuthorityStateRequest(), timeout=PATIENCE).active.authority_id
-            )
+            found = stub.GetX509AuthorityState(pb.GetX509AuthorityStateRequest(), timeout=PATIENCE)
+        return str(found.active.authority_id)
 
     def signed_by(self, name: str) -> str:
         """Return the authority that signed what a sidecar hands to its workload."""

@@ -84,7 +84,7 @@ def test_entry_of_another_user_gives_nothing(world: World) -> None:
 def test_py_spiffe_sees_rotations(world: World) -> None:
     world.start_broker()
     path = world.enrol()
-    world.create_entry(path, PATH, x509_svid_ttl=6)
+    world.create_entry(path, PATH, x509_svid_ttl=20)
     world.start_sidecar().ready()
     until(lambda: issued(world), "an SVID")
     serials: list[int] = []
@@ -111,21 +111,25 @@ def test_lost_entitlement_ends_the_stream(world: World, agent: str) -> None:
         while len(next(stream).svids) != 2:
             pass
         world.delete_entry(extra)
-        assert [one.spiffe_id for one in next(stream).svids] == [ID]
+        # Something else may be new before.
+        while len(found := [one.spiffe_id for one in next(stream).svids]) == 2:
+            pass
+        assert found == [ID]
 
 
 def test_broker_outage(world: World) -> None:
     broker = world.start_broker()
     path = world.enrol()
-    world.create_entry(path, PATH, x509_svid_ttl=20)
+    world.create_entry(path, PATH, x509_svid_ttl=40)
     world.start_sidecar().ready()
     until(lambda: issued(world), "an SVID")
-    before = serial(world)
     broker.kill()
+    # Renewed it can be before that, and not any more.
+    before = serial(world)
     until(lambda: (found := world.status()) and not found.connected, "the sidecar's notice")
     assert serial(world) == before
     world.start_broker()
-    until(lambda: serial(world) != before, "a renewal after the outage")
+    until(lambda: issued(world) and serial(world) != before, "a renewal after the outage")
     assert world.agents() == [path]
 
 
@@ -228,23 +232,24 @@ def test_wrong_server_is_not_talked_to(world: World) -> None:
 
 
 def test_agent_svid_is_renewed_and_the_stream_lives_on(world: World) -> None:
-    world.start_broker("--agent-ttl", "6s")
+    world.start_broker("--agent-ttl", "24s")
     path = world.enrol()
     program = world.start_sidecar()
     program.ready()
-    until(lambda: program.text.count("agent SVID renewed") >= 3, "three renewals")
+    until(lambda: program.text.count("agent SVID renewed") >= 2, "two renewals")
     world.create_entry(path, PATH)
     until(lambda: issued(world), "an SVID")
     assert world.agents() == [path]
     program.kill()
+    before = len(program.text)
     again = world.start_sidecar()
     again.ready()
-    until(lambda: "agent SVID renewed" in again.text.rpartition("stopping")[2], "a renewal after the restart")
+    until(lambda: "agent SVID renewed" in again.text[before:], "a renewal after the restart")
     assert "attested" not in again.text.partition("agent SVID renewed")[2]
 
 
 def test_agent_svid_that_expired_meanwhile_needs_a_new_token(world: World) -> None:
-    world.start_broker("--agent-ttl", "4s")
+    world.start_broker("--agent-ttl", "20s")
     world.enrol()
     program = world.start_sidecar()
     program.ready()

@@ -53,7 +53,7 @@ def test_a_broker_that_does_not_notice_is_refused_and_told_how_to_go_on(world: W
     broker = world.start_broker()
     until(lambda: "generation_went_back" in broker.text, "the refusal in the broker's log")
     assert "delete the file `generation` in its data directory" in broker.text
-    assert "an update was refused" in sidecar.text
+    until(lambda: "an update was refused" in sidecar.text, "the refusal in the sidecar's log")
     status = world.status()
     assert status is not None
     assert (status.generation, len(status.svids)) == (before, 6)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An identity is taken away: the connections of its holder end, and no other begins."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -18,17 +19,18 @@ from tests.waiting import PATIENCE, until
 class Waiting(App):
     """A program that keeps its connections open until the other end closes them."""
 
-    def _serve(self) -> None:
-        held = []
-        while True:
-            try:
-                peer, _ = self.socket.accept()
-            except OSError:
-                break
-            self.accepted += 1
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+        super().__init__()
+
+    def _answer(self, peer: socket.socket) -> None:
+        self._held.append(peer)
+        with contextlib.suppress(OSError):
             peer.sendall(b"hello " + peer.recv(100))
-            held.append(peer)
-        for one in held:
+
+    def close(self) -> None:
+        super().close()
+        for one in self._held:
             one.close()
 
 
