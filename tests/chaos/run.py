@@ -20,7 +20,7 @@ from tests.chaos.world import ASKING, HOLDERS, ChaosWorld
 # A sidecar that has not come back by itself for so long is looked after: docs/rotation.md, whom an emergency cuts off.
 ALONE = 20.0
 # Until everybody who is entitled speaks.
-ALIVE = 60.0
+ALIVE = 120.0
 
 
 @dataclass(slots=True)

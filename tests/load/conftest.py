@@ -114,8 +114,9 @@ class Estate(World):
         until(lambda: all(self.generation(name) > old for name, old in before.items()), "another generation")
 
     def generation(self, name: str) -> tuple[int, int]:
-        status = self.status(name)
-        return (status.generation.epoch, status.generation.number) if status else (0, 0)
+        status = until(lambda: self.status(name), f"the status of {name}")
+        assert status
+        return status.generation.epoch, status.generation.number
 
     @property
     def http(self) -> Path:

@@ -74,9 +74,16 @@ class Watched:
 
     def settled(self) -> None:
         """Wait until nothing is on its way any more."""
-        until(lambda: self.count("records_waiting") == 0, "the last record")
+        until(self._all_told, "the last record")
         read = self.readers[-1]
         until(lambda: not read.lines() or read.lines()[-1].endswith(b"\n"), "a whole line")
+
+    def _all_told(self) -> bool:
+        if (status := self.estate.status("server")) is None:
+            return False
+        counted = status.counters
+        # What is no longer in the queue may be in the hands of the thread that writes.
+        return counted["decisions"] == counted["records_written"] + counted["records_lost"]
 
     def found(self) -> list[dict[str, object]]:
         return [one for reader in self.readers for one in reader.records()]
@@ -99,14 +106,16 @@ def test_a_reader_that_stalls(watched: Watched, traffic: Traffic, pool: KeepAliv
     reader.process.send_signal(signal.SIGSTOP)
     watched.lost_more_than(0)
     reader.process.send_signal(signal.SIGCONT)
-    lost = until(lambda: watched.count("records_waiting") < QUEUE // 2 and watched.count("records_lost"), "room")
+    until(lambda: watched.count("records_waiting") < QUEUE // 2, "room")
     done = load.stop()
     print(done)
     assert done.failures == []
     assert done.sent >= RATE * done.lasted * 0.98
     watched.settled()
     assert watched.count("decisions") == done.sent == watched.estate.app.requests
-    assert watched.count("records_lost") == lost
+    # Where the reader is held up again, more of them; each is counted.
+    lost = watched.count("records_lost")
+    assert lost > 0
     until(lambda: len(watched.found()) + lost == done.sent, f"the rest of {done.sent}, of which {lost} are lost")
     assert all(one["decision"] == "allowed" for one in watched.found())
 
