@@ -8,10 +8,10 @@ nothing else.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,8 @@ def _address(process: subprocess.Popen[str]) -> str:
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-            # What it says later must not fill the pipe.
-            os.set_blocking(process.stderr.fileno(), False)
+            # What it says later must not fill the pipe, at which it would stand still.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             return found[0]
     raise AssertionError("moto's server did not start")
 

@@ -3,7 +3,6 @@
 
 import io
 import threading
-import time
 
 import pytest
 
@@ -39,11 +38,11 @@ def test_a_terminal_shows_it_and_is_clean_afterwards(monkeypatch: pytest.MonkeyP
 def test_what_is_quick_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(terminal=True)
     monkeypatch.setattr("sys.stderr", screen)
-    started = time.monotonic()
+    # What is over first is not a matter of how fast this machine is; nor is the end held up by that patience.
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 3600.0)
     with progress.waiting("waiting for others"):
         pass
     assert screen.getvalue() == ""
-    assert time.monotonic() - started < progress.PATIENCE_SECONDS
 
 
 def test_a_pipe_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
