@@ -11,12 +11,12 @@ from typing import Any
 from tests.e2e.conftest import POLICY, World
 from tests.e2e.test_datapath import SERVER, inbound, listening, records
 from tests.e2e.test_revocation import App, app, cuts, ended
-from tests.waiting import until
+from tests.waiting import SHORT, until
 
 __all__ = ["app"]
 
 ANN, BOB = "/segment/inference/user/ann", "/segment/inference/user/bob"
-SECONDS = 15
+SECONDS = SHORT
 # The server's segment lets streams outlive SVIDs; these must not.
 WITH_EMERGENCY = (
     POLICY.replace("function: registry\n", "function: registry\n  expiry: {until-revoked: 1h}\n")
