@@ -27,6 +27,8 @@ NODES, NAME, NODE = "firedoor-nodes", "firedoor-node", "gpu-1"
 VALUES = """\
 trustDomain: example.org
 broker: {cluster: prod, policyFromCluster: true}
+injector: {enabled: true, policy: admission-policy}
+guards: {enabled: true}
 nodes: {enabled: true, nodeLabels: [pool]}
 controllers: {enabled: true, config: {trust_bundle: true, bundle_namespaces: all}}
 """
@@ -109,6 +111,9 @@ def test_the_sidecar_of_a_node_attests_and_is_ready(site: Site) -> None:
     broker = site.found.start_broker()
     site.found.types("kubectl apply --server-side --filename policy.yaml")
     until(lambda: site.found.there("configmap", "firedoor-bundle", "--namespace", NODES), "the trust bundle")
+    site.found.types("kubectl label namespace inference firedoor.dev/inject=enabled")
+    until(lambda: site.found.guarded("inference"), "that guards refuse what they should")
+    # Not this one, which sees the node's processes and has no sidecar.
     pod = site.pod()
     assert pod["spec"]["hostPID"]
     site.start(pod, broker)
