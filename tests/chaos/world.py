@@ -34,7 +34,7 @@ from tests.load.programs import App, KeepAlive
 from tests.load.traffic import Traffic
 from tests.netns import Place, enter
 from tests.postgres import Server
-from tests.waiting import until
+from tests.waiting import NotInTime, until
 
 T = TypeVar("T")
 
@@ -152,7 +152,8 @@ class ChaosWorld(Brokers):
             if line:
                 break
             program.kill()
-            assert time.monotonic() < end, program.text
+            if time.monotonic() > end:
+                raise NotInTime(f"not within {PATIENCE:.0f} s: that {name} is ready\n{program.text}")
         self.brokers[name] = program
         told = dict(re.findall(r"\b(\w+)=(\S+)", line))
         self.listening[name], self.endpoints[name] = told["listen"], told["bundle_endpoint"]

@@ -12,6 +12,7 @@ from firedoor.wire import control_pb2, policy_pb2, types, views
 from tests.sidecar.harness import Running, Start, entry, ids, settings, write_files
 from tests.sidecar.spire_like import AGENT, SpireLike, wire_bundle
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 SEGMENT = policy_pb2.Segment(name="a", members=["spiffe://example.org/segment/a/**"])
 TABLE = policy_pb2.Table(version=1, trust_domain="example.org", segments=[SEGMENT])
@@ -69,14 +70,15 @@ class Stream:
 
     async def answer(self, fits: Callable[[control_pb2.FromSidecar], bool]) -> control_pb2.FromSidecar:
         """Wait for an answer and take it, with all before it."""
-        async with asyncio.timeout(60):
-            while True:
-                self.poll()
-                for index, one in enumerate(self.answers):
-                    if fits(one):
-                        del self.answers[: index + 1]
-                        return one
-                await asyncio.sleep(0.02)
+
+        def first() -> control_pb2.FromSidecar | None:
+            self.poll()
+            return next(filter(fits, self.answers), None)
+
+        found = await async_until(first, "an answer", when=lambda one: one is not None, state=lambda: self.answers)
+        assert found is not None
+        del self.answers[: self.answers.index(found) + 1]
+        return found
 
     async def ack(self, number: int, svids: int) -> control_pb2.Ack:
         return (await self.answer(lambda a: a.ack.generation.number == number and len(a.ack.svids) == svids)).ack

@@ -47,6 +47,7 @@ from tests.sidecar.harness import settings as settings_of
 from tests.sidecar.spire_like import SpireLike
 from tests.sidecar.test_workload_api import HEADER, Reporter, code_of
 from tests.simulator import SimulatedTrustDomain
+from tests.waiting import async_until
 
 UID = f"unix:uid:{os.geteuid()}"
 A = entry("/segment/a/x", UID)
@@ -247,9 +248,7 @@ async def test_streams_of_health_and_reflection_are_counted_too(auth: grpc.aio.C
         except grpc.aio.AioRpcError:
             return False
 
-    async with asyncio.timeout(60):
-        while not await again():  # noqa: ASYNC110 - the end of a call has no event here
-            await asyncio.sleep(0.02)
+    await async_until(again, "an answer, once another call has ended")
     one.cancel()
     two.cancel()
 

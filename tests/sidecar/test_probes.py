@@ -16,6 +16,7 @@ from firedoor.segments.settings import Findings, Section
 from firedoor.sidecar import probes
 from firedoor.sidecar.probes import Probe, ProbeServer
 from firedoor.wire import health_grpc, health_pb2
+from tests.waiting import async_until
 
 # Of a probe that passes, seconds: a machine may stall meanwhile.
 LONG = 60
@@ -177,9 +178,7 @@ async def test_more_than_have_our_time_are_ended_at_once(monkeypatch: pytest.Mon
         for _, writer in held:
             writer.close()
             await writer.wait_closed()
-        async with asyncio.timeout(60):
-            while not await ask(port, b"GET /probe/a HTTP/1.1\r\n\r\n"):
-                pass
+        await async_until(lambda: ask(port, b"GET /probe/a HTTP/1.1\r\n\r\n"), "an answer")
 
 
 async def test_without_probes_nothing_listens() -> None:
