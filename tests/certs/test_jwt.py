@@ -32,6 +32,7 @@ from firedoor.certs import (
     public_key_der,
     validate_jwt_svid,
 )
+from tests.cost import costs_less_than
 from tests.simulator import NOW
 from tests.vectors.make_jwts import b64, token
 
@@ -198,9 +199,9 @@ def outcome(text: str, keys: dict[TrustDomain, TrustBundle] | None = None) -> st
 
 def test_a_long_token_is_refused_before_it_is_read() -> None:
     long = "A" * 50_000_000
-    started = time.process_time()
-    assert outcome(long) == "token_too_long"
-    assert time.process_time() - started < 0.01
+    keys = bundles()
+    with costs_less_than(0.02):
+        assert outcome(long, keys) == "token_too_long"
 
 
 def test_a_huge_key_is_refused_before_it_is_used() -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import base64
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from firedoor.certs import (
     parse_x509_svid,
     verify_x509_svid,
 )
+from tests.cost import costs_less_than
 from tests.simulator import NOW, SimulatedTrustDomain, name
 
 VECTORS = Path(__file__).parent.parent / "vectors/svid/cases.json"
@@ -84,11 +84,10 @@ def test_many_candidates_end_soon() -> None:
     top = stranger.rotate(key=key, subject=same)
     others = [stranger.intermediate(top, key=key, subject=same, serial=number) for number in range(1, 6)]
     chain = [stranger.svid("/a", issuer=top).chain[0], top.der, *(other.der for other in others)]
-    started = time.process_time()
-    with pytest.raises(SvidError) as caught:
-        verify_x509_svid(chain, td.bundles(), NOW)
+    bundles = td.bundles()
+    with costs_less_than(1), pytest.raises(SvidError) as caught:
+        verify_x509_svid(chain, bundles, NOW)
     assert caught.value.code == "chain_untrusted"
-    assert time.process_time() - started < 1
 
 
 def test_authorities_of_the_path() -> None:

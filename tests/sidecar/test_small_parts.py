@@ -129,7 +129,10 @@ async def get(address: str, request: bytes) -> tuple[str, str]:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    answer = (await reader.read()).decode()
+    answer = ""
+    # A request that is too long is not read to its end, so that the close may be a reset.
+    with contextlib.suppress(ConnectionError):
+        answer = (await reader.read()).decode()
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
