@@ -123,6 +123,13 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=await call.details())
 
 
+def write_whole(file: Path, text: str | bytes) -> None:
+    """Replace a file at once: a broker may read it at any moment, and half a policy is another policy."""
+    fresh = file.with_suffix(".new")
+    fresh.write_bytes(text.encode() if isinstance(text, str) else text)
+    fresh.replace(file)
+
+
 class AgentClient:
     """A node: one key, one SVID once it has attested, and mTLS through a connector."""
 

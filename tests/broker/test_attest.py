@@ -168,7 +168,8 @@ async def test_an_evicted_agent_may_attest_again(broker: RunningBroker) -> None:
 async def test_attestation_is_limited_by_address(folder) -> None:
     from tests.broker.harness import running
 
-    async with running(folder, rate_limits_attestation_burst="3") as broker:
+    # So slow that nothing comes back during a test.
+    async with running(folder, rate_limits_attestation="0.01", rate_limits_attestation_burst="3") as broker:
         client = broker.client()
         tokens = [await broker.token() for _ in range(4)]
         for token in tokens[:3]:

@@ -184,9 +184,10 @@ async def test_deleting(broker: RunningBroker) -> None:
 async def test_an_expired_entry_goes_by_itself(broker: RunningBroker) -> None:
     agent = await broker.attest()
     now = broker.broker.clock.now()
-    made = await broker.entry(PATH, agent.path, USER, expires_at=now + 3)
-    twin = await broker.entry(PATH + "2", agent.path, USER, expires_at=now + 3000)
+    made = await broker.entry(PATH, agent.path, USER, expires_at=now + 600)
+    twin = await broker.entry(PATH + "2", agent.path, USER, expires_at=now + 36000)
     assert {e.id for e in await agent.entries()} == {made.id, twin.id}
+    broker.broker.clock._last += 600
     await async_until(lambda: len(broker.broker.state.entries) != 2, "the end of one")
     assert [e.id for e in await agent.entries()] == [twin.id]
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 from firedoor.broker.db.rows import issued_by_serial
 from firedoor.certs import KeyType, TrustBundle, TrustDomain, generate_key, parse_x509_svid, verify_x509_svid
 from firedoor.wire import entry_pb2, types
-from tests.broker.harness import POLICY, RunningBroker, entry, running, selectors, spiffe_id
+from tests.broker.harness import POLICY, RunningBroker, entry, running, selectors, spiffe_id, write_whole
 from tests.waiting import async_until
 
 USER = ["unix:user:registry"]
@@ -32,7 +32,7 @@ OK, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, INVALID, EXISTS = 0, 5, 7
 async def change(broker: RunningBroker, policy: str) -> None:
     """Edit the policy file and wait until it is in force. These agents fetch nothing by themselves."""
     broker.broker.policy.reissuer.patience = 0
-    (broker.folder / "policy" / "segments.yaml").write_text(policy)
+    write_whole(broker.folder / "policy" / "segments.yaml", policy)
     await broker.broker.reread()
     await async_until(lambda: broker.broker.policy.current.documents[0].text == policy)
 

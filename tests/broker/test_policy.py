@@ -14,7 +14,7 @@ import pytest
 from firedoor.broker.errors import ConfigError, DatabaseError
 from firedoor.segments import PolicyErrors
 from firedoor.wire import admin_pb2, control_pb2
-from tests.broker.harness import POLICY, RunningBroker, running
+from tests.broker.harness import POLICY, RunningBroker, running, write_whole
 from tests.postgres import Server
 from tests.waiting import async_until
 
@@ -113,7 +113,7 @@ async def test_apply_is_refused_where_files_are_the_source(broker: RunningBroker
 
 async def test_an_edited_file_comes_into_force_by_itself(broker: RunningBroker) -> None:
     before = broker.broker.state.generation
-    (broker.folder / "policy" / "segments.yaml").write_text(WIDER)
+    write_whole(broker.folder / "policy" / "segments.yaml", WIDER)
     await async_until(lambda: broker.broker.state.generation > before)
     assert await in_force(broker) == WIDER
 
@@ -125,7 +125,7 @@ async def test_an_edit_while_the_database_is_away_is_in_force_once_it_is_back(
     shared = {"database": url, "database_password_file": str(password_file)}
     async with running(folder, POLICY, **shared) as broker:
         await asyncio.to_thread(own_postgres.stop)
-        (folder / "policy" / "segments.yaml").write_text(WIDER)
+        write_whole(folder / "policy" / "segments.yaml", WIDER)
         with contextlib.suppress(DatabaseError):
             await broker.broker.policy.poll()
         await asyncio.to_thread(own_postgres.start)
@@ -137,7 +137,7 @@ async def test_a_file_that_is_added_or_removed_counts(broker: RunningBroker) -> 
     (broker.folder / "policy" / "README.md").write_text("not policy")
     (broker.folder / "policy" / ".hidden.yaml").write_text("not policy")
     segments = POLICY.split("---")
-    more.write_text(segments[0].replace("registry", "training"))
+    write_whole(more, segments[0].replace("registry", "training"))
     await async_until(lambda: len(broker.broker.policy.current.policy.segments) == 3)
     more.unlink()
     await async_until(lambda: len(broker.broker.policy.current.policy.segments) == 2)
@@ -145,11 +145,11 @@ async def test_a_file_that_is_added_or_removed_counts(broker: RunningBroker) -> 
 
 async def test_a_broken_edit_changes_nothing(broker: RunningBroker) -> None:
     file, before = broker.folder / "policy" / "segments.yaml", broker.broker.state.generation
-    file.write_text(BROKEN)
+    write_whole(file, BROKEN)
     await async_until(lambda: b"firedoor_broker_policy_ok 0.0" in broker.broker.metrics.text())
     assert broker.broker.state.generation == before
     assert await in_force(broker) == POLICY
-    file.write_text(WIDER)
+    write_whole(file, WIDER)
     await async_until(lambda: b"firedoor_broker_policy_ok 1.0" in broker.broker.metrics.text())
     assert broker.broker.state.generation > before
 

@@ -14,7 +14,7 @@ from firedoor.broker.errors import ConfigError
 from firedoor.broker.relationship_file import read_relationships
 from firedoor.certs import TrustDomain
 from firedoor.wire import trustdomain_pb2 as pb
-from tests.broker.harness import TD, RunningBroker, flags, running
+from tests.broker.harness import TD, RunningBroker, flags, running, write_whole
 from tests.broker.test_federation import (
     SERVER,
     create,
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_there(file: Path) -> None:
 
 
 def declare(file: Path, text: str) -> None:
-    file.write_text(text)
+    write_whole(file, text)
 
 
 async def listed(broker: RunningBroker) -> list[str]:

@@ -24,7 +24,7 @@ from firedoor.broker.kubernetes.spire_identities import SpireRules
 from firedoor.certs import PodEvidence, make_csr
 from firedoor.sidecar import config as sidecar_config
 from firedoor.wire import admin_grpc, admin_pb2, agent_pb2, entry_pb2, types
-from tests.broker.harness import AgentClient, RunningBroker
+from tests.broker.harness import AgentClient, RunningBroker, write_whole
 from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.registering import (
@@ -191,9 +191,8 @@ async def test_what_a_segment_does_not_admit_is_not_made_and_says_why(
         await says(resources, partner, "Registered", "False", "there is no bundle of that trust domain")
         assert ids(broker, pod) == {f"/segment/{namespace}/ns/{namespace}/sa/default"}
         # Once the policy admits it, it is there.
-        (tmp_path / "b/policy/segments.yaml").write_text(
-            policy(namespace).replace("k8s_pod:ns:elsewhere", f"k8s_pod:ns:{namespace}")
-        )
+        wider = policy(namespace).replace("k8s_pod:ns:elsewhere", f"k8s_pod:ns:{namespace}")
+        write_whole(tmp_path / "b/policy/segments.yaml", wider)
         await says(resources, path, "Registered", "True", "all 1 pods have their entry")
 
 
