@@ -20,6 +20,7 @@ from firedoor.wire import localauthority_grpc, svid_pb2
 from firedoor.wire import localauthority_pb2 as authority_pb2
 from tests.broker.harness import POLICY, RunningBroker, flags, running, spiffe_id
 from tests.broker.test_bundle_endpoint import blind, fetched
+from tests.ports import own_port
 from tests.web_pki import WebPki
 
 AUDIENCE = "https://cloud.example"
@@ -65,18 +66,10 @@ def served(folder: Path, pki: WebPki, issuer: str, **more: str) -> dict[str, str
     }
 
 
-async def port_of(folder: Path) -> int:
-    """Return a free port: the issuer must name it before there is a listener."""
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = int(server.sockets[0].getsockname()[1])
-    server.close()
-    await server.wait_closed()
-    return port
-
-
 @pytest.fixture
-async def issuer(folder: Path) -> str:
-    return f"https://localhost:{await port_of(folder)}"
+def issuer() -> str:
+    """An issuer names its port before there is a listener."""
+    return f"https://localhost:{own_port()}"
 
 
 @pytest.fixture(params=["ec-p256", "ec-p384", "rsa-2048"])
