@@ -39,9 +39,19 @@ class Kms:
         return {"key_manager_aws_kms_region": "eu-central-1", "key_manager_aws_kms_endpoint_url": self.url}
 
 
+def waits(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have each try of those that connect from now on take so long: a test's server may be held up."""
+    from botocore.config import Config
+
+    from firedoor.broker.keys import aws_kms
+
+    config = aws_kms._CONFIG.merge(Config(connect_timeout=seconds, read_timeout=seconds))
+    patch.setattr(aws_kms, "_CONFIG", config)
+
+
 @contextlib.contextmanager
 def kms() -> Iterator[Kms]:
-    """Run a server, with credentials for it in the environment."""
+    """Run a server, with credentials for it in the environment, and patience with it."""
     words = [sys.executable, "-u", str(Path(__file__).resolve())]
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -50,6 +60,7 @@ def kms() -> Iterator[Kms]:
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST")
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        waits(patch, 60)
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
         try:

@@ -18,12 +18,13 @@ import boto3
 import grpc
 import pytest
 
+from firedoor.broker.keys import keyring
 from firedoor.broker.keys.aws_kms import AwsKmsKeyManager
 from firedoor.broker.keys.settings import AwsKmsRules
 from firedoor.certs import KeyManagerAway, KeyType
 from firedoor.certs.keys import signing
 from tests.broker.harness import running
-from tests.kms import SECRET, Kms, kms
+from tests.kms import SECRET, Kms, kms, waits
 from tests.waiting import async_until
 
 NAME = "x509-CA-A"
@@ -113,6 +114,7 @@ def credentials() -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("cloud")
 @pytest.mark.parametrize(
     ("code", "status", "expected", "tries"),
     [
@@ -152,7 +154,8 @@ def test_what_kms_says_no_with(
     assert not [one for one in caplog.records if SECRET in one.getMessage()]
 
 
-def test_one_that_never_answers_is_given_up(cloud: Kms) -> None:
+def test_one_that_never_answers_is_given_up(cloud: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits(monkeypatch, 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         rules = replace(cloud.rules, endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert away(AwsKmsKeyManager(rules, "b").connect).code == "device_failed"
@@ -172,7 +175,9 @@ def test_a_signature_of_something_else_is_not_taken(cloud: Kms, monkeypatch: pyt
     keys.close()
 
 
-async def test_a_broker_on_it_goes_on_when_kms_is_back(folder: Path, cloud: Kms) -> None:
+async def test_a_broker_on_it_goes_on_when_kms_is_back(
+    folder: Path, cloud: Kms, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(folder, **cloud.flags) as broker:
         agent = await broker.attest()
         made = await broker.entry(PATH, agent.path, USER)
@@ -186,8 +191,10 @@ async def test_a_broker_on_it_goes_on_when_kms_is_back(folder: Path, cloud: Kms)
         made = await again.entry("/segment/registry/y", agent.path, USER)
         cloud.process.send_signal(signal.SIGSTOP)
         try:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await agent.sign(made.id)
+            with monkeypatch.context() as patch:
+                patch.setattr(keyring, "SIGN_SECONDS", 2.0)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await agent.sign(made.id)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert again.broker.condition().degraded
             assert (await again.bundle()).x509_authorities

@@ -216,4 +216,7 @@ async def test_a_hundred_fetch_at_once(spiffe_broker: RunningBroker) -> None:
     answers = await asyncio.gather(*(one() for _ in range(100)))
     assert 200 in answers
     assert set(answers) <= {0, 200}
-    assert await one() == 200
+    # Who has gone counts until the listener has seen it go.
+    async with asyncio.timeout(60):
+        while await one() != 200:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.05)

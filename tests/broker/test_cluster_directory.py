@@ -56,6 +56,7 @@ class Cluster:
             yield
         finally:
             task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def sources_are(self, *sources: str) -> None:
         await async_until(lambda: {one.source for one in self.state.directory.values()} == set(sources))

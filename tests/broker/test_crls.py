@@ -204,11 +204,19 @@ async def test_who_knows_lists_gets_them_and_who_does_not_goes_on(broker: Runnin
     assert read_update(await told(other), OWN, None).crls == ()
 
 
-async def test_the_key_is_gone(broker: RunningBroker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_key_is_gone(
+    broker: RunningBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said once; everything else goes on."""
     state, authority = broker.broker.state, broker.broker.authority
+
+    async def nothing() -> None:
+        """Stand for its own look."""
+
     fresh = await authority.prepare()
     await async_until(lambda: fresh.authority_id in listed(broker))
+    # The broker itself would look too, and say the same.
+    monkeypatch.setattr(broker.broker.crls, "refresh", nothing)
     authority.keys.delete(fresh.key_id)
     # As if it had none yet.
     state.crls = {key: one for key, one in state.crls.items() if key != fresh.authority_id}

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from firedoor import mtls
 from firedoor.broker.downstream import MAX_LIVE, NO_FALLBACK, listed
+from firedoor.broker.rpc import downstream as downstream_rpc
 from firedoor.broker.rpc.gate import SEGMENTS
 from firedoor.certs import (
     Intermediates,
@@ -322,7 +323,10 @@ async def test_no_ca_below_it(broker: RunningBroker) -> None:
     assert verified(broker, forge(deeper, ANY)[0]) in ("chain_untrusted", "not_yet_valid")
 
 
-async def test_sidecars_are_told_before_the_ca_is_handed_out(broker: RunningBroker) -> None:
+async def test_sidecars_are_told_before_the_ca_is_handed_out(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downstream_rpc, "_WAIT_SECONDS", 3600.0)
     stream = Stream(await broker.attest())
     below = await Below.make(broker)
     update = await stream.having()

@@ -108,10 +108,11 @@ async def test_kill_9_under_writes_attestation_and_issuing(folder: Path, seed: i
                 asyncio.create_task(attest(*each, wanted))
                 for each in zip(clients, [admin] * CLIENTS, tokens, strict=True)
             ]
-            await async_until(lambda: wanted.entries and wanted.spent)
+            await async_until(lambda: wanted.entries and wanted.tokens and wanted.spent)
             await asyncio.sleep(chosen.uniform(0, 0.5))
             one.popen.kill()
-            await asyncio.wait(work, timeout=PATIENCE)
+            _, pending = await asyncio.wait(work, timeout=PATIENCE)
+            assert not pending
     try:
         await check(folder, wanted, roots, clients)
     finally:

@@ -14,12 +14,13 @@ import pytest
 from aiohttp import web
 
 from firedoor.broker.errors import ConfigError
+from firedoor.broker.kubernetes import policy_resources
 from firedoor.broker.kubernetes.policy_resources import PLURALS, Resource, Resources
 from firedoor.broker.kubernetes.rights import cluster_api
 from firedoor.cluster import watch
 from firedoor.cluster.access import Access
 from tests.api_server import serving
-from tests.waiting import async_until
+from tests.waiting import PATIENCE, async_until
 
 Event = dict[str, Any]
 
@@ -82,6 +83,7 @@ async def following(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     """Follow the server, without long waits."""
     monkeypatch.setattr(watch, "_FIRST_WAIT", 0.01)
     monkeypatch.setattr(watch, "_LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(policy_resources, "READY_SECONDS", PATIENCE)
     api = cluster_api("test", Access(server.url, server.folder / "ca.pem", server.folder / "token"))
     tasks: list[asyncio.Task[None]] = []
 
@@ -126,6 +128,7 @@ async def test_a_status_is_no_change_of_the_policy(server: Server, following: Ca
     told = {**segment("a", 2), "status": {"conditions": [{"type": "Accepted", "status": "True"}]}}
     server.watches = [[said("MODIFIED", told)]]
     resources = following()
+    await resources.ready()
     await async_until(lambda: any(one.conditions for one in resources.resources()))
     before = resources.fingerprint()
     assert before == (3,), "each kind was listed once"

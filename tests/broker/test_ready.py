@@ -99,6 +99,7 @@ async def test_a_broker_without_its_database_is_ready_for_those_who_come(
         assert update.view_hash
         await refused(broker, again, made.id)
         # A line for each kind of failure, not for each try: there were five at least.
+        await async_until(lambda: "not listening" in caplog.text)
         lines = [record.message for record in caplog.records]
         assert sum(line.startswith("the database does not answer") for line in lines) == 1
         deaf = [line for line in lines if line.startswith("not listening")]

@@ -248,20 +248,21 @@ async def test_what_was_minted_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jwt", "wit"])
 async def test_keys_for_tokens_wait_for_the_longest_token(folder: Path, kind: str) -> None:
-    async with running(folder, jwt_svid_ttl="4s", x509_svid_ttl="30s") as broker, held(broker) as (agent, entry_id):
+    async with running(folder, jwt_svid_ttl="10m") as broker, held(broker) as (agent, entry_id):
         manager = broker.broker.managers[kind]  # type: ignore[index]
         # As if it had been made after this process began: else what an earlier one signed would be waited for.
         broker.broker.rotations._found.clear()
         if kind == "jwt":
             await agent.token(entry_id)
         else:
-            manager.note(manager.active().authority_id, broker.broker.clock.now() + 4)
+            manager.note(manager.active().authority_id, broker.broker.clock.now() + 600)
         old = manager.active().authority_id
         end = manager.signed_until(old)
         assert end > broker.broker.clock.now()
         await rotate(broker, kind)
         await misses(broker, "tokens", "that the old key signed are valid", kind)
         assert manager.active().authority_id != old
+        broker.broker.clock._last += 700
         await reaches(broker, Stage.DONE, kind)
         assert broker.broker.clock.now() >= end
         bundle = broker.broker.state.bundles[TD]
@@ -274,7 +275,7 @@ async def test_what_an_earlier_process_signed_is_waited_for(folder: Path) -> Non
     async with running(folder, jwt_svid_ttl="50s") as broker:
         await rotate(broker, "jwt")
         await misses(broker, "tokens", "that the old key signed are valid", "jwt")
-        assert at + 50 <= broker.broker.rotations.reports["jwt"].missing[0].until <= at + 80
+        assert at + 50 <= broker.broker.rotations.reports["jwt"].missing[0].until <= broker.broker.clock.now() + 50
 
 
 async def test_an_emergency_is_over_within_seconds_and_cuts_off_who_did_not_follow(broker: RunningBroker) -> None:
@@ -349,12 +350,12 @@ async def test_what_somebody_else_did_to_its_authorities_ends_it(broker: Running
 
 
 async def test_other_trust_domains_have_the_time_that_their_hint_gives_them(folder: Path) -> None:
-    endpoint = {"bundle_endpoint_listen": "127.0.0.1:0", "bundle_endpoint_refresh_hint": "10s"}
+    endpoint = {"bundle_endpoint_listen": "127.0.0.1:0", "bundle_endpoint_refresh_hint": "10m"}
     async with running(folder, **endpoint) as broker:
         await rotate(broker)
         await misses(broker, "other trust domains", "may not have fetched the bundle yet")
         report = broker.broker.rotations.reports["x509"]
-        assert report.missing[0].until == report.rotation.since + 10
+        assert report.missing[0].until == report.rotation.since + 600
         # Nobody waits for them in an emergency, which takes over what is under way.
         assert list((await rotate(broker, emergency=True)).joined) == ["x509"]
         await reaches(broker, Stage.DONE)
@@ -400,20 +401,30 @@ async def test_the_schedule_rotates(folder: Path) -> None:
 async def test_watching_ends_after_a_while_and_tells_each_change(broker: RunningBroker) -> None:
     stub = admin_grpc.AuthorityAdminStub(broker.admin)
     seen: list[str] = []
+    agent, began = await broker.attest(), asyncio.Event()
+    made = await broker.entry(PATH, agent.path, USER)
 
     async def watch() -> None:
         async for answer in stub.WatchRotations(admin_pb2.WatchRotationsRequest()):
+            began.set()
             seen.extend(one.stage for one in answer.rotations if one.stage not in seen[-1:])
             if seen[-1:] == ["done"]:
                 return
 
-    watching = asyncio.create_task(watch())
-    await rotate(broker)
-    await asyncio.wait_for(watching, PATIENCE)
+    async with following(made.id, agent=agent, reissues=False) as sidecar:
+        await async_until(lambda: sidecar.svids)
+        watching = asyncio.create_task(watch())
+        await began.wait()
+        await rotate(broker)
+        # It stands still there until it was told.
+        await async_until(lambda: "reissue" in seen)
+        sidecar.reissues = True
+        # At the next generation it looks at its SVIDs again.
+        await broker.entry(f"{PATH}-2", agent.path, USER)
+        await asyncio.wait_for(watching, PATIENCE)
     # What changes twice while an answer is on its way is told once.
     order = [stage.value for stage in (Stage.PREPARE, Stage.SPREAD, Stage.REISSUE, Stage.RETIRE, Stage.DONE)]
     assert seen == [stage for stage in order if stage in seen]
-    assert "reissue" in seen
 
 
 async def test_the_list(broker: RunningBroker) -> None:

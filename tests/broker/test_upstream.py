@@ -229,9 +229,10 @@ async def test_files_that_do_not_go_together_change_nothing(folder: Path, files:
     root, other = made(), made()
     files.write(root)
     async with running(folder, **files.flags()) as broker:
-        key = files.key.read_bytes()
-        files.write(other)
-        files.key.write_bytes(key)
+        # The key stays as it is, so that at no moment all three go together.
+        wrong = Files(folder)
+        wrong.key = folder / "another.key"
+        wrong.write(other)
         await broker.broker.authority.tick()
         assert broker.roots() == [root.der]
         active = await activate_next(broker)
