@@ -309,9 +309,7 @@ async def test_what_is_acknowledged_at_one_broker_the_other_counts(pair: list[Ru
     pusher._said(agent_id, 1, hello)
     told = control_pb2.Generation(epoch=news.generation.epoch, number=news.generation.number)
     pusher._said(agent_id, 1, control_pb2.FromSidecar(ack=control_pb2.Ack(generation=told)))
-    async with asyncio.timeout(60):
-        while agent.id in await missing():  # noqa: ASYNC110 - the other broker's database tells
-            await asyncio.sleep(0.05)
+    await async_until(missing, "it counts", when=lambda found: agent.id not in found)
     # An older one at a later time takes nothing back.
     await b.broker.database.write(lambda c: put_acknowledged(c, {agent.id: Generation(0, 1)}))
     assert agent.id not in await missing()

@@ -21,8 +21,9 @@ from tests.kubernetes import controllers
 from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.controllers import RBAC
-from tests.kubernetes.rights import bind
+from tests.kubernetes.rights import bind, may
 from tests.pod_policy import pod_segment
+from tests.waiting import until
 
 ROOT = "/apis/certificates.k8s.io"
 POLICY = "---\n".join(
@@ -39,6 +40,8 @@ def kubelets(cluster: Cluster) -> Iterator[None]:
     name = f"kubelets-{secrets.token_hex(4)}"
     group = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}
     bind(cluster, name, "system:node", group)
+    asks = {"apiGroups": ["certificates.k8s.io"], "resources": ["podcertificaterequests"], "verbs": ["create"]}
+    until(lambda: may(cluster, asks, user="system:node:x", groups=["system:nodes"]), "kubelets may ask")
     try:
         yield
     finally:

@@ -10,12 +10,15 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from firedoor.broker.entry import Entry
 from tests.broker.harness import RunningBroker, running
 from tests.kubernetes import rights
 from tests.kubernetes.api import AlreadyExists
 from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import ISSUER, Cluster
+from tests.kubernetes.controllers import MANIFESTS, follow
 
 ROOT = Path(__file__).parents[2]
 IDENTITIES = "/apis/firedoor.dev/v1alpha1/workloadidentities"
@@ -40,8 +43,9 @@ def grant(cluster: Cluster) -> str:
         cluster.namespace("firedoor-system", exact=True)
     with suppress(AlreadyExists):
         cluster.service_account("firedoor-system", "firedoor-broker")
-    applied = cluster.kubectl("apply", "--filename", str(ROOT / "deploy/kubernetes/controllers.yaml"))
+    applied = cluster.kubectl("apply", "--filename", str(MANIFESTS))
     assert applied.code == 0, applied
+    follow(cluster, list(yaml.safe_load_all(MANIFESTS.read_text())), _ACCOUNT)
     rights.allow(cluster, ROLE, rights.ATTESTING, _ACCOUNT)
     return cluster.token("firedoor-system", "firedoor-broker", ISSUER)
 

@@ -192,9 +192,17 @@ def test_the_twin_is_taken(resources: Cluster, base: Resource) -> None:
     assert offered(resources, base)["spec"] == base["spec"]
 
 
+def explains(cluster: Cluster, field: str, words: str) -> None:
+    """Wait until kubectl explains a field: what describes resources is published some time after they are served."""
+
+    def explained() -> bool:
+        return words in cluster.kubectl("explain", field, "--api-version", "firedoor.dev/v1alpha1").out
+
+    until(explained, f"{field} is explained")
+
+
 def test_explained_and_listed(resources: Cluster) -> None:
-    explained = resources.kubectl("explain", "segments.spec.admission.node", "--api-version", "firedoor.dev/v1alpha1")
-    assert "Selectors that the broker itself attested for the agent" in explained.out
+    explains(resources, "segments.spec.admission.node", "Selectors that the broker itself attested for the agent")
     api = resources.api()
     flow = put(FLOW, "metadata.name", "listed")
     api.post(f"{GROUP}/flows", flow)

@@ -29,6 +29,7 @@ from tests.kubernetes import rights
 from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import ISSUER, Cluster
 from tests.pod_policy import INFERENCE
+from tests.ports import free_port
 from tests.sidecar.harness import Running
 from tests.waiting import async_until
 
@@ -53,6 +54,8 @@ class Injector:
         for hook in wanted["webhooks"]:
             path = hook["clientConfig"]["service"]["path"]
             hook["clientConfig"] = {"url": f"https://localhost:{port}{path}"}
+            # The most that there is: on a busy machine the broker may not have its turn for seconds.
+            hook["timeoutSeconds"] = 30
             hook["namespaceSelector"]["matchExpressions"] += where
         self.cluster.api().post(HOOKS, wanted)
 
@@ -105,7 +108,8 @@ def settings(name: str, access: dict[str, str]) -> dict[str, str]:
     """Return the configuration of a broker whose webhook has a name, and which reaches the cluster so."""
     return {
         "k8s_pod_clusters": json.dumps([{"name": "prod", **access}]),
-        "injector_listen": "127.0.0.1:0",
+        # Found again after a restart.
+        "injector_listen": f"127.0.0.1:{free_port()}",
         "injector_names": "localhost",
         "injector_cluster": "prod",
         "injector_image": "registry.example.org/firedoor:0.1.0",

@@ -30,7 +30,7 @@ from firedoor.broker.rotation_order import Order as RotationOrder
 from firedoor.certs import IdPattern, Rotation, SpiffeId, Stage, parse_x509_svid
 from tests.broker.harness import RunningBroker
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.asking import until_answer
+from tests.kubernetes.asking import until_answer, until_here
 from tests.kubernetes.cluster import Cluster, running_cluster
 from tests.kubernetes.pod_certificates import ROOT, Signing, csr_of, encoded, kubelets, settled
 from tests.kubernetes.test_crds import resources
@@ -92,7 +92,7 @@ async def test_it_is_signed_and_verifies_against_the_cluster_trust_bundle(signin
         (event,) = [one for one in broker.audit() if one.get("event") == "pod_certificate_issued"]
         assert (event["spiffe_id"], event["serial"], event["node"]) == (spiffe_id, svid.serial, signing.node)
         counted = 'firedoor_broker_pod_certificates_total{outcome="issued"} 1.0'
-        await until_answer(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
+        await until_here(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
 
 
 def _openssl(folder: Path) -> str:
@@ -281,7 +281,7 @@ async def test_a_node_with_too_many_open_requests_leaves_others_their_turn(
         pod = signing.pod(nobody)
         for _ in range(6):
             signing.ask(pod)
-        await until_answer(lambda: caplog.text, lambda text: "it has more than 3 open" in text, "a line of the log")
+        await until_here(lambda: caplog.text, lambda text: "it has more than 3 open" in text, "a line of the log")
         signing.node = f"{signing.node}-2"
         await signing.issued(signing.ask(signing.pod(namespace)))
 
@@ -293,7 +293,7 @@ async def test_a_request_that_nobody_waits_for_is_left(signing: Signing, monkeyp
         await entry_for(broker, namespace)
         path = signing.ask(signing.pod(namespace))
         signs = broker.broker.metrics.pod_certificates
-        await until_answer(lambda: broker.broker.controllers.lease.held, bool, "it is its turn")  # type: ignore[union-attr]
+        await until_here(lambda: broker.broker.controllers.lease.held, bool, "it is its turn")  # type: ignore[union-attr]
         assert not settled(signing.cluster.api().get(path))
         assert not next(iter(signs.collect())).samples
         monkeypatch.setattr(pod_certificates, "_OLDEST", 3600)
@@ -305,7 +305,7 @@ async def test_an_entry_that_comes_later_is_waited_for(signing: Signing) -> None
     async with signing.broker() as broker:
         path = signing.ask(signing.pod(namespace))
         retried = 'firedoor_broker_pod_certificates_total{outcome="retried"}'
-        await until_answer(
+        await until_here(
             lambda: broker.broker.metrics.text().decode(), lambda text: retried in text, "it was looked at"
         )
         assert not settled(signing.cluster.api().get(path))

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 
 from firedoor.broker.kubernetes import policy_resources
 from firedoor.wire import admin_pb2
@@ -19,6 +20,8 @@ from tests.broker.harness import RunningBroker, running
 from tests.kubernetes.api import AlreadyExists
 from tests.kubernetes.asking import until_answer
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.controllers import follow
+from tests.kubernetes.rights import account
 from tests.kubernetes.test_crds import FLOW, GROUP, PLURALS, SEGMENT, put, resources
 from tests.waiting import async_until
 
@@ -39,8 +42,11 @@ def objects(resources: Cluster) -> Iterator[Cluster]:
     with suppress(AlreadyExists):
         resources.namespace("firedoor-system", exact=True)
         resources.service_account("firedoor-system", "firedoor-broker")
-    applied = resources.kubectl("apply", "--filename", str(ROOT / "deploy/kubernetes/policy-source.yaml"))
+    manifest = ROOT / "deploy/kubernetes/policy-source.yaml"
+    applied = resources.kubectl("apply", "--filename", str(manifest))
     assert applied.code == 0, applied
+    given = list(yaml.safe_load_all(manifest.read_text()))
+    follow(resources, given, account("firedoor-system", "firedoor-broker"))
     yield resources
     _clear(resources)
 

@@ -25,7 +25,7 @@ from firedoor.certs import PodEvidence, make_csr
 from firedoor.sidecar import config as sidecar_config
 from firedoor.wire import admin_grpc, admin_pb2, agent_pb2, entry_pb2, types
 from tests.broker.harness import AgentClient, RunningBroker, write_whole
-from tests.kubernetes.asking import until_answer
+from tests.kubernetes.asking import until_here
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.registering import (
     IDENTITIES,
@@ -41,7 +41,7 @@ from tests.kubernetes.registering import (
     registering,
     says,
 )
-from tests.kubernetes.test_crds import resources
+from tests.kubernetes.test_crds import explains, resources
 from tests.kubernetes.test_injection import HOOKS, Injector, served, settings
 from tests.pod_policy import pod_segment
 from tests.postgres import Server
@@ -124,7 +124,7 @@ async def test_a_namespace_with_too_many_pods_leaves_room_for_the_others(
         await has(broker, apart, f"/segment/{other}/ns/{other}/sa/default")
         assert ids(broker, pods[2]) == set()
         # Other tests' namespaces may have too many, too.
-        await until_answer(
+        await until_here(
             lambda: re.search(r"^firedoor_broker_pods_left_out (\d+)", broker.broker.metrics.text().decode(), re.M),
             lambda found: found is not None and int(found[1]) > 0,
             "it is counted",
@@ -165,7 +165,7 @@ async def test_an_object_says_which_pods_get_which_id(
         # A change of the object changes the entry and no other.
         kept = {one.id for one in registered(broker, other["metadata"]["uid"])}
         await asyncio.to_thread(api.patch, path, {"spec": {"ttl": "10m"}})
-        await until_answer(
+        await until_here(
             lambda: [one.x509_svid_ttl for one in registered(broker, other["metadata"]["uid"]) if one.hint],
             lambda found: found == [600],
             "the entry has the new lifetime",
@@ -209,7 +209,7 @@ async def test_two_objects_for_one_entry(resources: Cluster, tmp_path: Path, tok
         (entry,) = registered(broker, pod["metadata"]["uid"])
         assert (entry.x509_svid_ttl, entry.origin.rpartition("/")[2]) == (300, first["metadata"]["name"])
         await asyncio.to_thread(cluster.api().delete, older)
-        await until_answer(
+        await until_here(
             lambda: [one.x509_svid_ttl for one in registered(broker, pod["metadata"]["uid"])],
             lambda found: found == [420],
             "the other object counts",
@@ -336,8 +336,7 @@ def test_the_twin_is_taken_and_explained(resources: Cluster) -> None:
     )
     answer = resources.kubectl("apply", "--dry-run=server", "--filename", "-", given=whole)
     assert answer.code == 0, answer
-    told = resources.kubectl("explain", "workloadidentities.spec.segment", "--api-version", "firedoor.dev/v1alpha1")
-    assert "What {segment} stands for" in told.out
+    explains(resources, "workloadidentities.spec.segment", "What {segment} stands for")
 
 
 async def test_a_broker_that_may_not_look_says_so(
@@ -345,7 +344,7 @@ async def test_a_broker_that_may_not_look_says_so(
 ) -> None:
     stranger = resources.tokens["stranger"]
     async with registering(resources, tmp_path / "b", policy(namespace), stranger):
-        await until_answer(lambda: caplog.text, lambda text: "may not read pods" in text, "a line of the log")
+        await until_here(lambda: caplog.text, lambda text: "may not read pods" in text, "a line of the log")
 
 
 async def test_nothing_is_registered_where_nobody_asked(
@@ -447,7 +446,7 @@ async def test_it_goes_on_when_the_api_server_has_forgotten_where_it_was(
         registration = broker.broker.registration
         assert registration is not None
         await asyncio.to_thread(cluster.stop_server)
-        await until_answer(lambda: [watch.trouble for watch in registration.watches], all, "all watches ended")
+        await until_here(lambda: [watch.trouble for watch in registration.watches], all, "all watches ended")
         for watch in registration.watches:
             # The API server answers 410 to it.
             watch._version = "1"

@@ -16,7 +16,7 @@ import pytest
 from firedoor.certs import TrustDomain
 from firedoor.wire import entry_pb2, trustdomain_grpc, trustdomain_pb2
 from tests.broker.harness import RunningBroker
-from tests.kubernetes.asking import until_answer
+from tests.kubernetes.asking import until_answer, until_here
 from tests.kubernetes.cluster import Cluster, running_cluster
 from tests.kubernetes.registering import SIDECAR, grant, has, ids, registered, registering, says
 from tests.kubernetes.spire_resources import GROUP, PLURALS, install
@@ -195,7 +195,7 @@ async def test_names_of_services(resources: Cluster, start: Start, namespace: st
             path = f"/apis/discovery.k8s.io/v1/namespaces/{where_}/endpointslices"
             await asyncio.to_thread(cluster.api().post, path, slice_)
         whole = f"models.{namespace}.svc"
-        await until_answer(
+        await until_here(
             lambda: [one.dns_names for one in registered(broker, pod["metadata"]["uid"])],
             lambda found: found == [("models", f"models.{namespace}", whole, f"{whole}.cluster.local")],
             "the names of its Service, and of no other",
@@ -257,7 +257,7 @@ async def test_static_entries(resources: Cluster, start: Start, namespace: str) 
         wrong = made(cluster, "ClusterStaticEntry", **{**spec, "selectors": ["unix"]})
         await says(cluster, wrong, "Accepted", "False", "a workload selector is not type:value")
         await asyncio.to_thread(cluster.api().delete, path)
-        await until_answer(lambda: broker.broker.state.entries.get(entry.id), lambda found: found is None, "it is gone")
+        await until_here(lambda: broker.broker.state.entries.get(entry.id), lambda found: found is None, "it is gone")
         listed = await broker.entries.ListEntries(entry_pb2.ListEntriesRequest())
         assert not listed.entries
 
@@ -295,13 +295,13 @@ async def test_federation(resources: Cluster, start: Start) -> None:
         web = {"bundleEndpointProfile": {"type": "https_web"}, "bundleEndpointURL": "https://127.0.0.1:1/other"}
         await asyncio.to_thread(cluster.api().delete, second)
         await asyncio.to_thread(cluster.api().patch, path, {"spec": web})
-        await until_answer(
+        await until_here(
             lambda: federation.relationships[domain].url,
             lambda url: url == "https://127.0.0.1:1/other",
             "the relationship is the changed one",
         )
         await asyncio.to_thread(cluster.api().delete, path)
-        await until_answer(lambda: domain in federation.relationships, lambda there: not there, "it is gone")
+        await until_here(lambda: domain in federation.relationships, lambda there: not there, "it is gone")
         assert domain in state.bundles
 
 

@@ -20,7 +20,7 @@ from firedoor.cluster.errors import WrittenMeanwhile
 from tests.broker.harness import TD, RunningBroker, running
 from tests.kubernetes import controllers
 from tests.kubernetes.api import ApiError
-from tests.kubernetes.asking import until_answer
+from tests.kubernetes.asking import until_answer, until_here
 from tests.kubernetes.cluster import Cluster, running_cluster
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
@@ -142,12 +142,12 @@ async def test_a_config_map_of_somebody_else_stays(delivery: Delivery, caplog: p
     delivery.cluster.api().post(f"/api/v1/namespaces/{namespace}/configmaps", own)
     async with delivery.broker() as broker:
         await delivery.has(broker, other)
-        await until_answer(
+        await until_here(
             lambda: caplog.text, lambda text: f"{namespace}/{MAP} is not this broker's" in text, "it is said"
         )
         assert delivery.map(namespace)["data"] == own["data"]
         counted = 'firedoor_broker_bundle_config_maps{state="foreign"} 1.0'
-        await until_answer(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
+        await until_here(lambda: broker.broker.metrics.text().decode(), lambda text: counted in text, "it is counted")
         # Nor is it deleted when the namespace is not selected any more, which the other one's shows.
         api = delivery.cluster.api()
         for one in (namespace, other):
@@ -197,7 +197,7 @@ async def test_a_cluster_trust_bundle_of_somebody_else_stays(
     spec = {"signerName": SIGNER, "trustBundle": controllers.root_pem()}
     delivery.cluster.api().post(BUNDLES, {"metadata": {"name": NAME}, "spec": spec})
     async with delivery.broker():
-        await until_answer(lambda: caplog.text, lambda text: f"{NAME} is not this broker's" in text, "it is said")
+        await until_here(lambda: caplog.text, lambda text: f"{NAME} is not this broker's" in text, "it is said")
         assert _get(delivery.cluster, f"{BUNDLES}/{NAME}")["spec"] == spec
 
 
