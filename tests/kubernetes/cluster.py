@@ -32,7 +32,7 @@ from tests.spire.programs import Answer, Daemon, needed, run
 from tests.waiting import until
 
 # Starting a large program on a busy machine.
-START_SECONDS = 100.0
+START_SECONDS = 200.0
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 # Nodes with it are played by kwok.
 KWOK = ("kwok.x-k8s.io/node", "fake")

@@ -11,6 +11,8 @@ from tests.kubernetes.cluster import Cluster
 
 __all__ = ["helm"]
 
+# The first test waits until the control plane is up.
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 # The Prometheus operator's definitions are not there.
 OPERATOR = ("ServiceMonitor", "PrometheusRule")
 

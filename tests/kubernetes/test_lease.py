@@ -16,7 +16,8 @@ from firedoor.cluster.access import Access
 from firedoor.cluster.api import ClusterApi
 from tests.kubernetes.cluster import Cluster
 
-pytestmark = pytest.mark.peer
+# The first test waits until the control plane is up.
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 
 class Time:
