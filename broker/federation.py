@@ -74,6 +74,8 @@ class Federation:
         self._turns: dict[TrustDomain, _Turn] = {}
         self._changed = asyncio.Event()
         self._places = asyncio.Semaphore(_PARALLEL)
+        # Two fetches of one bundle may end in any order: what is held is looked at and replaced by one at a time.
+        self._taking = asyncio.Lock()
         state.database.watch("federation_relationships", lambda connection, _: self._follow(connection))
 
     def _follow(self, connection: Connection) -> Callable[[], None]:
@@ -196,6 +198,10 @@ class Federation:
         return await settled(lambda: self._taken(one, fetched))
 
     async def _taken(self, one: Relationship, fetched: TrustBundle) -> bool:
+        async with self._taking:
+            return await self._replaced(one, fetched)
+
+    async def _replaced(self, one: Relationship, fetched: TrustBundle) -> bool:
         trust_domain, basis = one.trust_domain, self._state.database.basis("bundles", "federation_relationships")
         # It may have been deleted, or pointed elsewhere, in the meantime.
         if self.relationships.get(trust_domain) != one:

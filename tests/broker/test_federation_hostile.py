@@ -127,6 +127,31 @@ async def test_a_sequence_number_that_goes_back_is_refused_until_a_person_says_s
         assert len(held(broker)) == 1
 
 
+async def test_of_two_answers_at_once_the_older_does_not_come_last(
+    broker: RunningBroker, other: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch in its turn and one that somebody asked for overlap, and between look and change there is a commit."""
+    await give(broker, other)
+    await create(broker, relationship("https://127.0.0.1:1/", SERVER))
+    federation, later = broker.broker.federation, asyncio.Event()
+    (one,) = federation.relationships.values()
+    other.sequence = 7
+    older = other.bundle
+    other.rotate()
+    put = federation._put
+
+    async def slow(fetched: TrustBundle, *more: Any) -> None:
+        if fetched.sequence == older.sequence:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(later.wait(), 1)
+        await put(fetched, *more)
+        later.set()
+
+    monkeypatch.setattr(federation, "_put", slow)
+    await asyncio.gather(federation._taken(one, older), federation._taken(one, other.bundle))
+    assert broker.broker.state.bundles[other.td].sequence == 8
+
+
 async def test_whoever_does_not_count_is_taken_as_it_comes(broker: RunningBroker, other: SimulatedTrustDomain) -> None:
     other.sequence = 0
     await give(broker, other)

@@ -29,7 +29,7 @@ from tests.kubernetes import rights
 from tests.kubernetes.api import ApiError
 from tests.kubernetes.cluster import ISSUER, Cluster
 from tests.pod_policy import INFERENCE
-from tests.ports import free_port
+from tests.ports import own_port
 from tests.sidecar.harness import Running
 from tests.waiting import async_until
 
@@ -109,7 +109,7 @@ def settings(name: str, access: dict[str, str]) -> dict[str, str]:
     return {
         "k8s_pod_clusters": json.dumps([{"name": "prod", **access}]),
         # Found again after a restart.
-        "injector_listen": f"127.0.0.1:{free_port()}",
+        "injector_listen": f"127.0.0.1:{own_port()}",
         "injector_names": "localhost",
         "injector_cluster": "prod",
         "injector_image": "registry.example.org/firedoor:0.1.0",
