@@ -24,11 +24,13 @@ from tests.spire.conftest import TD
 from tests.spire.programs import Answer, SpireAgent, SpireServer, needed, run
 from tests.spire.sides import comparable
 from tests.spire.test_sidecar_below_spire import UID, WEB, Node
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 STRANGER = "unix:uid:4000000000"
+# How long the program waits for an agent; five seconds by itself.
+PATIENT = f"{PATIENCE:.0f}s"
 _MADE = (
     (re.compile(r"after [0-9.]+(m|µ|n)?s"), "after <DURATION>"),
     (re.compile(r"join_token/[0-9a-f-]{36}"), "join_token/<TOKEN>"),
@@ -48,6 +50,8 @@ class Side:
 
     def __call__(self, *words: str) -> Answer:
         """Run a subcommand at the socket where it belongs."""
+        if words[:2] in (("api", "fetch"), ("api", "validate")) and "-timeout" not in words:
+            words = (*words, "-timeout", PATIENT)
         socket = self.admin if words[0] in ("logger", "debug") else self.public
         return run([needed("spire", "spire-agent"), *words, "-socketPath", str(socket)])
 
@@ -121,9 +125,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 NOTHING: dict[str, tuple[str, ...]] = {
     "healthcheck": ("healthcheck",),
-    "fetch x509": ("api", "fetch", "x509", "-timeout", "2s"),
-    "fetch x509 -silent": ("api", "fetch", "x509", "-timeout", "2s", "-silent"),
-    "fetch jwt": ("api", "fetch", "jwt", "-audience", "a", "-timeout", "2s"),
+    "fetch x509": ("api", "fetch", "x509", "-timeout", PATIENT),
+    "fetch x509 -silent": ("api", "fetch", "x509", "-timeout", PATIENT, "-silent"),
+    "fetch jwt": ("api", "fetch", "jwt", "-audience", "a", "-timeout", PATIENT),
 }
 
 

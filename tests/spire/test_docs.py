@@ -49,10 +49,12 @@ class Reader:
     def policy(self, text: str) -> None:
         """Put a policy into the folder that the broker reads."""
         self.policies += 1
-        (self.folder / "policy" / f"{self.policies}.yaml").write_text(text)
+        in_force = "in force as generation"
+        before = self.broker.text.count(in_force) if self.broker else 0
+        # Whole at once: the broker may look at any time.
+        (self.folder / "policy.new").write_text(text)
+        (self.folder / "policy.new").replace(self.folder / "policy" / f"{self.policies}.yaml")
         if self.broker is not None:
-            in_force = "in force as generation"
-            before = self.broker.text.count(in_force)
             until(lambda: self.broker and self.broker.text.count(in_force) > before, "the policy")
 
     def start(self) -> None:
