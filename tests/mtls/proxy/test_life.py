@@ -293,7 +293,7 @@ def test_a_taint_cuts_no_stream_and_the_revocation_that_follows_does(world: Worl
 
 def test_a_listener_may_limit_the_life_of_its_connections(world: World) -> None:
     world.publish()
-    inbound = world.inbound(max_lifetime_ms=1000)
+    inbound = world.inbound(max_lifetime_ms=SHORT * 1000)
     with dial(world.outbound(inbound.address).address) as link:
         assert asks(link) == b"ping"
         assert ended(link)
@@ -301,7 +301,8 @@ def test_a_listener_may_limit_the_life_of_its_connections(world: World) -> None:
 
 def test_an_idle_connection_ends_when_the_listener_says_so(world: World) -> None:
     world.publish()
-    with dial(world.outbound(world.inbound().address, idle_timeout_ms=100).address) as link:
+    # It is as idle while the app's answer is on its way.
+    with dial(world.outbound(world.inbound().address, idle_timeout_ms=10_000).address) as link:
         assert asks(link) == b"ping"
         assert ended(link)
 
