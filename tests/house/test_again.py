@@ -96,18 +96,26 @@ def test_never():
 """
 
 
-@pytest.mark.parametrize("how", [[], ["-n", "2", "--dist", "loadfile"]], ids=["alone", "several at once"])
+SEVERAL = ["-n", "2", "--dist", "loadfile"]
+
+
+def run(folder: Path, *how: str) -> list[str]:
+    """Run what is in a folder by CI's rule and return what pytest says, in lines."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    words += [*how, f"@{ROOT / '.ci/again.args'}", f"--override-ini=pythonpath={ROOT}", str(folder)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def told(lines: list[str], word: str) -> set[str]:
+    """Return the tests that the summary names with a word."""
+    return {line.split("::")[1].split()[0] for line in lines if line.startswith(f"{word} ")}
+
+
+@pytest.mark.parametrize("how", [[], SEVERAL], ids=["alone", "several at once"])
 def test_a_wait_that_ran_out_is_tried_again_and_a_wrong_answer_never(tmp_path: Path, how: list[str]) -> None:
     (tmp_path / "test_tries.py").write_text(TRIES)
     (tmp_path / "test_never.py").write_text(NEVER)
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    words += [*how, f"@{ROOT / '.ci/again.args'}", "--override-ini=pythonpath=" + str(ROOT), str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines()
-
-    def told(word: str) -> set[str]:
-        return {line.split("::")[1].split()[0] for line in lines if line.startswith(f"{word} ")}
-
+    lines = run(tmp_path, *how)
     late = {"test_late", "test_late_asynchronously", "test_late_by_a_limit", "test_late_program", "test_late_fixture"}
     wrong = {
         "test_wrong",
@@ -115,9 +123,15 @@ def test_a_wait_that_ran_out_is_tried_again_and_a_wrong_answer_never(tmp_path: P
         "test_wrong_after_a_wait",
         "test_wrong_since_nothing_was_raised",
     }
-    assert told("RERUN") == {*late, "test_never"}, done.stdout
-    assert told("FAILED") == {*wrong, "test_never"}, done.stdout
-    assert "5 failed, 6 passed, 6 rerun" in lines[-1], done.stdout
+    assert told(lines, "RERUN") == {*late, "test_never"}, "\n".join(lines)
+    assert told(lines, "FAILED") == {*wrong, "test_never"}, "\n".join(lines)
+    assert "5 failed, 6 passed, 6 rerun" in lines[-1], "\n".join(lines)
+
+
+def test_a_process_that_died_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "test_dies.py").write_text("import os\n\n\ndef test_dies():\n    os._exit(9)\n")
+    lines = run(tmp_path, *SEVERAL)
+    assert (told(lines, "FAILED"), told(lines, "RERUN")) == ({"test_dies"}, set()), "\n".join(lines)
 
 
 def test_every_run_of_ci_has_the_rule() -> None:
