@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.faults import KINDS, uses
-from tests.chaos.observed import Ended
+from tests.chaos.observed import Ended, Generation
 from tests.chaos.plan import Step
 from tests.chaos.policy import MOVED
 from tests.chaos.world import ASKING, HOLDERS, ChaosWorld
@@ -73,9 +73,10 @@ class Runner:
 
     def heal(self) -> None:
         """Have an operator look after the sidecars that were cut off."""
+        least = self.world.in_force()
         for name in HOLDERS:
             end = time.monotonic() + ALONE
-            while not self._well(name):
+            while not self._well(name, least):
                 if time.monotonic() > end or self.world.lives[name].program.process.poll() is not None:
                     self.report.enrolled.append(name)
                     self.world.end_life(name)
@@ -83,9 +84,13 @@ class Runner:
                     break
                 time.sleep(0.2)
 
-    def _well(self, name: str) -> bool:
+    def _well(self, name: str, least: Generation) -> bool:
+        """Say whether it has heard of that generation. One that is cut off is connected too, again and again, until the
+        broker has seen its certificate."""
         status = self.world.status(name)
-        return status is not None and status.connected
+        if status is None or not status.connected:
+            return False
+        return (status.generation.epoch, status.generation.number) >= least
 
     def end(self) -> None:
         """Ask who speaks, under both policies."""

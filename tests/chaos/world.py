@@ -24,7 +24,7 @@ import grpc
 from firedoor.certs import TrustBundle, TrustDomain
 from firedoor.wire import agent_grpc, agent_pb2, bundle_grpc, bundle_pb2, entry_grpc, entry_pb2, types
 from tests.chaos.ledger import Ledger
-from tests.chaos.observed import Accepted, Counts, Journal, Life, Seen
+from tests.chaos.observed import Accepted, Counts, Generation, Journal, Life, Seen
 from tests.chaos.policy import IDS, OPERATORS, PORT, SELECTORS, policy
 from tests.chaos.records import RecordReader
 from tests.e2e.brokers import Brokers
@@ -421,6 +421,11 @@ class ChaosWorld(Brokers):
             time.sleep(0.1)
         life.program.kill()
         self._close_life(life, settled=True)
+
+    def in_force(self) -> Generation:
+        """Return the generation that the brokers have committed last."""
+        self.ledger.read_into(self.journal)
+        return max(one.generation for one in self.journal.in_force)
 
     def collect(self) -> Journal:
         """Read what brokers wrote down."""
