@@ -27,6 +27,7 @@ from firedoor.broker.errors import EndpointError
 from firedoor.broker.relationship import Relationship, address, check_url
 from firedoor.certs import BundleError, SpiffeId, TrustBundle, TrustDomain
 from firedoor.certs.bundle import MAX_BUNDLE_BYTES
+from firedoor.cluster.sockets import Sockets
 
 if TYPE_CHECKING:
     from firedoor.broker.state import State
@@ -70,9 +71,12 @@ class Fetcher:
     @contextlib.asynccontextmanager
     async def _session(self, one: Relationship) -> AsyncIterator[aiohttp.ClientSession]:
         if one.endpoint_id is None:
-            context = await asyncio.to_thread(_web_context, one)
-            async with _client(aiohttp.TCPConnector(ssl=context)) as session:
-                yield session
+            context, sockets = await asyncio.to_thread(_web_context, one), Sockets()
+            try:
+                async with _client(aiohttp.TCPConnector(ssl=context, socket_factory=sockets)) as session:
+                    yield session
+            finally:
+                await sockets.end()
             return
         with self._connector(one, one.endpoint_id) as tunnel:
             async with _client(aiohttp.UnixConnector(tunnel.path)) as session:

@@ -15,6 +15,8 @@ from typing import Final
 
 import aiohttp
 
+from firedoor.cluster.sockets import Sockets
+
 _CONNECT_SECONDS: Final = 10.0
 # A watch holds one for as long as it lasts: there are some dozen kinds, and others are to be asked meanwhile.
 _CONNECTIONS: Final = 48
@@ -58,8 +60,9 @@ class Http:
     """Connections that are used again. `close` when done."""
 
     def __init__(self) -> None:
+        self._sockets = Sockets()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, socket_factory=self._sockets),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Each call has a deadline of its own; a watch lasts.
             timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
@@ -68,6 +71,7 @@ class Http:
     async def close(self) -> None:
         """Close what is open."""
         await self._session.close()
+        await self._sockets.end()
 
     async def fetch(self, call: Call, most: int) -> tuple[int, bytes]:
         """Return status and body of at most so many bytes. Raise OSError."""

@@ -9,15 +9,12 @@ more, is replaced by another login.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
-import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -27,6 +24,7 @@ import aiohttp
 from firedoor.broker.errors import AuthorityError, ConfigError
 from firedoor.broker.upstream.vault_login import SECRET, ClientCertificate, Login, TokenFile
 from firedoor.certs.strict_json import refuse_constant, unique_members
+from firedoor.cluster.sockets import Sockets
 
 _log = logging.getLogger("firedoor.broker.upstream")
 # For all of one call.
@@ -40,8 +38,6 @@ _REFUSALS: Final = range(400, 500)
 _FORBIDDEN: Final = 403
 # While the token cannot be renewed it is tried as often.
 _RETRY_SECONDS: Final = 30.0
-# Of the loop, until a socket that has ended is closed; it takes four.
-_TURNS: Final = 50
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "firedoor", "X-Vault-Request": "true"}
 
 
@@ -196,12 +192,12 @@ class VaultClient:
             headers["X-Vault-Token"] = token
         if self._namespace:
             headers["X-Vault-Namespace"] = self._namespace
-        sockets: list[socket.socket] = []
+        sockets = Sockets()
         try:
             async with (
                 asyncio.timeout(_SECONDS),
                 aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(ssl=self._context(), socket_factory=partial(_opened, sockets)),
+                    connector=aiohttp.TCPConnector(ssl=self._context(), socket_factory=sockets),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     auto_decompress=False,
                     headers=headers,
@@ -210,7 +206,7 @@ class VaultClient:
             ):
                 return response.status, await self._bounded(response.content)
         finally:
-            await _closed(sockets)
+            await sockets.end()
 
     def _context(self) -> ssl.SSLContext:
         """Return what verifies the server. The files are read at each call. Raise ConfigError."""
@@ -240,23 +236,6 @@ def web_context(ca: Path) -> ssl.SSLContext:
         raise ConfigError(f"upstream.vault.ca: {ca} cannot be read: {why}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
-
-
-def _opened(sockets: list[socket.socket], info: tuple[Any, ...]) -> socket.socket:
-    """Open a socket for an address, and remember it."""
-    sockets.append(made := socket.socket(*info[:3]))
-    return made
-
-
-async def _closed(sockets: Sequence[socket.socket]) -> None:
-    """Have what is still open end now: a loop that ends leaves a server's farewell of TLS to nobody."""
-    for one in sockets:
-        with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-    for _ in range(_TURNS):
-        if all(one.fileno() < 0 for one in sockets):
-            return
-        await asyncio.sleep(0)
 
 
 def _first_error(answer: Mapping[str, Any]) -> str:
