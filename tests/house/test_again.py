@@ -78,6 +78,22 @@ def test_wrong_after_a_wait():
         assert not first("after")
 
 
+def test_wrong_by_another_error_after_a_wait():
+    try:
+        raise NotInTime("not within 1 s: an answer")
+    except NotInTime:
+        if first("another"):
+            raise ValueError("a wrong answer")
+
+
+def test_wrong_by_another_error_because_of_a_wait():
+    try:
+        raise TimeoutError
+    except TimeoutError as late:
+        if first("because"):
+            raise PermissionError("refused wrongly") from late
+
+
 def test_wrong_since_nothing_was_raised():
     with pytest.raises(ValueError):
         if not first("nothing"):
@@ -96,13 +112,33 @@ def test_never():
 """
 
 
+LATE = """
+import pytest
+
+from tests.waiting import until
+
+tried = set()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_late(number):
+    until(lambda: number in tried or tried.add(number), "a second try", seconds=0)
+"""
+# Of a whole run: when more is late than this, it is not the machine.
+MOST = 3
 SEVERAL = ["-n", "2", "--dist", "loadfile"]
 
 
-def run(folder: Path, *how: str) -> list[str]:
-    """Run what is in a folder by CI's rule and return what pytest says, in lines."""
+def run(folder: Path, *how: str, most: int = MOST) -> list[str]:
+    """Run what is in a folder by CI's rule, with so many second tries, and return what pytest says, in lines."""
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    words += [*how, f"@{ROOT / '.ci/again.args'}", f"--override-ini=pythonpath={ROOT}", str(folder)]
+    words += [
+        *how,
+        f"@{ROOT / '.ci/again.args'}",
+        f"--max-suite-reruns={most}",
+        f"--override-ini=pythonpath={ROOT}",
+        str(folder),
+    ]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
@@ -115,17 +151,28 @@ def told(lines: list[str], word: str) -> set[str]:
 def test_a_wait_that_ran_out_is_tried_again_and_a_wrong_answer_never(tmp_path: Path, how: list[str]) -> None:
     (tmp_path / "test_tries.py").write_text(TRIES)
     (tmp_path / "test_never.py").write_text(NEVER)
-    lines = run(tmp_path, *how)
+    lines = run(tmp_path, *how, most=10)
     late = {"test_late", "test_late_asynchronously", "test_late_by_a_limit", "test_late_program", "test_late_fixture"}
     wrong = {
         "test_wrong",
         "test_wrong_about_a_wait",
         "test_wrong_after_a_wait",
+        "test_wrong_by_another_error_after_a_wait",
+        "test_wrong_by_another_error_because_of_a_wait",
         "test_wrong_since_nothing_was_raised",
     }
     assert told(lines, "RERUN") == {*late, "test_never"}, "\n".join(lines)
     assert told(lines, "FAILED") == {*wrong, "test_never"}, "\n".join(lines)
-    assert "5 failed, 6 passed, 6 rerun" in lines[-1], "\n".join(lines)
+    assert "7 failed, 6 passed, 6 rerun" in lines[-1], "\n".join(lines)
+
+
+@pytest.mark.parametrize("how", [[], SEVERAL], ids=["alone", "several at once"])
+def test_much_that_is_late_is_wrong(tmp_path: Path, how: list[str]) -> None:
+    (tmp_path / "test_some.py").write_text(LATE)
+    (tmp_path / "test_more.py").write_text(LATE)
+    assert f"--max-suite-reruns={MOST}" in (ROOT / ".ci/again.args").read_text().split()
+    lines = run(tmp_path, *how)
+    assert f"7 failed, {MOST} passed, {MOST} rerun" in lines[-1], "\n".join(lines)
 
 
 def test_a_process_that_died_is_wrong(tmp_path: Path) -> None:
