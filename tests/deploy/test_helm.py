@@ -62,6 +62,8 @@ POLICIES = (
     *("--set", "injector.policy=admission-policy", "--set", "guards.enabled=true"),
     *("--set", "controllers.enabled=true", "--set", "controllers.config.trust_bundle=true"),
 )
+# What would write further lines, were it written as it is.
+MORE = "x\nhostNetwork: true"
 METRIC = re.compile(r"firedoor_broker_[a-z_]+")
 
 
@@ -241,6 +243,16 @@ REFUSED = {
     "a secret for no database": ((*TD, "--set", "broker.databaseSecret=a"), "there is no broker.database"),
     "a key that the chart decides": ((*TD, "--set", "broker.config.listen=0.0.0.0:1"), "config"),
     "a word for a switch": ((*TD, "--set-string", "networkPolicy.enabled=yes"), "enabled"),
+    "a priority that is more than a name": ((*TD, "--set", f"broker.priorityClassName={MORE}"), "priorityClassName"),
+    "storage that is more than a name": ((*TD, "--set", f"broker.storage.className={MORE}"), "className"),
+    "a database's secret that is more than a name": (
+        (*TD, *POSTGRES, "--set", f"broker.databaseSecret={MORE}"),
+        "databaseSecret",
+    ),
+    "a passphrase's secret that is more than a name": (
+        (*TD, "--set", f"broker.passphraseSecret={MORE}"),
+        "passphraseSecret",
+    ),
     "a policy that is no YAML file": ((*TD, "--set", "broker.segments.a=b"), "invalid propertyName 'a'"),
 }
 
@@ -251,6 +263,18 @@ def test_wrong_values_are_refused(helm: Helm, name: str) -> None:
     ran = helm("template", "firedoor", str(CHART), *words)
     assert ran.returncode != 0
     assert said in ran.stderr
+
+
+def test_names_stay_names(helm: Helm) -> None:
+    """Some are words of YAML."""
+    words = [f"broker.{key}=true" for key in ("priorityClassName", "passphraseSecret", "storage.className")]
+    rendered = render(helm, *TD, *POSTGRES, *(f"--set-string={word}" for word in (*words, "broker.databaseSecret=1e3")))
+    spec = found(rendered, "StatefulSet")["spec"]
+    pod = spec["template"]["spec"]
+    secrets = [one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert (pod["priorityClassName"], claim["spec"]["storageClassName"]) == ("true", "true")
+    assert secrets == ["1e3", "true"]
 
 
 SCRIPT = runpy.run_path(str(DEPLOY.parent / ".ci/manifests.py"))

@@ -12,7 +12,7 @@ import pytest
 from firedoor.broker import config as broker_config
 from firedoor.sidecar import config as sidecar_config
 from firedoor.sidecar.pod_cgroup import Places
-from tests.deploy.test_helm import CHART, POLICIES, TD, Helm, documents, found, helm, render
+from tests.deploy.test_helm import CHART, MORE, POLICIES, TD, Helm, documents, found, helm, render
 
 __all__ = ["helm"]
 
@@ -105,6 +105,20 @@ def test_controllers_that_are_told_where_bring_the_bundle(helm: Helm) -> None:
     assert config["kubernetes_controllers"]["bundle_config_map"] == bundle == "roots"
 
 
+@pytest.mark.parametrize("name", ["null", "true", "1e3"])
+def test_names_stay_names(helm: Helm, name: str) -> None:
+    """Some are words of YAML."""
+    keys = ("nodes.namespace", "nodes.priorityClassName", "injector.bundleConfigMap")
+    rendered = render(helm, *NODES, *(f"--set-string={key}={name}" for key in keys))
+    its = [one for one in rendered if one["metadata"]["labels"]["app.kubernetes.io/name"] == NODE]
+    assert {one["metadata"].get("namespace", name) for one in its} == {name}
+    assert found(rendered, "Namespace", name)
+    (subject,) = found(rendered, "ClusterRoleBinding", f"{name}-{NODE}")["subjects"]
+    pod = found(rendered, "DaemonSet", NODE)["spec"]["template"]["spec"]
+    (bundle,) = (one["configMap"]["name"] for one in pod["volumes"] if one["name"] == "bundle")
+    assert (subject["namespace"], pod["priorityClassName"], bundle) == (name, name, name)
+
+
 REFUSED = {
     "of no cluster": ((*TD, "--set", "nodes.enabled=true"), "needs broker.cluster"),
     "beside the brokers": ((*NODES, "--set", "nodes.namespace=firedoor-system"), "a namespace of its own"),
@@ -117,6 +131,10 @@ REFUSED = {
     "another source of pods": ((*NODES, "--set", "nodes.config.k8s_workloads.pods_from=kubelet"), "pods_from"),
     "an unknown value": ((*NODES, "--set", "nodes.image=x"), "image"),
     "a namespace that is none": ((*NODES, "--set", "nodes.namespace=A"), "namespace"),
+    "no namespace": ((*NODES, "--set", "nodes.namespace=null"), "namespace"),
+    "the namespace of everybody": ((*NODES, "--set", "nodes.namespace=default"), "must not be default"),
+    "the namespace of the cluster": ((*NODES, "--set", "nodes.namespace=kube-system"), "must not be kube-system"),
+    "a priority that is more than a name": ((*NODES, "--set", f"nodes.priorityClassName={MORE}"), "priorityClassName"),
 }
 
 
