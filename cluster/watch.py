@@ -28,10 +28,11 @@ _PAGE: Final = 100
 # Where somebody has made them so large that a page is too long, fewer are asked for, down to one.
 _MAX_PAGE: Final = 2 * MAX_OBJECT
 _FEWER: Final = 4
-# What one list may come to, or it is taken for one without end: Kubernetes itself is made for 150,000 pods, which are
-# 1,500 pages, and what sinks take is less.
-_MOST_PAGES: Final = 10_000
+# What one list may come to, or it is taken for one without end: Kubernetes itself is made for 150,000 pods, and what
+# sinks take is less. Pages count only when they promise more and hold less than was asked for, even nothing, which the
+# API allows (`limit` of its ListOptions): how many full ones there are is a matter of how large the objects are.
 _MOST_OBJECTS: Final = 1_000_000
+_MOST_SHORT: Final = 10_000
 # How long one watch lasts; the API server ends it, and the next goes on from there.
 _WATCH_SECONDS: Final = 240
 # Two bookmarks that did not come, and some. kube-apiserver has one a minute (bookmarkFrequency in its cacher.go), which
@@ -126,7 +127,7 @@ class Watch:
 
     async def _list(self) -> None:
         self._sink.begin()
-        more, most, pages, count = "", self._most, 0, 0
+        more, most, pages, short, count = "", self._most, 0, 0, 0
         while True:
             try:
                 answer = await self._api.get(f"{self._path}limit={most}{more}", _MAX_PAGE)
@@ -135,13 +136,14 @@ class Watch:
                     raise
                 most = max(1, most // _FEWER)
                 continue
-            most = min(self._most, most * 2)
             if answer is None:
                 raise ObjectsUnreadable(self._absent)
             page = Page.read(answer, self._kind)
             pages, count = pages + 1, count + len(page.items)
-            if count > _MOST_OBJECTS or (page.more and pages >= _MOST_PAGES):
+            short += bool(page.more) and len(page.items) < most
+            if count > _MOST_OBJECTS or short > _MOST_SHORT:
                 raise ObjectsUnreadable(f"its list of {self.what} has no end: {pages} pages held {count} objects")
+            most = min(self._most, most * 2)
             self._sink.page(page.items)
             if not page.more:
                 break

@@ -86,10 +86,10 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
         yield found
 
 
-async def follow(server: Server, folder: Path, sink: Kept, count: int) -> None:
-    """Follow until the sink has so many."""
+async def follow(server: Server, folder: Path, sink: Kept, count: int, most: int = 100) -> None:
+    """Follow until the sink has so many; it takes `most` at once."""
     api = cluster_api("test", Access(server.url, folder / "ca.pem", folder / "token"))
-    task = asyncio.create_task(Watch(api, "/api/v1/pods", "Pod", "pods", sink).run())
+    task = asyncio.create_task(Watch(api, "/api/v1/pods", "Pod", "pods", sink, most=most).run())
     try:
         await async_until(lambda: len(sink.names) >= count)
     finally:
@@ -113,16 +113,39 @@ async def test_large_objects_are_listed_a_few_at_a_time(
     assert server.limits[-1] > 1
 
 
-@pytest.mark.parametrize("bound", ["_MOST_PAGES", "_MOST_OBJECTS"])
+@pytest.mark.parametrize("most", [1, 25])
+async def test_a_list_of_many_small_pages_is_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """However few a sink takes at once, as many as there may be are listed."""
+    monkeypatch.setattr(watch, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(watch, "_MOST_SHORT", 5)
+    server.sizes[:] = [1] * 500
+    sink = Kept()
+    await follow(server, tmp_path, sink, 500, most)
+    assert set(server.limits) == {most}
+
+
+async def test_pages_with_nothing_on_them_do_not_end_a_list(tmp_path: Path) -> None:
+    """As a server may send them that looks at so many objects, and finds none with the label."""
+    lists = [listing(1), listing(), listing(), listing(2)]
+    for page in lists[:-1]:
+        page["metadata"]["continue"] = "more"
+    async with played(tmp_path, lists, [[]]) as (_, found, sink):
+        await async_until(lambda: found.current)
+        assert sink.lists == [{"n1", "n2"}]
+
+
+@pytest.mark.parametrize(("bound", "items"), [("_MOST_SHORT", 0), ("_MOST_SHORT", 2), ("_MOST_OBJECTS", 2)])
 async def test_a_list_without_end_is_trouble_and_no_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, items: int
 ) -> None:
     """The same page again and again, as a sink that counts names would take for ever."""
     monkeypatch.setattr(watch, bound, 20)
 
     async def page(request: web.Request) -> web.StreamResponse:
         more = {"resourceVersion": "9", "continue": "more"}
-        return web.json_response({"kind": "PodList", "metadata": more, "items": [_object(0, 1), _object(1, 1)]})
+        return web.json_response({"kind": "PodList", "metadata": more, "items": [_object(0, 1), _object(1, 1)][:items]})
 
     app, sink = web.Application(), Kept()
     app.router.add_get("/{tail:.*}", page)
