@@ -105,6 +105,21 @@ def test_controllers_that_are_told_where_bring_the_bundle(helm: Helm) -> None:
     assert config["kubernetes_controllers"]["bundle_config_map"] == bundle == "roots"
 
 
+def test_they_reach_brokers_that_others_are_kept_from(helm: Helm) -> None:
+    named = ("--set", "networkPolicy.from[0].podSelector.matchLabels.a=b", "--set", "nodes.namespace=agents")
+    one = {"podSelector": {"matchLabels": {"a": "b"}}}
+    rendered = render(helm, *NODES, *named)
+    brokers = found(rendered, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    (its,) = (peer for peer in brokers if peer != one)
+    assert its["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "agents"}}
+    pod = found(rendered, "DaemonSet", NODE)["spec"]["template"]["metadata"]["labels"]
+    assert its["podSelector"]["matchLabels"].items() <= pod.items()
+    without = render(helm, *NODES, *named, "--set", "nodes.enabled=false")
+    assert found(without, "NetworkPolicy")["spec"]["ingress"][0]["from"] == [one]
+    # Everybody stays everybody.
+    assert "from" not in found(render(helm, *NODES), "NetworkPolicy")["spec"]["ingress"][0]
+
+
 @pytest.mark.parametrize("name", ["null", "true", "1e3"])
 def test_names_stay_names(helm: Helm, name: str) -> None:
     """Some are words of YAML."""
