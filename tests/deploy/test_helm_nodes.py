@@ -11,6 +11,7 @@ import pytest
 
 from firedoor.broker import config as broker_config
 from firedoor.sidecar import config as sidecar_config
+from firedoor.sidecar.evidence_config import WAYS
 from firedoor.sidecar.pod_cgroup import Places
 from tests.deploy.test_helm import CHART, MORE, POLICIES, TD, Helm, documents, found, helm, render
 
@@ -159,6 +160,15 @@ def test_what_would_not_work_is_refused(helm: Helm, name: str) -> None:
     ran = helm("template", "firedoor", str(CHART), "--namespace", "firedoor-system", *words)
     assert ran.returncode != 0
     assert said in ran.stderr
+
+
+@pytest.mark.parametrize("key", [*WAYS, "workload"])
+def test_a_node_attests_in_one_way(helm: Helm, key: str) -> None:
+    """The sidecar would refuse it, on each node."""
+    ran = helm("template", "firedoor", str(CHART), *NODES, "--set", f"nodes.config.{key}=x")
+    assert ran.returncode != 0
+    assert "nodes" in ran.stderr
+    assert "config" in ran.stderr
 
 
 def test_the_documented_values_are_taken(helm: Helm, tmp_path: Path) -> None:
