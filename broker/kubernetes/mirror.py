@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar, final
 
-from firedoor.broker.kubernetes.shares import MOST_IN_LINE, MOST_KEYS, Line, Shares
+from firedoor.broker.kubernetes.shares import MOST_KEYS, Line, Shares
 from firedoor.cluster.errors import ObjectsUnreadable
 from firedoor.cluster.objects import Seen, metadata, text
 
@@ -46,13 +46,14 @@ class Mirror(Generic[R]):
         # certainly find none; with as many records of these as may stand in line.
         self._new: Counter[str] = Counter()
         self._waiting: dict[str, str] = {}
-        self._beyond: dict[str, tuple[str, R | None]] = {}
+        self._beyond: dict[str, str] = {}
+        self._behind: Line[R] = Line()
         # What is left out, and next when there is room.
         self._line: Line[R] = Line()
 
     def begin(self) -> None:
         """Begin a list."""
-        self._listing, self._new, self._waiting, self._beyond = {}, Counter(), {}, {}
+        self._listing, self._new, self._waiting, self._beyond, self._behind = {}, Counter(), {}, {}, Line()
 
     def page(self, items: Sequence[Seen]) -> None:
         """Take some objects of a list. Raise ObjectsUnreadable."""
@@ -71,7 +72,8 @@ class Mirror(Generic[R]):
             self._waiting[key] = namespace
             return False
         if len(self._beyond) < MOST_KEYS:
-            self._beyond[key] = namespace, record if len(self._beyond) < MOST_IN_LINE else None
+            self._beyond[key] = namespace
+        self._behind.put(key, namespace, record)
         return True
 
     def end(self) -> None:
@@ -95,11 +97,11 @@ class Mirror(Generic[R]):
                 self._listing[key] = record
             else:
                 self._line.put(key, namespace, record)
-        for key, (namespace, waits) in self._beyond.items():
+        for key, namespace in self._beyond.items():
             shares.take(key, namespace)
-            if waits is not None:
-                self._line.put(key, namespace, waits)
-        self._waiting, self._beyond = {}, {}
+        for key, namespace, record in self._behind.all():
+            self._line.put(key, namespace, record)
+        self._waiting, self._beyond, self._behind = {}, {}, Line()
 
     def put(self, seen: Seen) -> None:
         """Take one object. Raise ObjectsUnreadable."""

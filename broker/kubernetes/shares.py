@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, TypeVar, final
 
 _log = logging.getLogger("firedoor.broker.kubernetes")
 # Keys that are remembered of what is left out; Kubernetes itself is made for fewer pods.
 MOST_KEYS: Final = 200_000
-# Records that are kept of it, of all namespaces together: a tenth of what is kept of pods in all.
+# Records that are kept of it, of all namespaces together: a tenth of what is kept of pods in all. Those that fill it
+# leave room for the others' in it too.
 MOST_IN_LINE: Final = 20_000
 R = TypeVar("R")
 
@@ -81,20 +82,41 @@ class Shares:
 
 @final
 class Line(Generic[R]):
-    """What waits for room, by namespace, in the order in which it came; no more than MOST_IN_LINE in all."""
+    """What waits for room, by namespace, in the order in which it came; no more than MOST_IN_LINE in all.
+
+    When it is full, the newest of the longest line gives way to one whose own is shorter.
+    """
 
     def __init__(self) -> None:
         self._records: dict[str, dict[str, R]] = {}
         self._count = 0
 
     def put(self, key: str, namespace: str, record: R) -> None:
-        """Have one wait, or take what is new of one that does; nothing when the line is full."""
+        """Have one wait, or take what is new of one that does; nothing when all is full and its line has its part."""
         line = self._records.get(namespace, {})
-        if key not in line and self._count >= MOST_IN_LINE:
+        if key not in line and self._count >= MOST_IN_LINE and not self._gives_way(len(line) + 1):
             return
         self._count += key not in line
         line[key] = record
         self._records[namespace] = line
+
+    def _gives_way(self, length: int) -> bool:
+        """Take the newest of the longest line away, if that is longer than `length`; say whether it was.
+
+        Whoever stands in line has a full share, so that these namespaces are few.
+        """
+        longest: dict[str, R] = max(self._records.values(), key=len, default={})
+        if len(longest) <= length:
+            return False
+        longest.popitem()
+        self._count -= 1
+        return True
+
+    def all(self) -> Iterator[tuple[str, str, R]]:
+        """Yield key, namespace and record of each, those of a namespace in their order."""
+        for namespace, line in self._records.items():
+            for key, record in line.items():
+                yield key, namespace, record
 
     def forget(self, key: str, namespace: str) -> None:
         """Take one away, if it waits."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firedoor.broker.kubernetes import mirror, shares
+from firedoor.broker.kubernetes import shares
 from firedoor.broker.kubernetes.mirror import Mirror, identified
 from firedoor.broker.kubernetes.pods import Pod
 from firedoor.broker.kubernetes.shares import Shares
@@ -101,7 +101,6 @@ def test_who_waits_is_next_when_one_of_the_share_goes() -> None:
 
 def test_of_a_line_without_end_the_rest_waits_for_its_next_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "MOST_IN_LINE", 2)
-    monkeypatch.setattr(mirror, "MOST_IN_LINE", 2)
     seen = Seen()
     seen.listed([thing(f"a{number}", "a") for number in range(8)])
     for number in range(3):
@@ -109,6 +108,29 @@ def test_of_a_line_without_end_the_rest_waits_for_its_next_change(monkeypatch: p
     assert (sorted(seen.known), sorted(seen.left_out)) == (["a3", "a4"], ["a5", "a6", "a7"])
     seen.mirror.put(thing("a7", "a"))
     assert (sorted(seen.known), sorted(seen.left_out)) == (["a3", "a4", "a7"], ["a5", "a6"])
+
+
+@pytest.mark.parametrize("how", ["listed", "list backwards", "one by one"])
+def test_whoever_fills_the_line_leaves_room_in_it(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(shares, "MOST_IN_LINE", 4)
+    seen = Seen()
+    things = [*(thing(f"a{number}", "a") for number in range(20)), *(thing(f"b{number}", "b") for number in range(6))]
+    if how == "one by one":
+        for one in things:
+            seen.mirror.put(one)
+    else:
+        seen.listed(things if how == "listed" else [*things[20:], *things[:20]])
+    for namespace in "ab":
+        for number in range(3):
+            seen.mirror.drop(thing(f"{namespace}{number}", namespace))
+    # Two places in line each, of those that came first.
+    assert sorted(seen.known) == ["a3", "a4", "b3", "b4"]
+    # Where nobody else waits, the whole line is one namespace's.
+    for number in range(20):
+        seen.mirror.put(thing(f"c{number}", "c"))
+    for number in range(5):
+        seen.mirror.drop(thing(f"c{number}", "c"))
+    assert sorted(key for key in seen.known if key[0] == "c") == ["c5", "c6"]
 
 
 def test_namespaces_together_are_bounded_as_before() -> None:
