@@ -18,7 +18,10 @@ _INJECTOR = (
     f"{_TEMPLATE} --set broker.cluster=prod --set injector.enabled=true"
     " --show-only templates/injector.yaml --show-only templates/rbac.yaml"
 )
-_NODE = f"{_TEMPLATE} --set broker.cluster=prod --set nodes.enabled=true --show-only templates/nodes.yaml"
+_NODE = (
+    f"{_TEMPLATE} --set broker.cluster=prod --set nodes.enabled=true"
+    " --show-only templates/nodes.yaml --show-only templates/node-socket.yaml"
+)
 _NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: firedoor-system\n"
 
 

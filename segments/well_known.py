@@ -16,6 +16,8 @@ PREFIX: Final = "firedoor.dev/"
 
 INJECT: Final = f"{PREFIX}inject"
 """Label of namespaces and pods: whether pods have a sidecar."""
+NODE_SOCKET: Final = f"{PREFIX}node-socket"
+"""Label of namespaces: pods may mount the socket of their node's sidecar, and no other folder of the node."""
 SEGMENT: Final = f"{PREFIX}segment"
 """Label and annotation of pods: the segment. Packet filters go by the label, which the injector writes."""
 ENFORCING: Final = f"{PREFIX}enforcing"

@@ -214,7 +214,7 @@ def test_the_manifest_is_taken(cluster: Cluster) -> None:
     given = MANIFEST.read_text().replace("firedoor-nodes", cluster.namespace("nodes"))
     taken = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename", "-", given=given)
     assert taken.code == 0, taken.err
-    assert taken.out.count("(server dry run)") == 6
+    assert taken.out.count("(server dry run)") == 10
 
 
 def test_the_admin_socket_is_where_no_pod_sees_it() -> None:
