@@ -541,6 +541,5 @@ async def change_bundle(
 
         await state.change(run, apply, basis=basis)
 
-    async with state.own_bundle:
-        # What another broker put into it meanwhile stays there.
-        await settled(attempt)
+    # What another broker put into it meanwhile stays there.
+    await state.own_bundle.run(lambda: settled(attempt))

@@ -74,8 +74,6 @@ class Federation:
         self._turns: dict[TrustDomain, _Turn] = {}
         self._changed = asyncio.Event()
         self._places = asyncio.Semaphore(_PARALLEL)
-        # Two fetches of one bundle may end in any order: what is held is looked at and replaced by one at a time.
-        self._taking = asyncio.Lock()
         state.database.watch("federation_relationships", lambda connection, _: self._follow(connection))
 
     def _follow(self, connection: Connection) -> Callable[[], None]:
@@ -120,10 +118,19 @@ class Federation:
         assert self._file is not None  # noqa: S101
         found = await self._file.read()
         for declared in found:
-            # The first bundle alone: what is held since is newer.
-            if declared.bundle is not None and declared.relationship.trust_domain not in self._state.bundles:
-                await self._put(declared.bundle)
+            if declared.bundle is not None:
+                await self._put_first(declared.bundle)
         self._declared = {declared.relationship.trust_domain: declared.relationship for declared in found}
+
+    async def _put_first(self, bundle: TrustBundle) -> None:
+        """Take the first bundle alone: what is held since is newer."""
+
+        async def attempt() -> None:
+            basis = self._state.database.basis("bundles")
+            if bundle.trust_domain not in self._state.bundles:
+                await self._put(bundle, basis)
+
+        await self._state.foreign_bundles.run(lambda: settled(attempt))
 
     def _plan(self, *again: TrustDomain) -> None:
         """Have what is new, or named, fetched at once; forget the turns of what is gone."""
@@ -148,8 +155,6 @@ class Federation:
         write: Callable[[Connection], None],
         origin: str = "",
     ) -> None:
-        self._check_ours(one.trust_domain, origin)
-
         def run(connection: Connection) -> None:
             write(connection)
             if bundle is not None:
@@ -161,17 +166,24 @@ class Federation:
             if bundle is not None:
                 self._state.put_bundle(bundle)
 
-        await self._state.change(run, apply)
+        async def change() -> None:
+            self._check_ours(one.trust_domain, origin)
+            await self._state.change(run, apply)
+
+        await self._state.foreign_bundles.run(change)
 
     async def delete(self, trust_domain: TrustDomain, *, origin: str = "") -> None:
         """Forget a relationship; its bundle stays until it is deleted too. Raise NotFound or Conflict."""
-        self._check_ours(trust_domain, origin)
 
         def apply(_: None) -> None:
             self._stored.pop(trust_domain, None)
             self._plan()
 
-        await self._state.database.write(lambda connection: delete_relationship(connection, trust_domain), apply)
+        async def change() -> None:
+            self._check_ours(trust_domain, origin)
+            await self._state.database.write(lambda connection: delete_relationship(connection, trust_domain), apply)
+
+        await self._state.foreign_bundles.run(change)
 
     def _check_ours(self, trust_domain: TrustDomain, origin: str) -> None:
         if trust_domain in self._declared:
@@ -198,8 +210,8 @@ class Federation:
         return await settled(lambda: self._taken(one, fetched))
 
     async def _taken(self, one: Relationship, fetched: TrustBundle) -> bool:
-        async with self._taking:
-            return await self._replaced(one, fetched)
+        # Two fetches of one bundle may end in any order, and a person may set another meanwhile.
+        return await self._state.foreign_bundles.run(lambda: self._replaced(one, fetched))
 
     async def _replaced(self, one: Relationship, fetched: TrustBundle) -> bool:
         trust_domain, basis = one.trust_domain, self._state.database.basis("bundles", "federation_relationships")

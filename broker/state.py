@@ -37,6 +37,7 @@ from firedoor.broker.db.rows import (
 )
 from firedoor.broker.entry import Entry, server_id
 from firedoor.broker.errors import AgentError, AgentNotActive, AgentNotAttested, DatabaseError, NotEntitled
+from firedoor.broker.finished import OneByOne
 from firedoor.broker.following import follow
 from firedoor.broker.roles import Role, Roles
 from firedoor.certs import NOT_BEFORE_CUSHION, IdPattern, SpiffeId, TrustBundle, TrustDomain
@@ -79,7 +80,9 @@ class State:
         self.database = database
         self.clock = clock
         # Held while our own bundle changes: X.509 and JWT authorities both stand in it.
-        self.own_bundle = asyncio.Lock()
+        self.own_bundle = OneByOne()
+        # The same for those of other trust domains, and whom we federate with: a fetch looks at what is held first.
+        self.foreign_bundles = OneByOne()
         # How the origins of entries begin that are kept as they are by this broker, and others like it.
         self.registers: tuple[str, ...] = ()
         self._watchers: list[Callable[[], None]] = []

@@ -28,10 +28,10 @@ from firedoor.broker.db.entry_rows import delete_entry, insert_entry
 from firedoor.broker.db.rows import Revoked, insert_issued, revoke_issued
 from firedoor.broker.entry import Entry, is_agent, is_node_alias, is_reserved, parse_spiffe_id
 from firedoor.broker.errors import AgentBanned, InvalidRequest, NotFound, TooSlow
+from firedoor.broker.finished import finished
 from firedoor.broker.issuing import authorize_attested, authorize_renewal, read_csr
 from firedoor.broker.keys.device import DeviceKey
 from firedoor.broker.messages import agent_message, svid_message
-from firedoor.broker.rpc.gate import finished
 from firedoor.broker.rpc.listing import filter_selectors, matches, page
 from firedoor.broker.rpc.masks import show
 from firedoor.broker.rpc.promotion import check_ids

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from sqlalchemy import Connection
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from firedoor.broker.rpc.gate import Call
     from firedoor.broker.state import State
 
+T = TypeVar("T")
 MAX_BATCH: Final = 256
 _MAX_HINT: Final = 366 * 86400
 
@@ -127,7 +128,7 @@ class BundleService:
         for name in batch(request.trust_domains, MAX_BATCH):
             try:
                 foreign = self._foreign(name, "removing")
-                await settled(lambda: self._delete(foreign, request.mode, call))  # noqa: B023 - awaited at once
+                await self._alone(lambda: self._delete(foreign, request.mode, call))  # noqa: B023 - awaited at once
                 status = OK.in_batch()
             except BrokerError as error:
                 status = status_of(error).in_batch()
@@ -135,6 +136,10 @@ class BundleService:
             records.append({"trust_domain": name[:255], "status_code": status.code})
         call.audit["each"] = records
         return bundle_pb2.BatchDeleteFederatedBundleResponse(results=results)
+
+    async def _alone(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Change a bundle of others while no fetch does, and again when another broker came first."""
+        return await self._state.foreign_bundles.run(lambda: settled(attempt))
 
     async def _delete(self, trust_domain: TrustDomain, mode: int, call: Call) -> None:
         state, now = self._state, self._state.clock.now()
@@ -184,7 +189,7 @@ class BundleService:
         for message in batch(messages, MAX_BATCH):
             records.append({"trust_domain": message.trust_domain[:255]})
             try:
-                bundle = await settled(
+                bundle = await self._alone(
                     lambda: self._put(message, call, check, whole, records[-1])  # noqa: B023 - awaited at once
                 )
                 results.append((OK.in_batch(), bundle))

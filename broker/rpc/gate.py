@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from firedoor.broker.agent import Agent
 from firedoor.broker.errors import InvalidRequest, NotAuthorized, StorageError, Unauthenticated, Unsupported
+from firedoor.broker.finished import finished
 from firedoor.broker.roles import Role
 from firedoor.broker.rpc.matrix import MATRIX, Who
 from firedoor.broker.rpc.status import CANCELLED, INTERNAL, OK, RpcStatus, status_of
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     _Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
-T = TypeVar("T")
 _log = logging.getLogger("firedoor.broker.rpc")
 
 # Asked every few seconds by whatever watches the broker; only refusals of these are kept.
@@ -278,18 +278,6 @@ class _Guarded:
         if status is not OK:
             await context.abort(status.code, status.message, status.trailing)
         return answer
-
-
-async def finished(work: Awaitable[T]) -> T:
-    """Wait for work to its end also when cancelled meanwhile; then raise what it raised, or CancelledError."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        # Looked at, so that nobody warns of an error that nobody is left to hear.
-        _ = task.cancelled() or task.exception()
-        raise
 
 
 def _fields(call: Call | None) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import contextlib
 import gzip
 import json as json_module
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
+from sqlalchemy import Connection
 
 from firedoor.broker.errors import EndpointError
 from firedoor.broker.federation import _interval
@@ -149,6 +151,120 @@ async def test_of_two_answers_at_once_the_older_does_not_come_last(
 
     monkeypatch.setattr(federation, "_put", slow)
     await asyncio.gather(federation._taken(one, older), federation._taken(one, other.bundle))
+    assert broker.broker.state.bundles[other.td].sequence == 8
+
+
+async def test_a_fetch_whose_caller_is_gone_is_taken_before_the_next_looks(
+    broker: RunningBroker, other: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit goes on: an older answer would be looked at beside what was held before, and come last."""
+    await create(broker, relationship("https://127.0.0.1:1/", SERVER))
+    federation, state = broker.broker.federation, broker.broker.state
+    (one,) = federation.relationships.values()
+    other.sequence = 7
+    older = other.bundle
+    other.rotate()
+    newer = other.bundle
+    put, looked = federation._put, asyncio.Event()
+
+    async def said(*more: Any) -> None:
+        looked.set()
+        await put(*more)
+
+    monkeypatch.setattr(federation, "_put", said)
+    # Nothing is committed until it may be.
+    begun, may = threading.Event(), threading.Event()
+
+    def hold(_: Connection) -> None:
+        begun.set()
+        may.wait()
+
+    held_up = asyncio.create_task(state.database.write(hold))
+    try:
+        await async_until(begun.is_set)
+        first = asyncio.create_task(federation._taken(one, newer))
+        await looked.wait()
+        first.cancel()
+        second = asyncio.create_task(federation._taken(one, older))
+        for _ in range(20):
+            await asyncio.sleep(0)
+    finally:
+        may.set()
+    with pytest.raises(EndpointError, match="went back from 8 to 7"):
+        await second
+    await held_up
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert state.bundles[other.td].sequence == 8
+
+
+async def update(broker: RunningBroker, trust: SimulatedTrustDomain) -> None:
+    """Set another bundle with the relationship."""
+    (one,) = broker.broker.federation.relationships.values()
+    await broker.broker.federation.update(one, trust.bundle)
+
+
+async def take_away(broker: RunningBroker, trust: SimulatedTrustDomain) -> None:
+    request = bundle_pb2.BatchDeleteFederatedBundleRequest(trust_domains=[trust.td.name])
+    await broker.bundles.BatchDeleteFederatedBundle(request)
+
+
+BY_HAND: dict[str, Callable[[RunningBroker, SimulatedTrustDomain], Awaitable[None]]] = {
+    "a bundle": give,
+    "a relationship": update,
+    "no bundle": take_away,
+}
+
+
+@pytest.mark.parametrize("what", BY_HAND)
+async def test_what_is_set_by_hand_while_a_fetch_is_taken_counts(
+    broker: RunningBroker, other: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    await give(broker, other)
+    await create(broker, relationship("https://127.0.0.1:1/", SERVER))
+    federation, looked, later = broker.broker.federation, asyncio.Event(), asyncio.Event()
+    (one,) = federation.relationships.values()
+    other.sequence = 7
+    fetched = other.bundle
+    other.rotate()
+    put = federation._put
+
+    async def slow(*more: Any) -> None:
+        looked.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(later.wait(), 1)
+        await put(*more)
+
+    async def by_hand() -> None:
+        await looked.wait()
+        await BY_HAND[what](broker, other)
+        later.set()
+
+    monkeypatch.setattr(federation, "_put", slow)
+    await asyncio.gather(federation._taken(one, fetched), by_hand())
+    assert held(broker) == ([] if what == "no bundle" else [root.authority_id for root in other.roots])
+
+
+async def test_a_first_bundle_that_is_declared_takes_the_place_of_none_that_was_fetched(
+    broker: RunningBroker, other: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(broker, relationship("https://127.0.0.1:1/", SERVER))
+    federation, later = broker.broker.federation, asyncio.Event()
+    (one,) = federation.relationships.values()
+    other.sequence = 7
+    declared = other.bundle
+    other.rotate()
+    put = federation._put
+
+    async def slow(bundle: TrustBundle, *more: Any) -> None:
+        if bundle is declared:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(later.wait(), 1)
+        await put(bundle, *more)
+        later.set()
+
+    monkeypatch.setattr(federation, "_put", slow)
+    await asyncio.gather(federation._put_first(declared), federation._taken(one, other.bundle))
     assert broker.broker.state.bundles[other.td].sequence == 8
 
 
