@@ -14,7 +14,7 @@ from firedoor.mtls import CallerUnknown, Front
 from firedoor.sidecar.callers import Callers
 from firedoor.sidecar.errors import SidecarError
 from firedoor.sidecar.inspection import Admits
-from firedoor.sidecar.streams import Streams
+from firedoor.sidecar.seats import Seats
 from firedoor.wire import admin_grpc, admin_pb2, agent_debug_pb2, health_grpc, health_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -53,10 +53,10 @@ class Gate:
 
 
 class AnyProgram:
-    """Lets any local program call, each user with so many streams at once."""
+    """Lets any local program call, each caller with so many streams at once."""
 
-    def __init__(self, callers: Callers, streams: Streams) -> None:
-        self._callers, self._streams = callers, streams
+    def __init__(self, callers: Callers, seats: Seats) -> None:
+        self._callers, self._seats = callers, seats
 
     async def check(self, context: Context) -> None:
         """End the call unless it came through the front."""
@@ -69,7 +69,7 @@ class AnyProgram:
     async def stream(self, context: Context) -> AsyncIterator[None]:
         """Do the same for a stream, and hold its place."""
         try:
-            with self._streams.one_of(self._callers.connection(context.peer()).user):
+            with self._seats.one_of(self._callers.connection(context.peer()).counted_as()):
                 yield
         except SidecarError as error:
             await context.abort(error.status, str(error))

@@ -37,22 +37,29 @@ class Apis:
         attestor, most = _attestor(config, names, self.pods), config.jwt_svid_cache_max_size
         self.tokens = tokens.Tokens(holder, fetch_token, now, max_held=most)
         self.wits = wits.Wits(holder, fetch_wit, now, max_held=most)
-        self.streams = Streams(holder, config.max_streams)
+        # Whoever speaks for others is configured, and is not shut out by all those who may ask for themselves.
+        own_streams, others_streams = (Streams(holder, config.max_streams) for _ in range(2))
         rules = VerifierRules(config.allow_unauthenticated_verifiers, config.allowed_foreign_jwt_claims)
         # On a volume of one pod, whoever calls is that pod.
         token = config.pod_token if config.workload == "pod" else None
         programs = PodWorkload(token) if token else attestor
-        self.workload = WorkloadApi(holder, programs, now, self.tokens, self.wits, self.streams, rules)
+        self.workload = WorkloadApi(holder, programs, now, self.tokens, self.wits, own_streams, rules)
         own = self.workload.answers
         self.auth = AuthApi(self.workload.callers, own, config.inbound)
         others = Answers(holder, now, self.tokens, for_others=True)
         # The admin socket has callers of its own.
         callers = Callers(holder, attestor)
-        self.delegated = DelegatedIdentity(own, others, callers, self.streams, config.authorized_delegates)
+        self.delegated = DelegatedIdentity(own, others, callers, others_streams, config.authorized_delegates)
         asked = config.broker_api
         clients = Clients(asked.clients, asked.kubernetes_clients) if asked else Clients()
         pods = self.pods.source if self.pods else None
-        self.broker = BrokerApi(others, callers, self.streams, clients, pods)
+        self.broker = BrokerApi(others, callers, others_streams, clients, pods)
+        self._counted = (own_streams, others_streams, self.workload.inspecting)
+
+    @property
+    def open_streams(self) -> int:
+        """How many streams are open, of all APIs."""
+        return sum(len(one) for one in self._counted)
 
     def look_for_pods(self) -> None:
         """Have pods asked for, when they are to be known and are not."""

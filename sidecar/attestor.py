@@ -10,7 +10,7 @@ The same keys turn an entry's selectors into the rules by which the core knows l
 import asyncio
 import grp
 import pwd
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -41,8 +41,14 @@ class LiveCaller(Protocol):
 class WorkloadAttestor(Protocol):
     """Says what a caller of a Unix front is."""
 
-    async def attest(self, caller: LiveCaller, keys: Collection[str]) -> frozenset[Selector]:
-        """Return a caller's selectors; `keys` says which costly ones any entry asks for. Raise SidecarError."""
+    async def attest(self, caller: LiveCaller, keys: Collection[str], counted: Hashable = None) -> frozenset[Selector]:
+        """Return a caller's selectors. Raise SidecarError.
+
+        `keys` says which costly ones any entry asks for, `counted` what `counted_as` has just said of this caller.
+        """
+
+    def counted_as(self, caller: LiveCaller) -> Hashable:
+        """Return who shares the caller's limits: cheap, and not to be chosen by it. Raise CallerRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class UnixAttestor:
         self._names = names or Names()
         self._hasher = hasher or proc.Hasher()
 
-    async def attest(self, caller: LiveCaller, keys: Collection[str]) -> frozenset[Selector]:
+    async def attest(self, caller: LiveCaller, keys: Collection[str], _: Hashable = None) -> frozenset[Selector]:
         """Return a caller's selectors; `keys` says which costly ones (path, sha256) any entry asks for.
 
         Raises CallerRefused when the process is gone, or is no longer the user that it was when it connected.
@@ -113,6 +119,10 @@ class UnixAttestor:
         if ids != again or (ids.uid, ids.gid) != (uid, gid):
             raise CallerRefused("the calling process has changed its user or groups since it connected")
         return selectors_of(ids, path, digest, self._names)
+
+    def counted_as(self, caller: LiveCaller) -> Hashable:
+        """Return the user."""
+        return caller.uid
 
 
 class _Nobody(Exception):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is calling on a Unix socket: the front's word for the connection, the kernel's for the process behind it."""
 
+from collections.abc import Hashable
+
 from firedoor.certs import Selector
 from firedoor.mtls import CallerUnknown, Front
 from firedoor.sidecar.attestor import LiveCaller, WorkloadAttestor
@@ -16,16 +18,17 @@ class Connection:
     def __init__(self, caller: LiveCaller, callers: "Callers") -> None:
         self._caller, self._callers = caller, callers
         self._selectors: frozenset[Selector] | None = None
+        self._counted: Hashable = None
 
-    @property
-    def user(self) -> int | None:
-        """The uid that opened it."""
-        return self._caller.uid
+    def counted_as(self) -> Hashable:
+        """Return with whom its streams are counted. Raise SidecarError."""
+        self._counted = self._callers.counted_as(self._caller)
+        return self._counted
 
     async def attest(self) -> frozenset[Selector]:
         """Return the selectors of the process, as it was when this was asked first. Raise SidecarError."""
         if self._selectors is None:
-            self._selectors = await self._callers.attest_process(self._caller)
+            self._selectors = await self._callers.attest_process(self._caller, self._counted)
         return self._selectors
 
 
@@ -53,6 +56,10 @@ class Callers:
         """Return the selectors of the process at a connection. Raise SidecarError."""
         return await self.connection(peer).attest()
 
-    async def attest_process(self, process: LiveCaller) -> frozenset[Selector]:
+    def counted_as(self, process: LiveCaller) -> Hashable:
+        """Return with whom streams of a process are counted. Raise CallerRefused when it is gone."""
+        return self._attestor.counted_as(process)
+
+    async def attest_process(self, process: LiveCaller, counted: Hashable = None) -> frozenset[Selector]:
         """Return the selectors of a process. Raise CallerRefused when it is gone or changes meanwhile."""
-        return await self._attestor.attest(process, self._holder.view.selector_keys)
+        return await self._attestor.attest(process, self._holder.view.selector_keys, counted)

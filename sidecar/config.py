@@ -87,7 +87,7 @@ OPTIONS = (
     _option("keep_workload_keys", "memory|disk", "disk: serve after a restart without a broker"),
     _option("x509_svid_cache_max_size", "N", "how many X.509-SVIDs are held, beside those that somebody uses now"),
     _option("jwt_svid_cache_max_size", "N", "how many JWT-SVIDs are held, and as many WIT-SVIDs"),
-    _option("max_streams", "N", "how many streams one user, or one client of the Broker API, may have open"),
+    _option("max_streams", "N", "how many streams one user or pod, or one client of the Broker API, may have open"),
     _option("segments", "PATH", "local policy, for servers that push none"),
     _option("reset_policy", "true|false", "forget the pushed policy, so that `segments` may be used"),
     _option("records.path", "FILE|stdout", "decision records, one JSON line each"),

@@ -181,7 +181,7 @@ class DelegatedIdentity(delegated_grpc.DelegatedIdentityServicer):
                 await self._check(caller)
                 with workload() as named:
                     subject = _Checked(named, lambda: self._check(caller))
-                    async with aclosing(self._streams.run(caller.user, subject, answer)) as responses:
+                    async with aclosing(self._streams.run(caller.counted_as(), subject, answer)) as responses:
                         async for response in responses:
                             yield response
             except SidecarError as error:

@@ -19,7 +19,7 @@
     │   ├── NotEntitled
     │   ├── NotYours             an identity that the caller does not have
     │   ├── RequestRefused       a request that breaks a rule of the API
-    │   ├── TooMany              one user or client has too many streams
+    │   ├── TooMany              one caller or client, or all together, have too many streams
     │   ├── NotServed            what this sidecar, or its server, does not do
     │   └── DelegateError        a program that asks for others
     │       ├── DelegateRefused  it is not trusted with that
@@ -168,7 +168,7 @@ class RequestRefused(WorkloadError):
 
 
 class TooMany(WorkloadError):
-    """One user or client has as many streams open as it may."""
+    """One caller or client, or all together, have as many streams open as they may."""
 
     code = "too_many_streams"
     status = grpc.StatusCode.RESOURCE_EXHAUSTED

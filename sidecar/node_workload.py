@@ -6,7 +6,9 @@ process of no pod has the selectors that it has anywhere. One of a pod that cann
 is never taken for a process of no pod.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from typing import Final
 
 from firedoor.certs import Selector
 from firedoor.sidecar import proc
@@ -14,6 +16,16 @@ from firedoor.sidecar.attestor import LiveCaller, WorkloadAttestor
 from firedoor.sidecar.errors import CallerRefused
 from firedoor.sidecar.pod_cgroup import CgroupUnreadable, Places, PodContainer
 from firedoor.sidecar.pod_finder import PodFinder
+
+_UNTELLABLE: Final = "a pod that cannot be told"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    """With whom a process of a pod is counted; which container it was in then, so that this is not read again."""
+
+    uid: str
+    container: PodContainer = field(compare=False)
 
 
 class NodeAttestor:
@@ -28,14 +40,14 @@ class NodeAttestor:
     ) -> None:
         self._unix, self._finder, self._places, self._read = unix, finder, places, read
 
-    async def attest(self, caller: LiveCaller, keys: Collection[str]) -> frozenset[Selector]:
+    async def attest(self, caller: LiveCaller, keys: Collection[str], counted: Hashable = None) -> frozenset[Selector]:
         """Return a caller's selectors. Raise CallerRefused when it ends or changes, NotReady for want of facts.
 
         The process itself is looked at last: it may have waited long for its pod to be known.
         """
         if caller.pid is None or caller.pid <= 0:
             return await self._unix.attest(caller, keys)
-        before = self._container(caller, caller.pid)
+        before = counted.container if isinstance(counted, _Pod) else self._container(caller, caller.pid)
         found = None if before is None else await self._finder.container(before)
         own = await self._unix.attest(caller, keys)
         if self._container(caller, caller.pid) != before:
@@ -44,6 +56,25 @@ class NodeAttestor:
             return own
         pod, container = found
         return own | pod.selectors_in(container)
+
+    def counted_as(self, caller: LiveCaller) -> Hashable:
+        """Return the pod, or the user of a process of none. Raise CallerRefused when it has ended.
+
+        Not the user within the pod: pods of many tenants have uid 0, and a pod that may change its user has all of
+        them. Nor the path of the cgroup, below which a pod makes as many as it likes: those in pods that cannot be told
+        are counted together, and get no identity anyway.
+        """
+        if caller.pid is None or caller.pid <= 0:
+            return self._unix.counted_as(caller)
+        try:
+            found = self._places.find(self._read(caller.pid))
+        except CgroupUnreadable:
+            return _UNTELLABLE
+        except proc.ProcError as error:
+            raise CallerRefused(str(error)) from error
+        if not caller.alive():
+            raise CallerRefused("the calling process has ended")
+        return self._unix.counted_as(caller) if found is None else _Pod(found.pod_uid, found)
 
     def _container(self, caller: LiveCaller, pid: int) -> PodContainer | None:
         try:

@@ -9,7 +9,7 @@ pod's sidecar by what it attested itself.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from typing import Final
 
 from firedoor.certs import PodClaims, Selector
@@ -40,7 +40,7 @@ class PodWorkload:
         # A pod is the same until it ends.
         self._selectors: frozenset[Selector] | None = None
 
-    async def attest(self, caller: LiveCaller, _: Collection[str]) -> frozenset[Selector]:
+    async def attest(self, caller: LiveCaller, _: Collection[str], __: Hashable = None) -> frozenset[Selector]:
         """Return the pod's selectors. Raise NotReady, or CallerRefused for a process that is known to have ended."""
         if self._selectors is None:
             try:
@@ -50,3 +50,7 @@ class PodWorkload:
         if not caller.alive():
             raise CallerRefused("the calling process has ended")
         return self._selectors
+
+    def counted_as(self, caller: LiveCaller) -> Hashable:
+        """Return the user: containers of a pod can have users of their own."""
+        return caller.uid

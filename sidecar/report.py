@@ -157,7 +157,7 @@ class Report:
             "svids": float(len(self._holder.live(self._now()))),
             "jwt_svids": float(len(self._parts.apis.tokens)),
             "wit_svids": float(len(self._parts.apis.wits)),
-            "api_streams": float(len(self._parts.apis.streams)),
+            "api_streams": float(self._parts.apis.open_streams),
         }
 
     def expiries(self) -> Iterable[tuple[str, int]]:

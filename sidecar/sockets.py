@@ -66,7 +66,7 @@ SERVER_OPTIONS = (
 )
 # Calls at once on one connection of a program. The head of each may cost 2.4 MiB before it is refused: 16 KiB of HPACK
 # name a field in every byte, and C-core looks at the limit on metadata when it has read them all.
-# Delegates have a stream a workload, and as many as a user may have.
+# Delegates have a stream a workload, and as many as a caller may have.
 CALLS = 256
 
 
@@ -84,7 +84,7 @@ class Sockets:
 
     async def open_auth(self, api: WorkloadApi, auth: AuthApi, ready: Callable[[], bool]) -> None:
         """Serve local programs: Workload API, Auth API (by HTTP/1.1 too), health. Raise ListenError."""
-        server, anybody = self._server(CALLS), AnyProgram(api.callers, api.streams)
+        server, anybody = self._server(CALLS), AnyProgram(api.callers, api.inspecting)
         health_grpc.add_HealthServicer_to_server(Health(anybody, ready), server)
         add_reflection(server, anybody, _services((workload_pb2, "SpiffeWorkloadAPI"), (auth_pb2, "Auth"), _HEALTH))
         workload_grpc.add_SpiffeWorkloadAPIServicer_to_server(api, server)

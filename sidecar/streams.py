@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams of full state: an answer at once, and another one at every change that changes it.
 
-A stream ends when whoever it is about does. One user or client has so many at once and no more.
+A stream ends when whoever it is about does. One caller or client has so many at once and no more.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from typing import Protocol, TypeVar, cast
 
 from firedoor.certs import Selector
 from firedoor.sidecar.config import STREAMS
 from firedoor.sidecar.demand import Subscription
-from firedoor.sidecar.errors import Incomplete, NotReady, TooMany, WorkloadGone
+from firedoor.sidecar.errors import Incomplete, NotReady, WorkloadGone
 from firedoor.sidecar.holder import Holder
+from firedoor.sidecar.seats import Seats
 
 T = TypeVar("T")
 Selectors = frozenset[Selector]
@@ -40,11 +39,11 @@ class Streams:
     """Runs the streams of one API."""
 
     def __init__(self, holder: Holder, most: int = STREAMS) -> None:
-        self._holder, self._most = holder, most
-        self._open: Counter[Hashable] = Counter()
+        self._holder = holder
+        self._seats = Seats(most, "streams", "close some, or raise max_streams")
 
     def __len__(self) -> int:
-        return self._open.total()
+        return len(self._seats)
 
     async def run(
         self,
@@ -54,7 +53,7 @@ class Streams:
         due: Callable[[], float | None] = lambda: None,
     ) -> AsyncGenerator[T, None]:
         """Yield answers to `who`; `due` says in how many seconds one changes by itself. Raise SidecarError."""
-        with self.one_of(who), self._holder.demand.subscription() as wanted:
+        with self._seats.one_of(who), self._holder.demand.subscription() as wanted:
             last: T | None = None
             while True:
                 changed = self._holder.changed
@@ -74,19 +73,6 @@ class Streams:
             return await answer(selectors)
         except Incomplete as found:
             return cast(T, found.partial)
-
-    @contextmanager
-    def one_of(self, who: Hashable) -> Iterator[None]:
-        """Count a stream of `who` while the context is open. Raise TooMany."""
-        if self._open[who] >= self._most:
-            raise TooMany(f"{self._most} streams are open already; close some, or raise max_streams")
-        self._open[who] += 1
-        try:
-            yield
-        finally:
-            self._open[who] -= 1
-            if not self._open[who]:
-                del self._open[who]
 
 
 async def patiently(holder: Holder, ask: Callable[[], Awaitable[T]]) -> T:

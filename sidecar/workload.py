@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
+from firedoor.sidecar import seats
 from firedoor.sidecar.answers import Answers, jwt_bundles, named, wit_bundles, x509_bundles
 from firedoor.sidecar.attestor import WorkloadAttestor
 from firedoor.sidecar.callers import Callers
@@ -60,6 +61,8 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
     ) -> None:
         self._holder, self._now, self._wits = holder, now, wits
         self.streams = Streams(holder) if streams is None else streams
+        # Health and reflection need no identity, so they take no place of those that have one.
+        self.inspecting = seats.inspecting()
         self._rules = rules or VerifierRules()
         self.answers = Answers(holder, now, tokens, anybody_verifies=self._rules.allow_unauthenticated_verifiers)
         self.callers = Callers(holder, attestor)
@@ -171,7 +174,7 @@ class WorkloadApi(workload_grpc.SpiffeWorkloadAPIServicer):
             try:
                 check_header(context.invocation_metadata())
                 caller = self.callers.connection(context.peer())
-                async with aclosing(self.streams.run(caller.user, caller, answer, due)) as responses:
+                async with aclosing(self.streams.run(caller.counted_as(), caller, answer, due)) as responses:
                     async for response in responses:
                         yield response
             except SidecarError as error:

@@ -20,10 +20,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from firedoor.certs import jose
 from firedoor.certs.jwt import encode_part
-from firedoor.sidecar import config, updates
+from firedoor.sidecar import config, seats, updates
 from firedoor.sidecar.config import Config
 from firedoor.sidecar.sockets import Sockets
-from firedoor.sidecar.streams import Streams
 from firedoor.sidecar.workload import VerifierRules
 from firedoor.wire import (
     agent_debug_grpc,
@@ -56,11 +55,12 @@ ALL = reflection_pb2.ServerReflectionRequest(list_services="")
 
 
 @pytest.fixture
-async def sockets(bench: Bench, settings: Config) -> AsyncIterator[Sockets]:
+async def sockets(bench: Bench, settings: Config, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sockets]:
+    monkeypatch.setattr(seats, "INSPECTING", 3)
     sockets = Sockets(bench.core, settings)
     bench.holder.set(view=bench.holder.view)
     ready = lambda: bench.holder.view.synced  # noqa: E731
-    await sockets.open_auth(*bench.apis(streams=Streams(bench.holder, 3)), ready)
+    await sockets.open_auth(*bench.apis(), ready)
     await sockets.open_admin(Reporter(), ready, bench.delegated())
     yield sockets
     await sockets.close()
@@ -225,8 +225,9 @@ async def test_what_is_no_message_of_reflection(auth: grpc.aio.Channel, caplog: 
     assert not caplog.records
 
 
-async def test_streams_of_health_and_reflection_are_counted_too(auth: grpc.aio.Channel) -> None:
-    """The auth socket is everybody's: one user has so many streams, whatever they are of."""
+async def test_streams_of_health_and_reflection_are_counted_apart(auth: grpc.aio.Channel, bench: Bench) -> None:
+    """The auth socket is everybody's: one user has so many of them, and its streams of identities beside them."""
+    bench.entitle(A)
     health, v1 = health_grpc.HealthStub(auth), reflection_grpc.ServerReflectionStub(auth)
     alpha = reflection_alpha_grpc.ServerReflectionStub(auth)
     watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -240,6 +241,9 @@ async def test_streams_of_health_and_reflection_are_counted_too(auth: grpc.aio.C
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             assert [answer async for answer in call]
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    svids = workload_grpc.SpiffeWorkloadAPIStub(auth).FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER)
+    assert (await svids.read()).svids
+    svids.cancel()
     watch.cancel()
 
     async def again() -> bool:
