@@ -25,7 +25,7 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from firedoor.broker.errors import EndpointError
-from firedoor.broker.federation import _interval
+from firedoor.broker.federation import Federation, _interval
 from firedoor.broker.fetched import check_successor
 from firedoor.certs import TrustBundle
 from firedoor.wire import bundle_pb2, types
@@ -129,27 +129,32 @@ async def test_a_sequence_number_that_goes_back_is_refused_until_a_person_says_s
         assert len(held(broker)) == 1
 
 
+def hold_back(monkeypatch: pytest.MonkeyPatch, federation: Federation, older: TrustBundle) -> None:
+    """Have one bundle wait, between the look at what is held and the change, a second at most for another to be put."""
+    later, put = asyncio.Event(), federation._put
+
+    async def slow(found: TrustBundle, *more: Any) -> None:
+        if found is older:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(later.wait(), 1)
+        await put(found, *more)
+        later.set()
+
+    monkeypatch.setattr(federation, "_put", slow)
+
+
 async def test_of_two_answers_at_once_the_older_does_not_come_last(
     broker: RunningBroker, other: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fetch in its turn and one that somebody asked for overlap, and between look and change there is a commit."""
     await give(broker, other)
     await create(broker, relationship("https://127.0.0.1:1/", SERVER))
-    federation, later = broker.broker.federation, asyncio.Event()
+    federation = broker.broker.federation
     (one,) = federation.relationships.values()
     other.sequence = 7
     older = other.bundle
     other.rotate()
-    put = federation._put
-
-    async def slow(fetched: TrustBundle, *more: Any) -> None:
-        if fetched.sequence == older.sequence:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(later.wait(), 1)
-        await put(fetched, *more)
-        later.set()
-
-    monkeypatch.setattr(federation, "_put", slow)
+    hold_back(monkeypatch, federation, older)
     await asyncio.gather(federation._taken(one, older), federation._taken(one, other.bundle))
     assert broker.broker.state.bundles[other.td].sequence == 8
 
@@ -249,21 +254,12 @@ async def test_a_first_bundle_that_is_declared_takes_the_place_of_none_that_was_
     broker: RunningBroker, other: SimulatedTrustDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create(broker, relationship("https://127.0.0.1:1/", SERVER))
-    federation, later = broker.broker.federation, asyncio.Event()
+    federation = broker.broker.federation
     (one,) = federation.relationships.values()
     other.sequence = 7
     declared = other.bundle
     other.rotate()
-    put = federation._put
-
-    async def slow(bundle: TrustBundle, *more: Any) -> None:
-        if bundle is declared:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(later.wait(), 1)
-        await put(bundle, *more)
-        later.set()
-
-    monkeypatch.setattr(federation, "_put", slow)
+    hold_back(monkeypatch, federation, declared)
     await asyncio.gather(federation._put_first(declared), federation._taken(one, other.bundle))
     assert broker.broker.state.bundles[other.td].sequence == 8
 

@@ -29,6 +29,7 @@ from firedoor.sidecar.tokens import Tokens
 from firedoor.sidecar.view import Entry, View
 from firedoor.sidecar.wits import Wits
 from firedoor.sidecar.workload import VerifierRules, WorkloadApi
+from tests.cgroups import Tree, tree
 from tests.sidecar.harness import Running, Start, write_files
 from tests.sidecar.harness import entry as wire_entry
 from tests.sidecar.spire_like import SpireLike
@@ -198,3 +199,10 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     write_files(tmp_path, found, address)
     yield found
     await found.stop()
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Tree]:
+    """A tree of cgroups of the test's own."""
+    with tree() as found:
+        yield found

@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from firedoor.sidecar.errors import CallerRefused
 from firedoor.sidecar.node_workload import NodeAttestor
 from firedoor.sidecar.pod_finder import PodFinder
 from firedoor.sidecar.pod_source import ListedPods
-from tests.cgroups import Tree, tree
+from tests.cgroups import Tree
 from tests.pods import Kubelet, cgroup_of, container_id, kubelet, pod, status
 from tests.sidecar.harness import Start, entry, ids, settings
 from tests.sidecar.programs import end, sleeper, talker
@@ -45,12 +45,6 @@ for line in sys.stdin:
     except grpc.RpcError as error:
         print(error.code().name, error.details(), flush=True)
 """
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Tree]:
-    with tree() as found:
-        yield found
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from firedoor.sidecar.pod_cgroup import Places, PodContainer
 from firedoor.sidecar.pod_finder import PodFinder
 from firedoor.sidecar.pod_source import ListedPods
 from firedoor.wire import types
-from tests.cgroups import Tree, tree
+from tests.cgroups import Tree
 from tests.pods import NODE, Kubelet, cgroup_of, container_id, kubelet, pod, status
 from tests.sidecar.conftest import TD
 from tests.sidecar.harness import Start, entry, ids, settings
@@ -41,12 +41,6 @@ from tests.waiting import async_until
 MIN = {"trust_domain": "example.org", "broker": "127.0.0.1:1"}
 APP = container_id()
 FILES = {"k8s_workloads_token": "/nonexistent/t", "k8s_workloads_ca": "/nonexistent/ca"}
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Tree]:
-    with tree() as found:
-        yield found
 
 
 @pytest.fixture
